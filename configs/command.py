@@ -1,0 +1,52 @@
+"""What every command shares: configuration arguments, logging, and how user errors end a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from configs.loader import load_config
+from configs.schema import Config, ConfigError
+from storage.errors import StoreError
+from tasks.common import TaskError
+
+USER_ERRORS = (ConfigError, StoreError, TaskError)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE…` and the trailing `key=value…` overrides."""
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="YAML files or names of shipped ones, merged left to right; key=value may follow",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, merged last")
+
+
+def load(arguments: argparse.Namespace) -> Config:
+    """The configuration that the arguments describe; `key=value` after `--config FILE` is taken too."""
+    files = [item for item in arguments.config if "=" not in item]
+    overrides = [item for item in arguments.config if "=" in item] + list(arguments.overrides)
+    return load_config(files, overrides)
+
+
+def run_command(body: Callable[[], None]) -> None:
+    """Run a command's body; a user error becomes one line on standard error and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "urllib3", "accelerate", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        body()
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,112 @@
+"""YAML files and `key=value` overrides, merged left to right onto the typed schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from configs.schema import Config, ConfigError
+from configs.validate import validate
+
+SHIPPED = Path(__file__).parent
+
+
+def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+    """Merge the schema's defaults, the files (left to right) and the overrides into a `Config`.
+
+    Args:
+        files: paths of YAML files, or names of shipped ones (`qwen3-1.7b`, `demo`).
+        overrides: `dotted.key=value` strings, values in YAML syntax.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known
+            one), a value of the wrong type or outside its range, a mandatory key not given.
+    """
+    merged = OmegaConf.structured(Config)
+    for layer in [*map(_read_file, files), *map(_read_override, overrides)]:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except ConfigKeyError as error:
+            raise ConfigError(_unknown_key_message(str(error.full_key or error.key))) from None
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    try:
+        config = cast(Config, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: mandatory and not given; add {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.msg).splitlines()[0]) from None
+    validate(config)
+    return config
+
+
+def config_keys(config_type: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, in declaration order."""
+    keys: list[str] = []
+    defaults = config_type()
+    for item in dataclasses.fields(config_type):
+        value = getattr(defaults, item.name)
+        if dataclasses.is_dataclass(value):
+            keys += config_keys(type(value), f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """A plain nested dict of the configuration, for attributes and result rows."""
+    return dataclasses.asdict(config)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the YAML files that ship with the package, usable as `--config NAME`."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _read_file(name: str) -> Any:
+    path = Path(name)
+    if not path.exists() and (SHIPPED / f"{name}.yaml").exists():
+        path = SHIPPED / f"{name}.yaml"
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--config: no file {name}, and no shipped configuration of that name "
+            f"(shipped: {', '.join(shipped_configs())})"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {name}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        loaded = {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"--config {name}: expected a mapping of keys, got {type(loaded).__name__}")
+    return OmegaConf.create(loaded)
+
+
+def _read_override(text: str) -> Any:
+    key, separator, _ = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key=value")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from None
+
+
+def _unknown_key_message(key: str) -> str:
+    known = config_keys()
+    groups: Iterable[str] = {name.split(".")[0] for name in known if "." in name}
+    near = difflib.get_close_matches(key, [*known, *groups], n=1, cutoff=0.5)
+    if not near:  # a right name in the wrong group: `lambda_distill` for `distillation.lambda_distill`
+        near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists every key"
+    return f"{key}: unknown configuration key{hint}"

@@ -1,0 +1,75 @@
+"""The one place where Hugging Face tokenizers and models are opened."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from configs.schema import ConfigError, ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """Open the tokenizer of a model.
+
+    Raises:
+        ConfigError: no such directory or hub repository, or no tokenizer in it.
+    """
+    return _open(AutoTokenizer, model)
+
+
+def load_causal_lm(model: ModelConfig, *, dtype: str | None = None, device: str | torch.device = "cpu") -> Any:
+    """Open a causal language model in evaluation mode.
+
+    Args:
+        model: what to open.
+        dtype: one of `DTYPES` or "auto" (as the checkpoint says); default `model.dtype`.
+        device: where to put it.
+
+    Raises:
+        ConfigError: no such directory or hub repository, or no model in it.
+    """
+    name = dtype or model.dtype
+    options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
+    return _open(AutoModelForCausalLM, model, **options).to(device).eval()
+
+
+def lm_head_rows(model: ModelConfig) -> int:
+    """Rows of the model's `lm_head`, padding included, read from its configuration alone."""
+    config = _open(AutoConfig, model)
+    return int(config.get_text_config().vocab_size)
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
+    looks_local = model.name.startswith((".", "/", "~")) or Path(model.name).exists()
+    path = str(Path(model.name).expanduser()) if looks_local else model.name
+    if looks_local and not Path(path).is_dir():
+        raise ConfigError(f"model.name: no directory {model.name}; give a directory or a hub id")
+    try:
+        return auto.from_pretrained(
+            path,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=looks_local,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.name: {model.name} cannot be opened: {reason}") from error

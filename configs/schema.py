@@ -1,0 +1,138 @@
+"""The whole configuration as frozen dataclasses; every key is documented in docs/configuration.md.
+
+OmegaConf merges YAML and `key=value` overrides onto this schema (see `loader.py`); the rest of the
+code only ever sees these plain, typed, immutable objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MISSING = "???"  # OmegaConf's marker for "must be given"
+
+
+class ConfigError(ValueError):
+    """A configuration the user has to mend: says the field, what was expected, what was found."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student's base model, which is also the teacher unless `teacher.model` names another."""
+
+    name: str = MISSING
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how long they may be."""
+
+    mirror: str | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+    train_languages: str = "english"
+    max_train_per_task: int = 5000
+    max_validation_per_task: int = 100
+    max_student_tokens: int = 512
+    max_teacher_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class FewshotConfig:
+    """The demonstrations of few-shot prompts."""
+
+    selection: str = "per_example"
+    num_demonstrations: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen model whose logits are cached, and how it is run."""
+
+    model: str | None = None
+    revision: str | None = None
+    engine: str = "hf"
+    dtype: str | None = None
+    top_k: int = 256
+    batch_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How the teacher store is laid out on disk."""
+
+    encoding: str = "compact"
+    shard_tokens: int = 4096
+    chunk_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """The distillation term L = CE + λ·KD."""
+
+    lambda_distill: float = 0.5
+    strategy: str = "fixed"
+    n_top_logits: int | None = None
+    loss: str = "mse"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The LoRA adapter, used when `training.use_lora` is true."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimizer loop of one student."""
+
+    max_steps: int = 1000
+    global_batch_size: int = 32
+    micro_batch_size: int = 4
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    grad_clip: float = 1.0
+    precision: str = "bf16"
+    gradient_checkpointing: bool = False
+    use_lora: bool = True
+    save_steps: int = 200
+    logging_steps: int = 10
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy generation and scoring."""
+
+    engine: str = "hf"
+    split: str = "test"
+    max_samples: int = 500
+    batch_tokens: int = 8192
+    max_new_tokens: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one experiment is: the same file serves all commands."""
+
+    tasks: list[str] = field(default_factory=lambda: ["nli", "pa", "qa", "ner", "pos"])
+    languages: list[str] = field(default_factory=lambda: ["en", "hi", "es", "de", "fr", "zh"])
+    seed: int = 42
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    fewshot: FewshotConfig = field(default_factory=FewshotConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
