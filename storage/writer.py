@@ -1,0 +1,374 @@
+"""Building a teacher store: base first, then each view shard by shard, each marked done last.
+
+Nothing that is done is ever written again. A killed build leaves objects that no manifest lists;
+the next run writes them anew, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from storage.encoding import ENCODINGS, Encoding
+from storage.errors import StoreError
+from storage.examples import ExampleRecord, write_examples
+from storage.layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    ShardPlan,
+    create_flat_array,
+    create_token_array,
+    plan_shards,
+)
+from storage.lock import builder_lock
+from storage.manifest import (
+    BASE_KEY,
+    ObjectEntry,
+    read_manifest,
+    read_object,
+    shard_key,
+    view_key,
+    write_manifest,
+)
+from storage.objects import ObjectStore
+from storage.rows import TeacherRows
+
+VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store is built from; all of it but `config` must be the same to go on building.
+
+    Attributes:
+        model: hub id or path of the student's base model.
+        tokenizer_size: ids below this may be stored; rows above are padding of the `lm_head`.
+        vocab_size: rows of the teacher's `lm_head`.
+        tokenizer_hash: of the tokenizer that made every id.
+        tasks: names of the tasks, in the order that example columns index.
+        languages: likewise.
+        top_k: ranks stored per answer token.
+        encoding: key of `storage.encoding.ENCODINGS`.
+        shard_tokens: answer-token rows per shard.
+        chunk_tokens: answer-token rows per inner chunk.
+        teacher: model, revision, weights hash, engine, dtype … of the teacher.
+        identity: whatever else changes ids or numbers (prompts, data, token budget …).
+        config: the full configuration, for information only.
+    """
+
+    model: str
+    tokenizer_size: int
+    vocab_size: int
+    tokenizer_hash: str
+    tasks: tuple[str, ...]
+    languages: tuple[str, ...]
+    top_k: int
+    encoding: str
+    shard_tokens: int
+    chunk_tokens: int
+    teacher: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StoreBuilder:
+    """Write access to one store; made by `open_builder`."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        plan: ShardPlan,
+        encoding: Encoding,
+        attributes: Mapping[str, Any],
+        token_of_code: Any,
+    ) -> None:
+        self.objects = objects
+        self.plan = plan
+        self.fingerprint: str = attributes["fingerprint"]
+        self._attributes = attributes
+        self._encoding = encoding
+        self._code_of_token = np.empty(len(token_of_code), dtype=np.int32)
+        self._code_of_token[token_of_code] = np.arange(len(token_of_code), dtype=np.int32)
+        self._memory: dict[str, MemoryStore] = {}
+
+    def add_view(self, view: str, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+        """Declare a view, or check that the one that exists was declared the same way.
+
+        Args:
+            view: its name.
+            identity: what must not change between runs (demonstrations, prompt hash).
+            details: for information (demonstrations dropped …).
+
+        Raises:
+            StoreError: a name that cannot be one, or another identity than the view's.
+        """
+        if not VIEW_NAME.fullmatch(view):
+            raise StoreError(f"view: expected lower-case letters, digits and underscores, got {view!r}")
+        specs = self._encoding.arrays(self._attributes["top_k"])
+        memory = MemoryStore()
+        attributes = {"view": view, "identity": _plain(identity), "details": _plain(details)}
+        attributes["fingerprint"] = _hash([self.fingerprint, attributes["identity"]])
+        group = zarr.create_group(memory, attributes=attributes)
+        rows = self.plan.shards * self.plan.shard_tokens
+        for spec in specs:
+            create_token_array(group, spec, rows, self.plan.shard_tokens, self._attributes["chunk_tokens"])
+        self._memory[view] = memory
+        if self.objects.exists(view_key(view)):
+            entries, _ = read_manifest(self.objects, view_key(view))
+            key = f"teachers/{view}/zarr.json"
+            existing = json.loads(read_object(self.objects, key, entries[key]))["attributes"]
+            _refuse_difference(f"view {view}", existing["identity"], attributes["identity"])
+            return
+        documents = {f"teachers/{view}/{key}": data for key, data in _contents(memory).items()}
+        for key, data in documents.items():
+            self._put(key, data)
+        write_manifest(
+            self.objects, view_key(view), {k: ObjectEntry.of(d) for k, d in documents.items()}, {"view": view}
+        )
+
+    def missing_shards(self, view: str) -> list[int]:
+        """Shards of the view that no manifest marks as done."""
+        done = done_shards(self.objects, view)
+        return [shard for shard in range(self.plan.shards) if shard not in done]
+
+    def write_shard(self, view: str, shard: int, rows: TeacherRows, details: Mapping[str, Any] | None = None) -> None:
+        """Encode and write one shard whole, then mark it done.
+
+        Args:
+            view: a view declared with `add_view`.
+            shard: index below `plan.shards`.
+            rows: the used rows, (plan.used_rows(shard), top_k), examples in order.
+            details: recorded in the shard's manifest (a token budget that fell, say).
+
+        Raises:
+            StoreError: rows that do not fit the shard, or that no teacher can have meant.
+        """
+        expected = (self.plan.used_rows(shard), self._attributes["top_k"])
+        if rows.token_ids.shape != expected:
+            raise StoreError(f"view {view}, shard {shard}: expected rows {expected}, got {rows.token_ids.shape}")
+        rows.check(self._attributes["tokenizer_size"], self._attributes["vocab_size"])
+        memory = self._memory[view]
+        group = zarr.open_group(memory, mode="r+")
+        metadata = set(_contents(memory))
+        first = shard * self.plan.shard_tokens
+        for name, values in self._encoding.encode(rows, self._code_of_token).items():
+            padded = np.zeros((self.plan.shard_tokens, *values.shape[1:]), dtype=values.dtype)
+            padded[: len(values)] = values
+            group[name][first : first + self.plan.shard_tokens] = padded  # type: ignore[index]
+        written = {key: data for key, data in _contents(memory).items() if key not in metadata}
+        entries = {}
+        for key, data in written.items():
+            self._put(f"teachers/{view}/{key}", data)
+            entries[f"teachers/{view}/{key}"] = ObjectEntry.of(data)
+            del memory._store_dict[key]
+        examples = self.plan.examples_of(shard)
+        write_manifest(
+            self.objects,
+            shard_key(view, shard),
+            entries,
+            {
+                "view": view,
+                "shard": shard,
+                "examples": [examples.start, examples.stop],
+                **_plain(details or {}),
+            },
+        )
+
+    def _put(self, key: str, data: bytes) -> None:
+        try:
+            self.objects.put(key, data)
+        except OSError as error:
+            raise StoreError(
+                f"--store {self.objects.url}: cannot write {key}: {error.strerror or error}; "
+                "all finished shards are kept, the same command goes on from there"
+            ) from error
+
+
+@contextlib.contextmanager
+def open_builder(
+    url: str,
+    spec: StoreSpec,
+    examples: Sequence[ExampleRecord],
+    validation: Sequence[ExampleRecord],
+    *,
+    vocabulary: Callable[[], NDArray[np.int32]],
+    worker: int | None = None,
+    workers: int | None = None,
+) -> Iterator[StoreBuilder]:
+    """Create a store, or go on with the one at `url` if it was begun from the same inputs.
+
+    Args:
+        url: directory or fsspec URL.
+        spec: what the store is built from.
+        examples: in store order.
+        validation: held-out examples; they get no teacher rows.
+        vocabulary: makes the (tokenizer_size,) int32 permutation `token_of_code`, most frequent
+            token first; called only when the store is new, then frozen in it.
+        worker: index of this worker, where several were started on purpose.
+        workers: how many there are.
+
+    Raises:
+        StoreError: the store was begun from other inputs (says which field, both values), another
+            process is writing it, or the location cannot be written.
+    """
+    objects = ObjectStore(url)
+    with builder_lock(objects, worker, workers):
+        if worker is None:
+            objects.remove_partials()
+        plan, chunk_tokens = plan_shards(
+            [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
+        )
+        identity = _identity(spec, plan, chunk_tokens, examples, validation)
+        if objects.exists(BASE_KEY):
+            attributes, token_of_code = _reopen(objects, identity)
+        else:
+            token_of_code = vocabulary()
+            if not np.array_equal(np.sort(token_of_code), np.arange(spec.tokenizer_size)):
+                raise StoreError(f"vocabulary: expected a permutation of {spec.tokenizer_size} token ids")
+            attributes = _create(objects, spec, identity, plan, examples, validation, token_of_code)
+        yield StoreBuilder(objects, plan, ENCODINGS[spec.encoding](), attributes, token_of_code)
+
+
+def done_shards(objects: ObjectStore, view: str) -> set[int]:
+    """Shards that a manifest marks as done, from one listing."""
+    names = (key.rsplit("/", 1)[-1].removesuffix(".json") for key in objects.keys(f"manifest/{view}"))
+    return {int(name) for name in names if name.isdigit()}
+
+
+def _create(
+    objects: ObjectStore,
+    spec: StoreSpec,
+    identity: Mapping[str, Any],
+    plan: ShardPlan,
+    examples: Sequence[ExampleRecord],
+    validation: Sequence[ExampleRecord],
+    token_of_code: NDArray[np.int32],
+) -> dict[str, Any]:
+    vocabulary_hash = hashlib.sha256(token_of_code.astype("<i4").tobytes()).hexdigest()
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": _hash([identity, vocabulary_hash]),
+        "identity": identity,
+        "shards": plan.shards,
+        "answer_tokens": int(plan.answer_length.sum()),
+        "config": _plain(spec.config),
+        **{key: identity[key] for key in _ROOT_FIELDS},
+    }
+    memory = MemoryStore()
+    root = zarr.create_group(memory, attributes=attributes)
+    create_flat_array(root, "vocabulary", token_of_code.astype(np.int32), "pcodec")
+    write_examples(root.create_group("examples"), examples, plan.answer_start, spec.tasks, spec.languages)
+    lengths = np.array([len(record.answer_ids) for record in validation], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    write_examples(root.create_group("validation"), validation, starts, spec.tasks, spec.languages)
+    contents = _contents(memory)
+    try:
+        for key, data in contents.items():
+            objects.put(key, data)
+        write_manifest(objects, BASE_KEY, {key: ObjectEntry.of(data) for key, data in contents.items()}, {})
+    except OSError as error:
+        raise StoreError(f"--store {objects.url}: cannot be written: {error.strerror or error}") from error
+    return attributes
+
+
+_ROOT_FIELDS = (
+    "model",
+    "tokenizer_size",
+    "vocab_size",
+    "tokenizer_hash",
+    "tasks",
+    "languages",
+    "top_k",
+    "encoding",
+    "shard_tokens",
+    "chunk_tokens",
+    "teacher",
+)
+
+
+def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str, Any], NDArray[np.int32]]:
+    entries, _ = read_manifest(objects, BASE_KEY)
+    root = json.loads(read_object(objects, "zarr.json", entries["zarr.json"]))["attributes"]
+    if root.get("format_version") != FORMAT_VERSION:
+        raise StoreError(
+            f"--store {objects.url}: expected format version {FORMAT_VERSION}, got {root.get('format_version')}"
+        )
+    _refuse_difference(f"--store {objects.url}", root["identity"], identity)
+    documents = {key: read_object(objects, key, entry) for key, entry in entries.items() if "vocabulary/" in key}
+    buffer = default_buffer_prototype().buffer
+    memory = MemoryStore({key: buffer.from_bytes(data) for key, data in documents.items()})
+    array = zarr.open_array(memory, path="vocabulary", mode="r")
+    return root, np.asarray(array[:])
+
+
+def _identity(
+    spec: StoreSpec,
+    plan: ShardPlan,
+    chunk_tokens: int,
+    examples: Sequence[ExampleRecord],
+    validation: Sequence[ExampleRecord],
+) -> dict[str, Any]:
+    fields = asdict(spec)
+    del fields["config"]
+    fields.update(
+        shard_tokens=plan.shard_tokens,
+        chunk_tokens=chunk_tokens,
+        examples={"count": len(examples), "hash": _hash_records(examples)},
+        validation={"count": len(validation), "hash": _hash_records(validation)},
+    )
+    return dict(_plain(fields))
+
+
+def _hash_records(records: Sequence[ExampleRecord]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.example_id}\n{record.task}\n{record.language}\n".encode())
+        digest.update(np.asarray([len(record.prompt_ids), len(record.answer_ids)], "<i8").tobytes())
+        digest.update(np.asarray(record.prompt_ids, "<i4").tobytes())
+        digest.update(np.asarray(record.answer_ids, "<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_difference(where: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    stored_flat, wanted_flat = _flatten(stored), _flatten(wanted)
+    for key in sorted(stored_flat.keys() | wanted_flat.keys()):
+        old, new = stored_flat.get(key, "nothing"), wanted_flat.get(key, "nothing")
+        if old != new:
+            raise StoreError(
+                f"{where}: begun with {key} = {old}, this run has {new}; "
+                "use the same settings to go on, or another --store"
+            )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flatten(item, f"{prefix}{key}."))
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back, so that stored and new identities compare equal."""
+    return json.loads(json.dumps(value, sort_keys=True, default=dict))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def _contents(memory: MemoryStore) -> dict[str, bytes]:
+    return {key: buffer.to_bytes() for key, buffer in sorted(memory._store_dict.items())}

@@ -1,0 +1,98 @@
+"""Small synthetic stores for tests: a teacher stand-in that needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, open_builder
+
+VOCAB_SIZE = 520
+TOKENIZER_SIZE = 500
+
+
+def records(count: int, *, seed: int = 0, longest: int = 9, prefix: str = "train") -> list[ExampleRecord]:
+    """Examples of two tasks and two languages with random ids."""
+    rng = np.random.default_rng(seed)
+    return [
+        ExampleRecord(
+            example_id=f"{('nli', 'pos')[i % 2]}/{('en', 'hi')[i % 3 % 2]}/{prefix}/{i}",
+            task=("nli", "pos")[i % 2],
+            language=("en", "hi")[i % 3 % 2],
+            prompt_ids=rng.integers(0, TOKENIZER_SIZE, rng.integers(1, 30)).tolist(),
+            answer_ids=rng.integers(0, TOKENIZER_SIZE, rng.integers(1, longest + 1)).tolist(),
+        )
+        for i in range(count)
+    ]
+
+
+def spec(**changes: Any) -> StoreSpec:
+    """A specification that `build` accepts; `changes` replace single fields."""
+    fields: dict[str, Any] = {
+        "model": "tiny",
+        "tokenizer_size": TOKENIZER_SIZE,
+        "vocab_size": VOCAB_SIZE,
+        "tokenizer_hash": "t" * 64,
+        "tasks": ("nli", "pos"),
+        "languages": ("en", "hi"),
+        "top_k": 96,
+        "encoding": "compact",
+        "shard_tokens": 64,
+        "chunk_tokens": 16,
+        "teacher": {"model": "tiny", "dtype": "float32"},
+        "identity": {"seed": 1},
+    }
+    return StoreSpec(**{**fields, **changes})
+
+
+def teacher_rows(answer_ids: np.ndarray, top_k: int, *, seed: int = 0) -> TeacherRows:
+    """Rows of a random but reproducible teacher over `VOCAB_SIZE` rows, in float64 arithmetic."""
+    rng = np.random.default_rng([seed, len(answer_ids), *answer_ids.tolist()])
+    logits = rng.normal(0, 3, (len(answer_ids), VOCAB_SIZE)).astype(np.float32)
+    wide = logits.astype(np.float64)
+    peak = wide.max(axis=1, keepdims=True)
+    logsumexp = np.log(np.exp(wide - peak).sum(axis=1)) + peak[:, 0]
+    probabilities = np.exp(wide - logsumexp[:, None])
+    entropy = -(probabilities * (wide - logsumexp[:, None])).sum(axis=1)
+    gold = np.take_along_axis(logits, answer_ids[:, None], axis=1)
+    order = np.argsort(-logits[:, :TOKENIZER_SIZE], axis=1, kind="stable")[:, :top_k]
+    return TeacherRows(
+        token_ids=order.astype(np.int32),
+        logits=np.take_along_axis(logits, order, axis=1),
+        logsumexp=logsumexp.astype(np.float32),
+        entropy=entropy.astype(np.float32),
+        gold_logit=gold[:, 0],
+        gold_rank=(logits > gold).sum(axis=1).astype(np.int32),
+    )
+
+
+def write_missing(builder: StoreBuilder, view: str, examples: list[ExampleRecord], top_k: int) -> None:
+    """Let the stand-in teacher fill every missing shard of a view."""
+    for shard in builder.missing_shards(view):
+        members = [examples[i] for i in builder.plan.examples_of(shard)]
+        answer_ids = np.concatenate([np.asarray(record.answer_ids) for record in members])
+        builder.write_shard(view, shard, teacher_rows(answer_ids, top_k, seed=len(view)))
+
+
+def build(
+    url: str,
+    examples: list[ExampleRecord],
+    *,
+    views: tuple[str, ...] = ("fewshot", "zeroshot"),
+    validation: list[ExampleRecord] | None = None,
+    **changes: Any,
+) -> None:
+    """Build a whole store with the stand-in teacher."""
+    chosen = spec(**changes)
+    rng = np.random.default_rng(3)
+    with open_builder(
+        url,
+        chosen,
+        examples,
+        validation or [],
+        vocabulary=lambda: rng.permutation(TOKENIZER_SIZE).astype(np.int32),
+    ) as builder:
+        for view in views:
+            builder.add_view(view, {"demonstrations": len(view)}, {})
+            write_missing(builder, view, examples, chosen.top_k)
