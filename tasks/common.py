@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +20,12 @@ class Example:
     """One question with its gold answer.
 
     Attributes:
-        example_id: unique over all tasks, languages and splits: `pos/en/train/17`.
+        example_id: unique over all tasks, languages and splits: `pos/en/train/17`, the number being
+            the row in the hub split.
         task: name of the task, a key of `tasks.TASKS`.
         language: ISO 639-1 code, one of `LANGUAGES`.
-        fields: what the prompt and the scorer need (`premise`, `tokens`, `answers` …).
+        fields: what the prompt needs (`premise`, `tokens` …), and under the name `answers` what only
+            the scorer needs.
         answer: the gold answer as the model should write it, without end-of-turn token.
     """
 
@@ -33,10 +35,20 @@ class Example:
     fields: Mapping[str, Any]
     answer: str
 
+    def asks_the_same(self, other: Example) -> bool:
+        """Whether both are the same question: the same id, or equal in all that a prompt shows."""
+        if self.example_id == other.example_id:
+            return True
+        return self.task == other.task and _question(self) == _question(other)
+
+
+def _question(example: Example) -> dict[str, Any]:
+    return {name: value for name, value in example.fields.items() if name != "answers"}
+
 
 @dataclass(frozen=True)
 class HubSource:
-    """Arguments of `datasets.load_dataset`: repository id, configuration name, split name."""
+    """Arguments of `datasets.load_dataset`: repository id, configuration name, split name or slice."""
 
     path: str
     config: str
@@ -48,14 +60,20 @@ class Source:
     """One way to fill a task: which hub data serve training, validation, test and demonstrations.
 
     Attributes:
-        hub: `(split, language) -> HubSource`; called only for languages named below.
+        hub: `(split, language) -> HubSource`, split being `train`, `validation` or `test`; called only
+            for languages named below.
         train_languages: languages with a training split of their own.
-        eval_languages: languages with evaluation data.
+        eval_languages: languages with validation and test data.
+        eval_demonstrations: the split that demonstrations come from at evaluation time.
+        score_options: keyword arguments for `Task.score` and `Task.statistics` on this data
+            (`{"protocol": "squad"}`).
     """
 
-    hub: Any
+    hub: Callable[[str, str], HubSource]
     train_languages: tuple[str, ...]
     eval_languages: tuple[str, ...]
+    eval_demonstrations: str = "validation"
+    score_options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -69,8 +87,11 @@ class Task(Protocol):
     max_new_tokens: int
     primary_metric: str
 
-    def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example:
-        """Turn one row of the hub data set into an example."""
+    def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
+        """Turn one row of the hub data set into an example; None where the row cannot be one.
+
+        Class labels arrive as their names where the data set declares them, else as integers.
+        """
 
     def user_message(self, example: Example) -> str:
         """The user's turn: the question without its answer."""
@@ -97,12 +118,35 @@ class Task(Protocol):
 def score_by_statistics(
     task: Task, outputs: Sequence[str], references: Sequence[Any], language: str, **options: Any
 ) -> dict[str, float]:
-    """`Task.score` for every task whose metrics are functions of mean per-example statistics."""
+    """`Task.score` for every task whose metrics are functions of mean per-example statistics.
+
+    Raises:
+        TaskError: nothing to score, or not one reference for each output.
+    """
+    if len(outputs) != len(references):
+        raise TaskError(
+            f"{task.name}: expected one reference for each output, got {len(outputs)} outputs and "
+            f"{len(references)} references"
+        )
+    if not outputs:
+        raise TaskError(f"{task.name}: expected at least one output to score, got none")
     rows = [
         task.statistics(output, reference, language, **options)
         for output, reference in zip(outputs, references, strict=True)
     ]
-    if not rows:
-        raise TaskError(f"{task.name}: expected at least one output to score, got none")
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     return {name: float(value) for name, value in task.metrics(means).items()}
+
+
+def class_name(value: Any, names: Sequence[str]) -> str | None:
+    """The name of a class label that arrives as name, integer or digit; None where it is no class.
+
+    The hub marks a missing label as -1.
+    """
+    if isinstance(value, str) and value in names:
+        return value
+    try:
+        index = int(value)
+    except (TypeError, ValueError):
+        return None
+    return names[index] if 0 <= index < len(names) else None

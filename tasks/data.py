@@ -1,0 +1,280 @@
+"""Examples from the hub or from a local mirror of it: cells, splits, random subsets, demonstrations."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks import LANGUAGES, TASKS
+from tasks.common import Example, HubSource, Source, Task, TaskError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+MAX_POOL = 5000  # demonstrations are drawn from at most this many rows of a split
+
+
+class Cells(NamedTuple):
+    """A grid of tasks and languages: the (task, language) pairs that exist and those that do not."""
+
+    present: list[tuple[str, str]]
+    absent: list[tuple[str, str]]
+
+
+def cells(tasks: Sequence[str], languages: Sequence[str]) -> Cells:
+    """Split a requested grid into the cells that exist and those that do not.
+
+    Raises:
+        TaskError: an unknown task or language, or a task that exists in none of the languages.
+    """
+    found = Cells([], [])
+    for name in tasks:
+        task = get_task(name)
+        known = [language for language in languages if _known_language(language) in task.languages]
+        if not known:
+            raise TaskError(_no_cell(task, languages))
+        for language in languages:
+            (found.present if language in known else found.absent).append((name, language))
+    return found
+
+
+def require_cell(task: str, language: str) -> None:
+    """Raise `TaskError` unless the task exists in the language."""
+    cells([task], [language])
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if name not in TASKS:
+        raise TaskError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
+
+
+def get_source(task: str, source: str | None = None) -> Source:
+    """The named source of a task, or its default.
+
+    Raises:
+        TaskError: there is none of that name.
+    """
+    sources = get_task(task).sources
+    name = next(iter(sources)) if source is None else source
+    if name not in sources:
+        raise TaskError(f"data.sources.{task}: expected one of {', '.join(sources)}, got {name!r}")
+    return sources[name]
+
+
+def load_examples(
+    task: str,
+    split: str,
+    language: str,
+    *,
+    source: str | None = None,
+    mirror: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """Examples of one cell.
+
+    Args:
+        task: key of `tasks.TASKS`.
+        split: `train`, `validation` or `test`.
+        language: one of the task's languages.
+        source: which of the task's sources; default its first.
+        mirror: directory of local clones `<org>/<name>` of the hub data sets; default the hub.
+        limit: at most so many, drawn at random by `seed`; a smaller limit gives the beginning of what a
+            larger one gives. Default all, in the order of the data set.
+        seed: of the random subset.
+
+    Raises:
+        TaskError: a cell, split or data set that does not exist.
+    """
+    if split not in SPLITS:
+        raise TaskError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    require_cell(task, language)
+    origin = get_source(task, source)
+    having = origin.train_languages if split == "train" else origin.eval_languages
+    if language not in having:
+        raise TaskError(f"{task} has no {split} split in {language!r}, only in {', '.join(having)}")
+    rows = _open(origin.hub(split, language), mirror)
+    order: Iterable[int] = range(len(rows))
+    cell = f"{task}/{language}/{split}"
+    if limit is not None:
+        order = _random_order(len(rows), f"{seed}/{cell}")
+    examples: list[Example] = []
+    unusable = 0
+    for index in order:
+        if limit is not None and len(examples) >= limit:
+            break
+        example = TASKS[task].to_example(_named_labels(rows, index), language, f"{cell}/{index}")
+        if example is None:
+            unusable += 1
+        else:
+            examples.append(example)
+    if unusable:
+        logger.info("%s: skipped %d rows without text, label or answer", cell, unusable)
+    return examples
+
+
+def training_examples(
+    task: str,
+    languages: Sequence[str],
+    *,
+    train_languages: str = "english",
+    source: str | None = None,
+    mirror: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """Training examples of one task, at most `limit` over all languages together.
+
+    Args:
+        task: key of `tasks.TASKS`.
+        languages: those that are evaluated; with `in_language` also those that are trained on.
+        train_languages: `english`, or `in_language`: the languages' own training splits, each an equal
+            share where it has the rows, and English for the languages that have none.
+        source: which of the task's sources; default its first.
+        mirror: directory of local clones of the hub data sets; default the hub.
+        limit: at most so many, drawn at random by `seed`; default all.
+        seed: of the random subset.
+
+    Raises:
+        TaskError: the task exists in none of the languages, or a data set does not exist.
+    """
+    requested = [language for _, language in cells([task], languages).present]
+    own = get_source(task, source).train_languages
+    if train_languages == "english":
+        chosen = ["en"]
+    elif train_languages == "in_language":
+        chosen = list(dict.fromkeys(language if language in own else "en" for language in requested))
+    else:
+        raise TaskError(f"data.train_languages: expected one of english, in_language, got {train_languages!r}")
+    per_language = [
+        load_examples(task, "train", language, source=source, mirror=mirror, limit=limit, seed=seed)
+        for language in chosen
+    ]
+    if limit is None:
+        return [example for examples in per_language for example in examples]
+    shares = _shares([len(examples) for examples in per_language], limit)
+    return [example for examples, share in zip(per_language, shares, strict=True) for example in examples[:share]]
+
+
+def demonstration_pool(
+    task: str,
+    language: str,
+    *,
+    stage: str,
+    source: str | None = None,
+    mirror: str | None = None,
+) -> list[Example]:
+    """The examples that demonstrations for one cell are drawn from, at most `MAX_POOL` of them.
+
+    Args:
+        task: key of `tasks.TASKS`.
+        language: the query's language.
+        stage: `train` for the teacher stage: the language's training split, or English training where
+            it has none; `eval` for evaluation: the language's validation split, or the training split
+            where the data set has no validation.
+        source: which of the task's sources; default its first.
+        mirror: directory of local clones of the hub data sets; default the hub.
+
+    Raises:
+        TaskError: a cell, stage or data set that does not exist.
+    """
+    require_cell(task, language)
+    origin = get_source(task, source)
+    if stage == "train":
+        split, pool_language = "train", language if language in origin.train_languages else "en"
+    elif stage == "eval":
+        split, pool_language = origin.eval_demonstrations, language
+    else:
+        raise TaskError(f"stage: expected one of train, eval, got {stage!r}")
+    return load_examples(task, split, pool_language, source=source, mirror=mirror, limit=MAX_POOL)
+
+
+def _shares(available: Sequence[int], total: int) -> list[int]:
+    """Split `total` as evenly as the available counts allow; what one lacks goes to the others."""
+    shares = [0] * len(available)
+    left = total
+    for position, index in enumerate(sorted(range(len(available)), key=lambda index: available[index])):
+        remaining = len(available) - position
+        shares[index] = min(available[index], -(-left // remaining))
+        left -= shares[index]
+    return shares
+
+
+def _random_order(count: int, key: str) -> list[int]:
+    """A permutation that depends on the key alone: not on process, platform or library versions."""
+    return sorted(range(count), key=lambda index: hashlib.blake2b(f"{key}/{index}".encode(), digest_size=8).digest())
+
+
+@functools.lru_cache(maxsize=64)
+def _open(source: HubSource, mirror: str | None) -> Any:
+    """The rows of a hub split, memory-mapped.
+
+    Raises:
+        TaskError: no such data set, configuration or split, or the hub is out of reach.
+    """
+    import datasets  # slow to import, and only needed here
+
+    path = source.path
+    if mirror is not None:
+        folder = Path(mirror).expanduser() / source.path
+        if not folder.is_dir():
+            raise TaskError(
+                f"data.mirror: no directory {folder}; expected a local clone of the hub data set {source.path}"
+            )
+        path = str(folder)
+    shown = datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(path, source.config, split=source.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TaskError(
+            f"data set {path}, configuration {source.config}, split {source.split}: cannot be opened: {reason}"
+        ) from error
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _named_labels(rows: Any, index: int) -> Mapping[str, Any]:
+    """One row, its class labels as names where the data set declares them."""
+    row = dict(rows[index])
+    for column, names in _label_names(rows).items():
+        value = row[column]
+        row[column] = [_name(item, names) for item in value] if isinstance(value, list) else _name(value, names)
+    return row
+
+
+def _label_names(rows: Any) -> dict[str, list[str]]:
+    """Columns that hold class labels, or lists of them, with the names of their classes."""
+    found = {}
+    for column, feature in rows.features.items():
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if names:
+            found[column] = list(names)
+    return found
+
+
+def _name(value: Any, names: Sequence[str]) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _known_language(language: str) -> str:
+    if language not in LANGUAGES:
+        raise TaskError(f"language: expected one of {', '.join(LANGUAGES)}, got {language!r}")
+    return language
+
+
+def _no_cell(task: Task, languages: Sequence[str]) -> str:
+    wanted = ", ".join(languages)
+    return f"{task.name} does not exist in {wanted}; its languages are {', '.join(task.languages)}"

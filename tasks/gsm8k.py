@@ -1,0 +1,90 @@
+"""GSM8K: grade school mathematics in English; the answer is a solution that ends in `#### n`.
+
+The data set has no validation split, so the last twentieth of the training split stands in for it and
+is never trained on. Demonstrations come from the rest of the training split, at evaluation too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from tasks.common import Example, HubSource, Source, score_by_statistics
+from tasks.labels import accuracy_metrics
+
+_SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
+_MINUS = "-\N{MINUS SIGN}"
+# A sign counts only where it is no operator: `12-5` ends in 5, `= -5` in minus 5.
+_NUMBER = re.compile(rf"((?<![\w)])[{_MINUS}])?\$?([{_MINUS}])?(\d[\d,]*(?:\.\d+)?|\.\d+)")
+
+
+def _hub(split: str, language: str) -> HubSource:
+    return HubSource("openai/gsm8k", "main", _SPLITS[split])
+
+
+class GSM8K:
+    """Grade school mathematics, scored by the final number."""
+
+    name = "gsm8k"
+    system_prompt = "Solve the math problem step by step. End with #### and the final number."
+    languages: tuple[str, ...] = ("en",)
+    sources: Mapping[str, Source] = {
+        "gsm8k": Source(_hub, train_languages=("en",), eval_languages=("en",), eval_demonstrations="train")
+    }
+    num_demonstrations = 8
+    max_new_tokens = 400
+    primary_metric = "accuracy"
+
+    def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
+        """A row without question or whose solution has no final number is none."""
+        solution = row["answer"].strip()
+        if not row["question"].strip() or "####" not in solution or final_number(solution) is None:
+            return None
+        return Example(example_id, self.name, language, {"question": row["question"]}, answer=solution)
+
+    def user_message(self, example: Example) -> str:
+        """The problem."""
+        return str(example.fields["question"])
+
+    def reference(self, example: Example) -> str:
+        """The gold solution with its `#### n`."""
+        return example.answer
+
+    def parse(self, output: str) -> Decimal | None:
+        """The final number."""
+        return final_number(output)
+
+    def statistics(self, output: str, reference: str, language: str) -> dict[str, float]:
+        """`correct` and `parse_failure`."""
+        number = final_number(output)
+        correct = number is not None and number == final_number(reference)
+        return {"correct": float(correct), "parse_failure": float(number is None)}
+
+    def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """`accuracy` and `parse_failure`."""
+        return accuracy_metrics(means)
+
+    def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
+        """`accuracy`: the final numbers are equal as numbers, so `1,000`, `$1000` and `1000.0` are one."""
+        return score_by_statistics(self, outputs, references, language)
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number after the first `####` on its line, else the last number of the text; None without one.
+
+    A model that does not stop goes on with further problems, hence the first `####`.
+    """
+    _, marker, rest = text.partition("####")
+    lines = rest.strip().splitlines()
+    if marker and lines and (number := _NUMBER.search(lines[0])):
+        return _value(number)
+    numbers = list(_NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
+
+
+def _value(match: re.Match[str]) -> Decimal:
+    sign, sign_after_dollar, digits = match.groups()
+    value = Decimal(digits.replace(",", ""))
+    return -value if sign or sign_after_dollar else value

@@ -1,0 +1,31 @@
+"""Reading and scoring an answer that is one label of a few."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def parse_label(output: str, labels: Sequence[str]) -> str | None:
+    """The label that occurs first in the text as a word of its own, whatever its case; None if none does.
+
+    Models write `Entailment.`, `**neutral**`, `The answer is: yes`. The first one counts, since what
+    follows an answer is usually the model going on with a question of its own.
+    """
+    text = unicodedata.normalize("NFKC", output).casefold()
+    word = rf"(?<![^\W_])({'|'.join(map(re.escape, labels))})(?![^\W_])"
+    found = re.search(word, text)
+    return found.group(1) if found else None
+
+
+def label_statistics(output: str, reference: str, labels: Sequence[str]) -> dict[str, float]:
+    """`correct` and `parse_failure`, each 0 or 1; what cannot be read is wrong."""
+    label = parse_label(output, labels)
+    return {"correct": float(label == reference), "parse_failure": float(label is None)}
+
+
+def accuracy_metrics(means: Mapping[str, Any]) -> dict[str, Any]:
+    """`accuracy` and `parse_failure` from the means of the statistics of that kind."""
+    return {"accuracy": means["correct"], "parse_failure": means["parse_failure"]}

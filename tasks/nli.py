@@ -1,0 +1,68 @@
+"""NLI: does the premise entail the hypothesis? Trained on MultiNLI, evaluated on XNLI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
+from tasks.labels import accuracy_metrics, label_statistics, parse_label
+
+LABELS = ("entailment", "neutral", "contradiction")  # in the order of the hub's class labels
+
+
+def _train_on_multi_nli(split: str, language: str) -> HubSource:
+    if split == "train":
+        return HubSource("nyu-mll/multi_nli", "default", "train")
+    return HubSource("facebook/xnli", language, split)
+
+
+def _train_on_xnli(split: str, language: str) -> HubSource:
+    return HubSource("facebook/xnli", language, split)
+
+
+class NLI:
+    """Three-way natural language inference, scored by accuracy."""
+
+    name = "nli"
+    system_prompt = "You are an NLI classifier. Output one of: entailment, neutral, contradiction."
+    languages: tuple[str, ...] = LANGUAGES
+    sources: Mapping[str, Source] = {
+        "multi_nli": Source(_train_on_multi_nli, train_languages=("en",), eval_languages=LANGUAGES),
+        "xnli": Source(_train_on_xnli, train_languages=("en",), eval_languages=LANGUAGES),
+    }
+    num_demonstrations = 5
+    max_new_tokens = 5
+    primary_metric = "accuracy"
+
+    def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
+        """A row without label (-1) or without text is none."""
+        label = class_name(row["label"], LABELS)
+        fields = {"premise": row["premise"], "hypothesis": row["hypothesis"]}
+        if label is None or not all(text and text.strip() for text in fields.values()):
+            return None
+        return Example(example_id, self.name, language, fields, answer=label)
+
+    def user_message(self, example: Example) -> str:
+        """Premise and hypothesis, a line each."""
+        return f"Premise: {example.fields['premise']}\nHypothesis: {example.fields['hypothesis']}"
+
+    def reference(self, example: Example) -> str:
+        """The label."""
+        return example.answer
+
+    def parse(self, output: str) -> str | None:
+        """The first label word."""
+        return parse_label(output, LABELS)
+
+    def statistics(self, output: str, reference: str, language: str) -> dict[str, float]:
+        """`correct` and `parse_failure`."""
+        return label_statistics(output, reference, LABELS)
+
+    def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """`accuracy` and `parse_failure`."""
+        return accuracy_metrics(means)
+
+    def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
+        """`accuracy` over all outputs, those that cannot be read included as wrong."""
+        return score_by_statistics(self, outputs, references, language)

@@ -1,0 +1,252 @@
+"""Prompts as token ids: chat template over system prompt, demonstrations and query; answers on their own.
+
+Two things make a prompt reproducible. Its ids depend on no clock: templates that write today's date get
+`PROMPT_DATE` instead. And its answer is tokenised apart from it, so that every prompt of an example is
+followed by the same answer ids.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.common import Example, Task, TaskError
+
+PROMPT_DATE = "26 Jul 2024"  # what Llama 3's template writes where it cannot ask the clock
+
+# A template's `strftime_now` with a standing date. It fails on a format that it does not know, rather
+# than writing a time of day into a prompt.
+_STANDING_CLOCK = """\
+{%- macro strftime_now(format) -%}
+{%- set text = format | replace("%Y", "2024") | replace("%m", "07") | replace("%d", "26")
+    | replace("%b", "Jul") | replace("%B", "July") | replace("%y", "24") | replace("%A", "Friday")
+    | replace("%a", "Fri") | replace("%H", "00") | replace("%M", "00") | replace("%S", "00") -%}
+{%- if "%" in text %}{{ raise_exception("unsupported date format " + format) }}{% endif -%}
+{{- text -}}
+{%- endmacro -%}
+"""
+_TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": PROMPT_DATE}
+_PROBE_SYSTEM, _PROBE_USER, _PROBE_ANSWER = "Probe of the system role.", "Probe question?", "Probeanswer"
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's token ids and how many demonstrations it kept."""
+
+    ids: list[int]
+    demonstrations: int
+
+
+class PromptEncoder:
+    """Turns examples into token ids for one tokenizer, with or without a chat template.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        has_template: whether prompts go through its chat template; otherwise they are plain text.
+        end_of_turn_id: the token that ends an answer.
+        stop_ids: tokens at which generation ends: end of turn and end of sequence.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Study the tokenizer and its chat template.
+
+        Raises:
+            TaskError: a template that renders no question or answer, or no token that could end a turn.
+        """
+        self.tokenizer = tokenizer
+        self.has_template = tokenizer.chat_template is not None
+        self._added_token = _added_token_pattern(tokenizer)
+        self._template = ""
+        self._system_role = True
+        self._answer_header = ""
+        if self.has_template:
+            self._template = _STANDING_CLOCK + tokenizer.get_chat_template()
+            self._system_role = self._accepts_system_role()
+            self._answer_header, end_of_turn = self._study_answer_turn()
+        else:
+            end_of_turn = tokenizer.eos_token_id
+        if end_of_turn is None:
+            end_of_turn = tokenizer.eos_token_id
+        if end_of_turn is None:
+            raise TaskError("tokenizer: expected an end-of-turn or end-of-sequence token, found neither")
+        self.end_of_turn_id: int = end_of_turn
+        self.stop_ids: list[int] = sorted({end_of_turn, tokenizer.eos_token_id} - {None})
+
+    def encode_prompt(
+        self, task: Task, query: Example, demonstrations: Sequence[Example], *, max_tokens: int
+    ) -> EncodedPrompt | None:
+        """The prompt up to where the answer begins.
+
+        Args:
+            task: whose system prompt and wording to use.
+            query: the example that is asked.
+            demonstrations: examples shown with their answers, in this order, before the query.
+            max_tokens: the longest prompt allowed, in tokens, the answer not counted.
+
+        Returns:
+            The prompt with as many demonstrations as fit, dropped from the front; None where not even
+            the query fits.
+        """
+        for start in range(len(demonstrations) + 1):
+            ids = self._encode(task, query, demonstrations[start:])
+            if len(ids) <= max_tokens:
+                return EncodedPrompt(ids, len(demonstrations) - start)
+        return None
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer and its end of turn, tokenised on its own, no special tokens added."""
+        return [*self._encode_text(text), self.end_of_turn_id]
+
+    @functools.cached_property
+    def tokenizer_hash(self) -> str:
+        """Hash of all that decides which ids a text gets: equal for tokenizers that always agree."""
+        return tokenizer_hash(self.tokenizer)
+
+    @functools.cached_property
+    def template_hash(self) -> str:
+        """Hash of the chat template as used here, the standing date included."""
+        return _hash([self._template, _TEMPLATE_ARGUMENTS, self._system_role, self._answer_header])
+
+    def _encode(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:
+        if not self.has_template:
+            return self._encode_plain(task, query, demonstrations)
+        messages = self._messages(task, query, demonstrations)
+        header = self._ids(self._answer_header) if self._answer_header else []
+        if any(self._added_token.search(message["content"]) for message in messages):
+            # The text spells out a control token (`<|im_end|>`): it must stay text.
+            ids = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                add_generation_prompt=True,
+                sanitize_control_tokens=True,
+                return_dict=False,
+                **_TEMPLATE_ARGUMENTS,
+            )
+            return [*ids, *header]
+        return [*self._ids(self._render(messages)), *header]
+
+    def _encode_plain(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:
+        """System prompt, blank line, then question, newline, answer, end of sequence, blank line …"""
+        ids = self._beginning_ids()
+        before = f"{task.system_prompt}\n\n"
+        for example in demonstrations:
+            ids += self._encode_text(f"{before}{task.user_message(example)}\n")
+            ids += self.encode_answer(example.answer)
+            before = "\n\n"
+        return ids + self._encode_text(f"{before}{task.user_message(query)}\n")
+
+    def _messages(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[dict[str, str]]:
+        turns = []
+        for example in demonstrations:
+            turns.append({"role": "user", "content": task.user_message(example)})
+            turns.append({"role": "assistant", "content": example.answer})
+        turns.append({"role": "user", "content": task.user_message(query)})
+        return self._with_system(task.system_prompt, turns)
+
+    def _with_system(self, system_prompt: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        if self._system_role:
+            return [{"role": "system", "content": system_prompt}, *turns]
+        first = {"role": "user", "content": f"{system_prompt}\n\n{turns[0]['content']}"}
+        return [first, *turns[1:]]
+
+    def _render(self, messages: list[dict[str, str]], *, generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **_TEMPLATE_ARGUMENTS,
+            )
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of rendered template text: control tokens count, nothing is added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of text from data: what looks like a control token stays text, nothing is added."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _beginning_ids(self) -> list[int]:
+        """`[bos]` where the tokenizer puts one before a text by itself, else nothing."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a")["input_ids"]
+        return [bos] if bos is not None and ids[:1] == [bos] else []
+
+    def _accepts_system_role(self) -> bool:
+        """Whether the template takes a system message and shows it; some refuse it, some lose it."""
+        try:
+            rendered = self._render(_turns(("system", _PROBE_SYSTEM), ("user", _PROBE_USER)))
+        except Exception as error:  # a template may raise anything; one that always does is told below
+            self._check_renders(error)
+            return False
+        return _PROBE_SYSTEM in rendered
+
+    def _check_renders(self, system_error: Exception) -> None:
+        try:
+            self._render(_turns(("user", _PROBE_USER)))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise TaskError(f"tokenizer: its chat template cannot be rendered: {reason[0]}") from system_error
+
+    def _study_answer_turn(self) -> tuple[str, int | None]:
+        """What the template writes between generation prompt and answer, and the token after the answer.
+
+        The first is empty for most. It is not where the generation prompt stops short of the answer's
+        place: gpt-oss leaves the channel to the model, and reasoning models open a `<think>` block,
+        which is closed at once, as Qwen3's template does it.
+        """
+        question = _turns(("user", _PROBE_USER))
+        prompt = self._render(question)
+        turn = self._render([*question, *_turns(("assistant", _PROBE_ANSWER))], generation_prompt=False)
+        before, found, after = turn.rpartition(_PROBE_ANSWER)
+        if not found or _PROBE_USER not in prompt:
+            raise TaskError("tokenizer: its chat template does not show the question and the answer")
+        header = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        if prompt.rfind("<think>") > prompt.rfind("</think>"):
+            header = "</think>\n\n"
+        match = self._added_token.search(after.lstrip())
+        token = match.group() if match and match.start() == 0 else None
+        return header, None if token is None else self.tokenizer.convert_tokens_to_ids(token)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of vocabulary, merges, normaliser, splitting and added tokens, as hexadecimal text.
+
+    Not of what leaves ids as they are: which token pads, names of roles, template, maximum length.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _hash([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    state = json.loads(backend.to_str())
+    model = dict(state["model"])
+    merges = model.get("merges")
+    if merges:  # written as "a b" by older versions, as ["a", "b"] by newer ones
+        model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    added = sorted((token["id"], token["content"]) for token in state["added_tokens"])
+    return _hash([model, added, state["normalizer"], state["pre_tokenizer"]])
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _turns(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _added_token_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches any added token spelled out in a text; whitespace ones aside, which are just text."""
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if not str(token).isspace()]
+    if not tokens:
+        return re.compile(r"(?!)")
+    starts = "".join(sorted({re.escape(token[0]) for token in tokens}))
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile(f"(?=[{starts}])(?:{'|'.join(map(re.escape, longest_first))})")
