@@ -107,6 +107,7 @@ class TrainingConfig:
     save_steps: int = 200
     logging_steps: int = 10
     num_workers: int = 2
+    loss_chunk_tokens: int = 1024
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class EvaluationConfig:
     engine: str = "hf"
     split: str = "test"
     max_samples: int = 500
+    sample_seed: int = 42
     batch_tokens: int = 8192
     max_new_tokens: dict[str, int] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "store.encoding": ("compact", "float16", "exact"),
     "distillation.strategy": ("fixed",),
     "distillation.loss": ("mse",),
-    "training.precision": ("bf16", "fp16", "no"),
+    "training.precision": ("bf16", "fp16", "fp32"),
     "evaluation.engine": ("hf",),
     "evaluation.split": ("test", "validation"),
 }
@@ -46,7 +46,9 @@ AT_LEAST: dict[str, float] = {
     "training.save_steps": 1,
     "training.logging_steps": 1,
     "training.num_workers": 0,
+    "training.loss_chunk_tokens": 1,
     "evaluation.max_samples": 1,
+    "evaluation.sample_seed": 0,
     "evaluation.batch_tokens": 1,
 }
 

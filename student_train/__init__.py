@@ -1,0 +1,1 @@
+"""Train a student from a teacher store, with no teacher in memory."""

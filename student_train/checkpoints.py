@@ -1,0 +1,194 @@
+"""Checkpoints: what PEFT and transformers load, plus what `--resume` needs.
+
+`OUTPUT/checkpoint-<step>/` and `OUTPUT/final/` hold the adapter or the model, the tokenizer and
+`training.json`; checkpoints also hold `state/`: optimizer, random states and unpublished log rows. A
+checkpoint is written under a temporary name and renamed, `files.json` (every file's size) last of all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+FILES = "files.json"
+STATE = "state"
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    student: Any,
+    tokenizer: Any,
+    target: Path,
+    description: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+) -> None:
+    """Write one checkpoint; every rank calls this.
+
+    Args:
+        accelerator: of the run.
+        student: the prepared `StudentModule`.
+        tokenizer: saved beside the weights.
+        target: `OUTPUT/checkpoint-<step>` or `OUTPUT/final`.
+        description: content of `training.json`.
+        state: tensors and plain values that `load_state` gives back, or None where nothing resumes.
+    """
+    weights = accelerator.get_state_dict(student)  # collective where parameters are sharded
+    partial = target.parent / f".{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / STATE).mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    if state is not None:
+        torch.save(_random_state(), partial / STATE / f"random-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _save_model(accelerator.unwrap_model(student).model, weights, partial)
+        tokenizer.save_pretrained(partial)
+        _write_json(partial / "training.json", description)
+        if state is not None:
+            torch.save(dict(state), partial / STATE / "trainer.pt")
+        else:
+            (partial / STATE).rmdir()
+        _seal(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _sync(target.parent)
+    accelerator.wait_for_everyone()
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint, damaged ones skipped with a warning; None where there is none."""
+    for path in reversed(list_checkpoints(output)):
+        if problem := damage(path):
+            logger.warning("warning: %s is damaged (%s) and skipped", path, problem)
+        else:
+            return path
+    return None
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """`OUTPUT/checkpoint-*`, oldest first."""
+    found = [path for path in output.glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sizes = json.loads((path / FILES).read_text())
+    except (OSError, ValueError):
+        return f"no readable {FILES}"
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def load_state(path: Path, process_index: int) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state`; restores this rank's random states."""
+    state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True)
+    random_file = path / STATE / f"random-{process_index}.pt"
+    if random_file.exists():
+        _restore_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
+    else:
+        logger.warning(
+            "warning: %s was written by fewer processes; rank %d draws new dropout masks", path, process_index
+        )
+    return state
+
+
+def remove_old_checkpoints(output: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints; None keeps all."""
+    if keep is not None:
+        for path in list_checkpoints(output)[:-keep]:
+            shutil.rmtree(path)
+
+
+def remove_partial(output: Path) -> None:
+    """Delete what killed runs left under temporary names."""
+    for path in output.glob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _save_model(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+    prefix = "model."  # the student module holds the model under this name
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    if hasattr(model, "peft_config"):
+        targets = set(next(iter(model.peft_config.values())).target_modules)
+        # "auto" would ask the hub whether the base model's vocabulary changed
+        saves_embeddings = bool(targets & {"embed_tokens", "lm_head"})
+        model.save_pretrained(directory, state_dict=own, save_embedding_layers=saves_embeddings)
+    else:
+        model.save_pretrained(directory, state_dict=own)
+
+
+def _seal(directory: Path) -> None:
+    """Make every file durable, then list them all with their sizes."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    for path in files:
+        _sync(path)
+    _write_json(directory / FILES, {str(path.relative_to(directory)): path.stat().st_size for path in files})
+    _sync(directory / FILES)
+    _sync(directory)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _random_state() -> dict[str, Any]:
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    inner = numpy_state["state"]
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}},
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    key = np.asarray(inner["key"], dtype=np.uint32)
+    np.random.set_state({**state["numpy"], "state": {"key": key, "pos": inner["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

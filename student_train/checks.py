@@ -1,0 +1,68 @@
+"""What must fit together before a run starts: store, view, tokenizer, model, output directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import Config, ConfigError
+from configs.models import lm_head_rows
+from storage import StoreError, TeacherStore
+from student_train.checkpoints import FINAL, list_checkpoints
+from tasks.prompts import PromptEncoder
+
+
+def check_output(output: Path, *, resume: bool) -> bool:
+    """Whether the run is done already.
+
+    Raises:
+        ConfigError: the directory holds a run and `--resume` was not given.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output: expected a directory, got the file {output}")
+    final, unfinished = (output / FINAL).is_dir(), list_checkpoints(output)
+    if final and not resume:
+        raise ConfigError(f"--output: {output} holds a finished run; choose another directory")
+    if unfinished and not resume:
+        raise ConfigError(
+            f"--output: {output} holds {unfinished[-1].name}; add --resume to go on, or choose another directory"
+        )
+    return final
+
+
+def check_store_fits(store: TeacherStore, config: Config, view: str | None, tokenizer: Any) -> None:
+    """Refuse a store that this student cannot be trained from.
+
+    Raises:
+        StoreError: the view is absent or half-built, or the tokenizers differ.
+        ConfigError: more teacher logits asked for than stored, a task that the store lacks, or a model
+            with fewer `lm_head` rows than the tokenizer has ids.
+    """
+    info, top_k = store.info, config.distillation.n_top_logits
+    if view is not None:
+        store.require_view(view)
+        if top_k is not None and top_k > info.top_k:
+            raise ConfigError(
+                f"distillation.n_top_logits: expected at most {info.top_k} (what the store at {store.url} "
+                f"holds), got {top_k}"
+            )
+    for task in config.tasks:
+        if task not in info.tasks or not (np.asarray(store.examples.task) == info.tasks.index(task)).any():
+            raise ConfigError(
+                f"tasks: the store at {store.url} has no examples of {task} (it has {', '.join(info.tasks)})"
+            )
+    own_hash = PromptEncoder(tokenizer).tokenizer_hash
+    if own_hash != info.tokenizer_hash:
+        raise StoreError(
+            f"model.name: the tokenizer of {config.model.name} differs from the one the store at {store.url} "
+            f"was built with (hash {own_hash[:12]} instead of {info.tokenizer_hash[:12]}); "
+            "a student needs its teacher's tokenizer"
+        )
+    rows = lm_head_rows(config.model)
+    if rows < info.tokenizer_size:
+        raise ConfigError(
+            f"model.name: {config.model.name} has {rows} lm_head rows, fewer than the {info.tokenizer_size} "
+            f"token ids of the store at {store.url}"
+        )

@@ -1,0 +1,254 @@
+"""Which examples form an optimizer step, and how they become tensors.
+
+The order is a pure function of (seed, position), so a step's examples are the same at any world size,
+accumulation, number of workers, and after a resume. Shapes: B sequences, L padded length, T answer
+tokens, K teacher logits.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from student_train.losses import TeacherLogits
+
+SHARDS_PER_WINDOW = 8
+PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
+
+
+class ExampleOrder:
+    """The endless stream of training examples: tasks in turn, each through its own permutations.
+
+    Position p belongs to task p mod (number of tasks); a task starts a fresh permutation of its examples
+    whenever one is used up. A permutation takes the store's shards in a random order that all tasks
+    share, `SHARDS_PER_WINDOW` at a time, and shuffles the task's examples within those: the store's
+    order is random already, and what is read together lies together.
+    """
+
+    def __init__(self, tasks: dict[str, np.ndarray], shard_of: np.ndarray, seed: int) -> None:
+        """Args: `tasks` maps names to positions in the example table, `shard_of` is the shard of each."""
+        self.tasks = tuple(tasks)
+        self._examples = tuple(tasks.values())
+        self._shard_of = shard_of
+        self._seed = seed
+        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+
+    def counts(self) -> dict[str, int]:
+        """Examples of each task."""
+        return {task: len(examples) for task, examples in zip(self.tasks, self._examples, strict=True)}
+
+    def example(self, position: int) -> int:
+        """Position in the example table of the example at a position of the stream."""
+        turn, task = divmod(position, len(self.tasks))
+        epoch, index = divmod(turn, len(self._examples[task]))
+        return int(self._permutation(task, epoch)[index])
+
+    def step(self, step: int, batch_size: int) -> list[int]:
+        """The examples of one optimizer step, counted from 0."""
+        return [self.example(position) for position in range(step * batch_size, (step + 1) * batch_size)]
+
+    def _permutation(self, task: int, epoch: int) -> np.ndarray:
+        if (task, epoch) not in self._permutations:
+            self._permutations.pop((task, epoch - 2), None)
+            self._permutations[task, epoch] = self._draw_permutation(task, epoch)
+        return self._permutations[task, epoch]
+
+    def _draw_permutation(self, task: int, epoch: int) -> np.ndarray:
+        examples = self._examples[task]
+        shards = int(self._shard_of.max()) + 1
+        turn_of_shard = np.random.default_rng([self._seed, epoch]).permutation(shards)
+        window = turn_of_shard[self._shard_of[examples]] // SHARDS_PER_WINDOW
+        # keyed by the task's name: its order does not change when other tasks join or leave
+        key = [self._seed, epoch, zlib.crc32(self.tasks[task].encode())]
+        return examples[np.lexsort((np.random.default_rng(key).random(len(examples)), window))]
+
+
+@dataclass
+class Batch:
+    """One micro-batch on one rank.
+
+    Attributes:
+        input_ids_BL: prompt and answer without its last token (nothing is predicted from it).
+        attention_mask_BL: 1 on real tokens.
+        answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
+        gold_T: the answer tokens.
+        top_ids_TK: the teacher's ids, K = 0 without a teacher.
+        task_T: index into the run's tasks of each answer token.
+        teacher: the store's rows for the same tokens, or None without a teacher.
+        step_tokens: answer tokens of the whole optimizer step, over all ranks.
+        real_tokens: tokens of `input_ids_BL` that are not padding.
+    """
+
+    input_ids_BL: torch.Tensor
+    attention_mask_BL: torch.Tensor
+    answer_index_T: torch.Tensor
+    gold_T: torch.Tensor
+    top_ids_TK: torch.Tensor
+    task_T: torch.Tensor
+    teacher: TeacherLogits | None
+    step_tokens: int
+    real_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; copies from pinned memory overlap with computation."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Called by `DataLoader(pin_memory=True)`."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = function(value)
+        if self.teacher is not None:
+            moved = {field.name: function(getattr(self.teacher, field.name)) for field in fields(TeacherLogits)}
+            values["teacher"] = TeacherLogits(**moved)
+        return Batch(**values)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is split over ranks and accumulation steps."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    rank: int
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of one rank in one optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+class MicroBatches(Dataset[Batch]):
+    """Micro-batch i of this rank: optimizer step i // accumulation, accumulation step i % accumulation.
+
+    Inside a global batch, examples are sorted by length and cut into micro-batches, dealt to the ranks
+    in turn: little padding, and ranks that work at the same time work on similar lengths. The split
+    changes no sum, so it changes no result.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Any],
+        order: ExampleOrder,
+        plan: BatchPlan,
+        *,
+        view: str | None,
+        top_k: int | None,
+        table: str = "examples",
+    ) -> None:
+        self._open_store = open_store
+        self._order = order
+        self._plan = plan
+        self._view = view
+        self._top_k = top_k
+        self._table = table
+        self._opened: Any = None
+
+    def __getitem__(self, index: int) -> Batch:
+        store = self._store()
+        examples = getattr(store, self._table)
+        step, accumulation = divmod(index, self._plan.accumulation_steps)
+        whole = self._order.step(step, self._plan.global_batch_size)
+        lengths = np.array([examples.prompt_length[i] + examples.answer_length[i] for i in whole])
+        longest_first = [whole[i] for i in np.argsort(-lengths, kind="stable")]
+        first = (accumulation * self._plan.world_size + self._plan.rank) * self._plan.micro_batch_size
+        chosen = longest_first[first : first + self._plan.micro_batch_size]
+        rows = store.read(chosen, self._view, self._top_k) if self._view is not None else None
+        task_of = {name: number for number, name in enumerate(self._order.tasks)}
+        return collate(
+            [np.asarray(examples.prompt_ids(i)) for i in chosen],
+            [np.asarray(examples.answer_ids(i)) for i in chosen],
+            [task_of[store.info.tasks[int(examples.task[i])]] for i in chosen],
+            rows,
+            step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
+        )
+
+    def _store(self) -> Any:
+        """Opened where it is used first, so that every worker process has its own handles and cache."""
+        if self._opened is None:
+            self._opened = self._open_store()
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def collate(
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    tasks: Sequence[int],
+    rows: Any | None,
+    *,
+    step_tokens: int,
+) -> Batch:
+    """Pad sequences on the right and say where their answers are predicted.
+
+    Args:
+        prompts: token ids of each example's prompt.
+        answers: token ids of each example's answer, end of turn included.
+        tasks: task index of each example.
+        rows: teacher rows (`TeacherRows`) of these examples in this order, or None.
+        step_tokens: answer tokens of the whole optimizer step.
+    """
+    sequences = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
+    length = max(len(sequence) for sequence in sequences)
+    input_ids_BL = np.full((len(sequences), length), PAD_ID, dtype=np.int64)
+    attention_mask_BL = np.zeros_like(input_ids_BL)
+    answer_index: list[np.ndarray] = []
+    for row, (sequence, prompt, answer) in enumerate(zip(sequences, prompts, answers, strict=True)):
+        input_ids_BL[row, : len(sequence)] = sequence
+        attention_mask_BL[row, : len(sequence)] = 1
+        # answer token j is predicted at position len(prompt) + j - 1
+        answer_index.append(row * length + len(prompt) - 1 + np.arange(len(answer)))
+    gold_T = torch.from_numpy(np.concatenate(answers).astype(np.int64))
+    return Batch(
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        attention_mask_BL=torch.from_numpy(attention_mask_BL),
+        answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
+        gold_T=gold_T,
+        top_ids_TK=_tensor(rows.token_ids, torch.int64) if rows is not None else gold_T.new_empty(len(gold_T), 0),
+        task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
+        teacher=_teacher_logits(rows) if rows is not None else None,
+        step_tokens=step_tokens,
+        real_tokens=sum(len(sequence) for sequence in sequences),
+    )
+
+
+def micro_batch_loader(
+    data: MicroBatches, *, start: int, stop: int, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Micro-batches start … stop−1 in order, read and decoded ahead by `num_workers` processes."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # the default one belongs to dropout: a loader must not draw from it
+        pin_memory=pin_memory,
+    )
+
+
+def _teacher_logits(rows: Any) -> TeacherLogits:
+    return TeacherLogits(
+        logits_TK=_tensor(rows.logits, torch.float32),
+        logsumexp_T=_tensor(rows.logsumexp, torch.float32),
+        entropy_T=_tensor(rows.entropy, torch.float32),
+        gold_logit_T=_tensor(rows.gold_logit, torch.float32),
+        gold_rank_T=_tensor(rows.gold_rank, torch.int64),
+    )
+
+
+def _tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype)

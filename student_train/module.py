@@ -1,0 +1,160 @@
+"""The student as one module: backbone, answer positions, `lm_head`, so that DDP and FSDP wrap it whole.
+
+Shapes: B sequences, L padded length, T answer tokens, K teacher logits, V rows of the `lm_head`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from student_train.losses import StudentLogits, answer_logits, read_logits
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class StudentModule(nn.Module):
+    """A causal language model whose forward returns logits at answer positions alone.
+
+    Most architectures compute `logits = transform(lm_head(backbone(ids)))`, the transform being nothing, a
+    soft cap (Gemma) or a scale (Cohere, Granite, Falcon-H1). Whether this one does, and with which
+    transform, is measured once on four tokens (`find_head`); the head is then applied in chunks. For
+    any other architecture the model's own forward computes the answer logits, unchunked.
+    """
+
+    def __init__(self, model: nn.Module, *, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+        self.transform = find_head(_causal_lm(model))
+        if self.transform is None:
+            logger.info(
+                "student: %s computes its logits in its own way; answer logits are not chunked",
+                type(_causal_lm(model)).__name__,
+            )
+
+    def forward(
+        self,
+        input_ids_BL: torch.Tensor,
+        attention_mask_BL: torch.Tensor,
+        answer_index_T: torch.Tensor,
+        gold_T: torch.Tensor,
+        top_ids_TK: torch.Tensor,
+        with_argmax: bool = False,
+    ) -> StudentLogits:
+        """Logits of the student where it predicts answer tokens.
+
+        Args:
+            input_ids_BL: prompt and answer, right-padded.
+            attention_mask_BL: 1 on real tokens.
+            answer_index_T: ascending positions in the flattened B·L that predict the answer tokens.
+            gold_T: the answer tokens.
+            top_ids_TK: the teacher's ids; K may be 0.
+            with_argmax: also return the id of the largest logit.
+        """
+        lm = _causal_lm(self.model)
+        if self.transform is not None:
+            backbone, head, transform = _backbone(lm), lm.get_output_embeddings(), self.transform
+            output = backbone(input_ids=input_ids_BL, attention_mask=attention_mask_BL, use_cache=False)
+            hidden_TD = output.last_hidden_state.flatten(0, 1).index_select(0, answer_index_T)
+            return answer_logits(
+                hidden_TD,
+                lambda chunk_TD: transform(head(chunk_TD)),
+                gold_T,
+                top_ids_TK,
+                chunk_tokens=self.chunk_tokens,
+                with_argmax=with_argmax,
+            )
+        logits_TV = self._own_logits(lm, input_ids_BL, attention_mask_BL, answer_index_T)
+        logsumexp_T, picked_TM = read_logits(logits_TV, torch.cat([gold_T[:, None], top_ids_TK], dim=1))
+        argmax_T = logits_TV.argmax(dim=-1) if with_argmax else gold_T.new_empty(0)
+        return StudentLogits(logsumexp_T, picked_TM[:, 0], picked_TM[:, 1:], argmax_T)
+
+    @staticmethod
+    def _own_logits(
+        lm: Any, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, answer_index_T: torch.Tensor
+    ) -> torch.Tensor:
+        inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL, "use_cache": False}
+        if "logits_to_keep" in inspect.signature(lm.forward).parameters:
+            keep_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
+            keep_BL.view(-1)[answer_index_T] = True
+            logits = lm(**inputs, logits_to_keep=keep_BL).logits
+            return logits.flatten(0, -2)
+        return lm(**inputs).logits.flatten(0, 1).index_select(0, answer_index_T)
+
+
+def find_head(lm: Any) -> Transform | None:
+    """What the model does to the output of its `lm_head`, or None where its logits are not of that form.
+
+    The model is asked, not its class name: one forward pass over four tokens in which a hook replaces
+    the head's output by a ramp shows the transform itself, and the head's input shows whether the
+    backbone's last hidden state is all there is before it. The configuration only names the candidates.
+    """
+    head, backbone = lm.get_output_embeddings(), _backbone(lm)
+    if head is None or backbone is None or backbone is lm:
+        return None
+    ids_BL = torch.arange(1, 5, device=next(lm.parameters()).device)[None]
+    seen: list[torch.Tensor] = []
+    ramp: list[torch.Tensor] = []
+
+    def replace_output(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        seen.append(inputs[0])
+        ramp.append(torch.linspace(-80, 80, output.shape[-1]).to(output).expand_as(output))
+        return ramp[-1]
+
+    with torch.no_grad(), _evaluating(lm):
+        hook = head.register_forward_hook(replace_output)
+        try:
+            logits = lm(input_ids=ids_BL, use_cache=False).logits
+        finally:
+            hook.remove()
+        hidden = backbone(input_ids=ids_BL, use_cache=False).last_hidden_state
+    if len(seen) != 1 or seen[0].shape != hidden.shape or logits.shape != ramp[0].shape:
+        return None
+    if not torch.allclose(seen[0].float(), hidden.float(), rtol=1e-2, atol=1e-2):
+        return None
+    tolerance = 1e-5 if logits.dtype == torch.float32 else 1e-2
+    for transform in _candidates(lm.config.get_text_config()):
+        if torch.allclose(transform(ramp[0]).float(), logits.float(), rtol=tolerance, atol=tolerance):
+            return transform
+    return None
+
+
+def _candidates(config: Any) -> list[Transform]:
+    """Transforms that the configuration speaks of; the first is none at all."""
+    candidates: list[Transform] = [lambda logits: logits]
+    if cap := getattr(config, "final_logit_softcapping", None):
+        candidates.append(lambda logits: cap * torch.tanh(logits / cap))
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if scale := getattr(config, name, None):
+            candidates.append(lambda logits, scale=scale: logits * scale)  # type: ignore[misc]
+    if divisor := getattr(config, "logits_scaling", None):
+        candidates.append(lambda logits: logits / divisor)
+    return candidates
+
+
+def _causal_lm(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _backbone(lm: Any) -> Any:
+    return getattr(lm, lm.base_model_prefix, None) if lm.base_model_prefix else None
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

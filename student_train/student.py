@@ -1,0 +1,60 @@
+"""Building the student: base model, LoRA adapter or full fine-tuning, gradient checkpointing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import peft
+
+from configs.models import load_causal_lm
+from configs.schema import Config, ConfigError
+
+
+def build_student(config: Config, resume_from: Path | None = None) -> Any:
+    """The model to train, in training mode.
+
+    With LoRA the base keeps `model.dtype` and is frozen, the adapter is float32. Full fine-tuning
+    trains float32 weights whatever the checkpoint's dtype: bfloat16 would round most updates away;
+    `training.precision` still computes in lower precision.
+
+    Args:
+        config: `model`, `lora` and `training` are used.
+        resume_from: a checkpoint directory to take the trained weights from.
+    """
+    if not config.training.use_lora:
+        source = config.model if resume_from is None else dataclasses.replace(config.model, name=str(resume_from))
+        model = load_causal_lm(source, dtype="float32")
+    else:
+        base = load_causal_lm(config.model)
+        if resume_from is not None:
+            model = peft.PeftModel.from_pretrained(base, resume_from, is_trainable=True)
+        else:
+            model = _add_adapter(base, config)
+    if config.training.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        if config.training.use_lora:
+            # after enabling: frozen embeddings would otherwise cut every checkpointed layer off
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def _add_adapter(base: Any, config: Config) -> Any:
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.target_modules),
+        bias="none",
+    )
+    try:
+        return peft.get_peft_model(base, lora)
+    except ValueError as error:
+        modules = ", ".join(config.lora.target_modules)
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"lora.target_modules: {modules} do not fit {type(base).__name__}: {reason}; "
+            "name this architecture's linear layers, or set training.use_lora=false"
+        ) from error

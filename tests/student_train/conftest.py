@@ -1,0 +1,169 @@
+"""A tiny world: a random Qwen3 with 97 tokens, and stores whose rows its own forward passes filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from configs import Config, load_config
+from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, open_builder
+from tasks.prompts import PromptEncoder
+
+VOCAB, TOKENS = 104, 97  # rows of the lm_head (padding included), length of the tokenizer
+TASKS = ("nli", "pos")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    words = ["<pad>", "<end>"] + [f"w{i}" for i in range(TOKENS - 2)]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """Directory of a Qwen3 with 2 layers and tied embeddings."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+    )
+    path = tmp_path_factory.mktemp("tiny-qwen3")
+    transformers.Qwen3ForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_store(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tokenizer: Any
+) -> Callable[..., SimpleNamespace]:
+    """`make_store(count=…, top_k=…)` builds a store with views fewshot and zeroshot.
+
+    Returns its url and, per view, the prompts that the teacher saw (`prompts[view][i]`).
+    """
+
+    def make(
+        *, count: int = 24, top_k: int = VOCAB, encoding: str = "exact", shard_tokens: int = 32, max_answer: int = 7
+    ) -> SimpleNamespace:
+        generator = np.random.default_rng(7)
+
+        def words(low: int, high: int) -> list[int]:
+            return generator.integers(2, TOKENS, generator.integers(low, high)).tolist()
+
+        def record(i: int, name: str) -> ExampleRecord:
+            answer = [*words(1, max_answer), 1]
+            return ExampleRecord(f"{TASKS[i % 2]}/{name}/{i}", TASKS[i % 2], "en", words(4, 12), answer)
+
+        records = [record(i, "train") for i in range(count)]
+        validation = [record(i, "validation") for i in range(8)]
+        prompts = {
+            "zeroshot": [list(r.prompt_ids) for r in records],
+            "fewshot": [words(6, 14) + list(r.prompt_ids) for r in records],
+        }
+        url = str(tmp_path_factory.mktemp("store") / "tiny.zarr")
+        spec = StoreSpec(
+            model=str(tiny_model),
+            tokenizer_size=VOCAB if top_k == VOCAB else TOKENS,
+            vocab_size=VOCAB,
+            tokenizer_hash=PromptEncoder(tokenizer).tokenizer_hash,
+            tasks=TASKS,
+            languages=("en",),
+            top_k=top_k,
+            encoding=encoding,
+            shard_tokens=shard_tokens,
+            chunk_tokens=16,
+            teacher={"model": "tiny"},
+            identity={},
+        )
+        teacher = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+        vocabulary = lambda: np.arange(spec.tokenizer_size, dtype=np.int32)  # noqa: E731
+        with open_builder(url, spec, records, validation, vocabulary=vocabulary) as builder:
+            for view, view_prompts in prompts.items():
+                builder.add_view(view, {"view": view}, {})
+                for shard in range(builder.plan.shards):
+                    rows = [
+                        teacher_rows(teacher, view_prompts[i], list(records[i].answer_ids), spec)
+                        for i in builder.plan.examples_of(shard)
+                    ]
+                    joined = {
+                        n: np.concatenate([getattr(r, n) for r in rows]) for n in TeacherRows.__dataclass_fields__
+                    }
+                    builder.write_shard(view, shard, TeacherRows(**joined))
+        return SimpleNamespace(url=url, prompts=prompts, records=records, store=TeacherStore.open(url))
+
+    return make
+
+
+def teacher_rows(teacher: Any, prompt: list[int], answer: list[int], spec: StoreSpec) -> TeacherRows:
+    """Rows of one example, one forward pass per answer token."""
+    logits = []
+    with torch.no_grad():
+        for j in range(len(answer)):
+            logits.append(teacher(torch.tensor([prompt + answer[:j]])).logits[0, -1])
+    full = torch.stack(logits)
+    values, ids = full[:, : spec.tokenizer_size].sort(dim=-1, descending=True, stable=True)
+    gold = full.gather(1, torch.tensor(answer)[:, None])
+    probabilities = full.double().softmax(-1)
+    return TeacherRows(
+        token_ids=ids[:, : spec.top_k].to(torch.int32).numpy(),
+        logits=values[:, : spec.top_k].numpy(),
+        logsumexp=full.logsumexp(-1).numpy(),
+        entropy=-(probabilities * probabilities.log()).sum(-1).float().numpy(),
+        gold_logit=gold[:, 0].numpy(),
+        gold_rank=(full > gold).sum(-1).to(torch.int32).numpy(),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_store(make_store: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    """16 of 97 tokens stored per answer token."""
+    return make_store(top_k=16)
+
+
+@pytest.fixture
+def configure(tiny_model: Path) -> Callable[..., Config]:
+    """`configure("training.max_steps=3", …)`: full fine-tuning of the tiny model in float32."""
+
+    def make(*overrides: str) -> Config:
+        return load_config(
+            [],
+            [
+                f"model.name={tiny_model}",
+                "tasks=[nli,pos]",
+                "training.precision=fp32",
+                "training.use_lora=false",
+                "training.max_steps=4",
+                "training.warmup_steps=1",
+                "training.global_batch_size=8",
+                "training.micro_batch_size=4",
+                "training.learning_rate=0.003",
+                "training.logging_steps=1",
+                "training.num_workers=0",
+                *overrides,
+            ],
+        )
+
+    return make

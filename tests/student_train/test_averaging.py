@@ -1,0 +1,68 @@
+"""One global batch, one result: however processes and accumulation share it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from student_train.train_command import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def losses(results: Path) -> list[float]:
+    rows = [row for path in sorted((results / "training_log").glob("*")) for row in pq.read_table(path).to_pylist()]
+    return [
+        row["value"] for row in sorted(rows, key=lambda r: r["step"]) if (row["metric"], row["task"]) == ("loss", "all")
+    ]
+
+
+@pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "full"])
+def test_processes_and_accumulation_change_nothing(
+    make_store: Callable[..., SimpleNamespace], tiny_model: Path, tmp_path: Path, use_lora: bool
+) -> None:
+    store = make_store(count=40, top_k=16, max_answer=9)
+
+    def arguments(name: str, micro: int) -> list[str]:
+        options = ["--store", store.url, "--view", "fewshot", "--output", str(tmp_path / name)]
+        return [
+            *options,
+            *["--config", f"model.name={tiny_model}", "tasks=[nli,pos]", "training.precision=fp32"],
+            *[f"training.use_lora={use_lora}", "lora.dropout=0", "training.num_workers=0"],
+            *["training.max_steps=20", "training.global_batch_size=8", f"training.micro_batch_size={micro}"],
+            *["training.logging_steps=1", "training.warmup_steps=2", "training.learning_rate=0.001"],
+        ]
+
+    def launch(processes: int, name: str, micro: int) -> None:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--main_process_port", "0", "-m", "student_train.train_command"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*launcher, *arguments(name, micro)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    main(arguments("one-by-four", 2))
+    main(arguments("whole-batch", 8))
+    launch(2, "two-by-two", 2)
+    launch(4, "four-by-one", 2)
+    file = "adapter_model.safetensors" if use_lora else "model.safetensors"
+    reference = load_file(tmp_path / "one-by-four" / "final" / file)
+    expected = losses(tmp_path / "one-by-four" / "results")
+    assert len(expected) == 20
+    assert expected[-1] < 0.95 * expected[0]
+    for name in ("whole-batch", "two-by-two", "four-by-one"):
+        assert losses(tmp_path / name / "results") == pytest.approx(expected, rel=1e-5), name
+        weights = load_file(tmp_path / name / "final" / file)
+        assert weights.keys() == reference.keys()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(tensor, reference[key], rtol=0, atol=1e-6, msg=f"{name} {key}")

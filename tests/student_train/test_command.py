@@ -1,0 +1,140 @@
+"""`train-student` as a user calls it: what goes wrong is one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import transformers
+
+from student_train.train_command import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "tasks=[nli,pos]",
+    "training.use_lora=false",
+    "training.precision=fp32",
+    "training.max_steps=2",
+    "training.global_batch_size=4",
+    "training.micro_batch_size=2",
+    "training.num_workers=0",
+]
+
+
+def command(tiny_model: Path, url: str, output: Path, *more: str, view: str = "fewshot") -> list[str]:
+    options = ["--store", url, "--view", view, "--output", str(output), *[m for m in more if m.startswith("--")]]
+    overrides = [m for m in more if not m.startswith("--")]
+    return [*options, "--config", f"model.name={tiny_model}", *SMALL, *overrides]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    module = [sys.executable, "-m", "student_train.train_command"]
+    arguments = command(tiny_model, small_store.url, tmp_path / "run")
+    done = subprocess.run([*module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2  loss" in done.stderr
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    wrong = command(tiny_model, str(tmp_path / "nowhere"), tmp_path / "other")
+    failed = subprocess.run([*module, *wrong], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith("error: --store")
+
+
+@pytest.mark.parametrize(
+    ("changes", "view", "says"),
+    [
+        (["distillation.n_top_logits=17"], "fewshot", "distillation.n_top_logits: expected at most 16"),
+        ([], "shuffled_answers", "--view shuffled_answers"),
+        (["tasks=[nli,qa]"], "none", "tasks: the store at"),
+        (["training.global_batch_size=5"], "none", "training.global_batch_size"),
+        (["training.leaning_rate=1"], "none", "training.learning_rate"),
+        (["model.name=./no/such/model"], "none", "model.name"),
+        (["training.use_lora=true", "lora.target_modules=[no_proj]"], "none", "lora.target_modules"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    small_store: SimpleNamespace,
+    tmp_path: Path,
+    changes: list[str],
+    view: str,
+    says: str,
+) -> None:
+    arguments = command(tiny_model, small_store.url, tmp_path / "run", *changes, view=view)
+    assert says in refused(capsys, arguments)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_half_built_view_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
+) -> None:
+    broken = tmp_path / "half.zarr"
+    shutil.copytree(small_store.url, broken)
+    manifests = sorted((broken / "manifest" / "fewshot").glob("*"))
+    next(path for path in manifests if path.name != "view.json").unlink()
+    assert "still to be written" in refused(capsys, command(tiny_model, str(broken), tmp_path / "run"))
+    main(command(tiny_model, str(broken), tmp_path / "run", view="zeroshot"))  # the other view is whole
+
+
+def test_another_tokenizer_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
+) -> None:
+    other = tmp_path / "other-model"
+    shutil.copytree(tiny_model, other)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["entirely-new"])
+    tokenizer.save_pretrained(other)
+    assert "tokenizer" in refused(capsys, command(other, small_store.url, tmp_path / "run"))
+
+
+def test_a_model_with_too_few_rows_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
+) -> None:
+    other = tmp_path / "small-model"
+    shutil.copytree(tiny_model, other)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(90)
+    model.save_pretrained(other)
+    assert "90 lm_head rows" in refused(capsys, command(other, small_store.url, tmp_path / "run"))
+
+
+def test_a_run_is_never_overwritten(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tiny_model: Path,
+    small_store: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level("INFO")
+    arguments = command(tiny_model, small_store.url, tmp_path / "run")
+    main(arguments)
+    weights = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
+    assert "holds a finished run" in refused(capsys, arguments)
+    main([*arguments, "--resume"])
+    assert "done already" in caplog.text
+    assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_view_is_mandatory(configure: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--store", "x", "--output", "y"])
+    assert stop.value.code == 2
+    assert "--view" in capsys.readouterr().err

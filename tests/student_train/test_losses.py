@@ -1,0 +1,173 @@
+"""The loss against live teachers and dense formulas, and what is never materialised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from configs import Config
+from student_train.data import Batch, BatchPlan, MicroBatches
+from student_train.losses import StepLoss, StudentLogits, answer_logits, read_logits, step_loss
+from student_train.module import StudentModule
+from student_train.train import example_order
+
+LAMBDA = 0.7
+
+
+def micro_batch(
+    store: SimpleNamespace, config: Config, *, size: int, top_k: int | None = None
+) -> tuple[Batch, list[int]]:
+    """The first global batch of a run as one micro-batch, and its examples in row order."""
+    order = example_order(store.store, config)
+    plan = BatchPlan(size, size, 1, 0)
+    data = MicroBatches(lambda: store.store, order, plan, view="fewshot", top_k=None)
+    batch = data[0]
+    by_sequence = {(*r.prompt_ids, *r.answer_ids[:-1]): i for i, r in enumerate(store.records)}
+    rows = [
+        by_sequence[tuple(ids[mask.bool()].tolist())]
+        for ids, mask in zip(batch.input_ids_BL, batch.attention_mask_BL, strict=True)
+    ]
+    assert sorted(rows) == sorted(order.step(0, size))
+    return batch, rows
+
+
+def student_loss(student: StudentModule, batch: Batch) -> StepLoss:
+    logits = student(batch.input_ids_BL, batch.attention_mask_BL, batch.answer_index_T, batch.gold_T, batch.top_ids_TK)
+    weights = torch.full(batch.gold_T.shape, LAMBDA)
+    return step_loss(logits, batch.teacher, kd_loss="mse", lambda_T=weights, step_tokens=batch.step_tokens)
+
+
+def load(path: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def perturbed(path: Path) -> Any:
+    """A student that is not its own teacher."""
+    model = load(path)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def live_loss(student: Any, teacher: Any, store: SimpleNamespace, rows: list[int], k: int) -> torch.Tensor:
+    """The same step with the teacher run here and now; every position found by feeding token after token."""
+    total, count = torch.zeros(()), 0
+    for i in rows:
+        record = store.records[i]
+        seen_student, seen_teacher = list(record.prompt_ids), list(store.prompts["fewshot"][i])
+        for token in record.answer_ids:
+            ours = student(torch.tensor([seen_student])).logits[0, -1]
+            with torch.no_grad():
+                theirs = teacher(torch.tensor([seen_teacher])).logits[0, -1]
+            top = theirs[: 104 if k == 104 else 97].topk(k).indices  # padded rows never enter a top K
+            total = total - ours.log_softmax(-1)[token] + LAMBDA * ((ours[top] - theirs[top]) ** 2).mean()
+            seen_student.append(token)
+            seen_teacher.append(token)
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("k", [104, 64], ids=["whole-vocabulary", "top-64"])
+def test_loss_and_gradients_equal_those_of_a_live_teacher(
+    make_store: Callable[..., SimpleNamespace], configure: Callable[..., Config], tiny_model: Path, k: int
+) -> None:
+    store = make_store(top_k=k)
+    batch, rows = micro_batch(store, configure(), size=6)
+    cached = StudentModule(perturbed(tiny_model), chunk_tokens=5)
+    loss = student_loss(cached, batch).total
+    loss.backward()
+    live = perturbed(tiny_model)
+    reference = live_loss(live, load(tiny_model).eval(), store, rows, k)
+    reference.backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    for (name, ours), theirs in zip(cached.model.named_parameters(), live.parameters(), strict=True):
+        difference = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
+        assert difference < 1e-5, (name, difference)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 100])
+def test_chunks_change_nothing(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path, chunk_tokens: int
+) -> None:
+    batch, _ = micro_batch(small_store, configure(), size=6)
+    gradients = []
+    for tokens in (chunk_tokens, 10_000):
+        student = StudentModule(perturbed(tiny_model), chunk_tokens=tokens)
+        student_loss(student, batch).total.backward()
+        gradients.append([p.grad for p in student.parameters()])
+    for chunked, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the most rows of any tensor whose last axis is the vocabulary, and the largest tensor."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows, self.numel = vocabulary, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.ndim:
+                self.numel = max(self.numel, tensor.numel())
+                if tensor.shape[-1] == self.vocabulary:
+                    self.rows = max(self.rows, tensor.numel() // self.vocabulary)
+        return result
+
+
+def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path
+) -> None:
+    batch, _ = micro_batch(small_store, configure(), size=8)
+    student = StudentModule(perturbed(tiny_model), chunk_tokens=4)
+    kept = []
+    with (
+        _Largest(104) as largest,
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t),
+    ):
+        loss = student_loss(student, batch)
+        kept_forward = list(kept)
+        loss.total.backward()
+    assert len(batch.gold_T) > 3 * 4
+    # the transposed weight of the tied head, (32, 104), is the only wider thing with that last axis
+    assert largest.rows == student.model.config.hidden_size
+    assert largest.numel < batch.input_ids_BL.numel() * 104
+    logits_kept = sum(shape[0] for shape in kept_forward if len(shape) == 2 and shape[1] == 104 and shape[0] != 32)
+    assert logits_kept <= 4
+
+
+def test_read_logits_against_a_dense_float64_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_TV = (10 * torch.randn(5, 40, generator=generator, dtype=torch.float64)).requires_grad_()
+    ids_TM = torch.randint(0, 40, (5, 6), generator=generator)
+    ids_TM[:, 1] = ids_TM[:, 0]  # the gold token is usually one of the top K: both gradients must add up
+    assert torch.autograd.gradcheck(lambda logits: read_logits(logits, ids_TM), (logits_TV,))
+    logsumexp_T, picked_TM = read_logits(logits_TV, ids_TM)
+    torch.testing.assert_close(logsumexp_T, logits_TV.exp().sum(-1).log())
+    torch.testing.assert_close(picked_TM, torch.stack([row[ids] for row, ids in zip(logits_TV, ids_TM, strict=True)]))
+
+
+def test_bfloat16_logits_are_reduced_in_float32() -> None:
+    logits_TV = torch.full((1, 4096), 1.0, dtype=torch.bfloat16)
+    logsumexp_T, picked_TM = read_logits(logits_TV, torch.zeros(1, 1, dtype=torch.int64))
+    assert logsumexp_T.dtype == picked_TM.dtype == torch.float32
+    torch.testing.assert_close(logsumexp_T, torch.tensor([1 + torch.log(torch.tensor(4096.0))]))
+
+
+def test_argmax_is_that_of_the_whole_vocabulary() -> None:
+    head = torch.nn.Linear(3, 50)
+    hidden_TD = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    gold_T, top_ids_TK = torch.arange(9), torch.zeros(9, 0, dtype=torch.int64)
+    logits = answer_logits(hidden_TD, head, gold_T, top_ids_TK, chunk_tokens=4, with_argmax=True)
+    assert isinstance(logits, StudentLogits)
+    assert logits.argmax_T.tolist() == head(hidden_TD).argmax(-1).tolist()
