@@ -32,13 +32,16 @@ def load_causal_lm(model: ModelConfig, *, dtype: str | None = None, device: str 
 
     Args:
         model: what to open.
-        dtype: one of `DTYPES` or "auto" (as the checkpoint says); default `model.dtype`.
+        dtype: one of `DTYPES` or "auto": as the checkpoint says, but float32 on a CPU, where half
+            precision is emulated and several times slower; default `model.dtype`.
         device: where to put it.
 
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
     """
     name = dtype or model.dtype
+    if name == "auto" and torch.device(device).type == "cpu":
+        name = "float32"
     options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation

@@ -1,0 +1,1 @@
+"""Run a frozen teacher once over the training examples and fill a store."""

@@ -1,0 +1,142 @@
+"""build-teacher-cache: run a teacher once over the training examples and keep its top-K logits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from configs import Config, ConfigError
+from configs.command import add_config_arguments, load, run_command
+from configs.models import default_device, lm_head_rows, load_tokenizer
+from configs.schema import ModelConfig
+from storage import TeacherStore
+from tasks.prompts import PromptEncoder
+from teacher_cache.build import build
+from teacher_cache.hf_engine import HFTeacher
+from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
+
+# Measured on a small Qwen3 over six tasks, everything counted; see docs/benchmarks.md.
+BYTES_PER_RANK = {"compact": 1.1, "float16": 3.3, "exact": 4.6}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    parser = argparse.ArgumentParser(prog="build-teacher-cache", description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--store", required=True, metavar="URL", help="directory or fsspec URL of the store")
+    parser.add_argument(
+        "--view",
+        action="append",
+        metavar="VIEW",
+        help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)})",
+    )
+    parser.add_argument("--worker", metavar="I/N", help="this process is worker I (from 0) of N that fill one store")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, load no model")
+    arguments = parser.parse_intermixed_args(argv)
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    config = load(arguments)
+    worker, workers = _parse_worker(arguments.worker)
+    views = tuple(dict.fromkeys(arguments.view or DEFAULT_VIEWS))
+    teacher = _teacher_model(config)
+    encoder = PromptEncoder(load_tokenizer(config.model))
+    _check_teacher(config, teacher, encoder)
+    plan = make_plan(config, encoder, views)
+    if arguments.dry_run:
+        _print_plan(config, plan)
+        return
+    engine = HFTeacher(
+        teacher, dtype=config.teacher.dtype, tokenizer_size=len(encoder.tokenizer), device=default_device()
+    )
+    tally = build(
+        arguments.store, config, plan, encoder, engine, vocab_size=engine.vocab_size, worker=worker, workers=workers
+    )
+    store = TeacherStore.open(arguments.store)
+    missing = {view: len(store.missing_shards(view)) for view in store.views}
+    state = ", ".join(f"{view} {'complete' if not n else f'lacks {n} shards'}" for view, n in missing.items())
+    speed = f"{tally.tokens / tally.seconds:,.0f} tokens/s" if tally.tokens else "nothing was left to do"
+    print(
+        f"{arguments.store}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
+        f"teacher: {tally.tokens:,} tokens, {speed}, padding {tally.padding_waste:.1%}\n"
+        f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {arguments.store}"
+    )
+
+
+def _teacher_model(config: Config) -> ModelConfig:
+    name = config.teacher.model or config.model.name
+    revision = config.teacher.revision if config.teacher.model else config.model.revision
+    return ModelConfig(
+        name=name,
+        revision=revision,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def _check_teacher(config: Config, teacher: ModelConfig, encoder: PromptEncoder) -> None:
+    if teacher.name != config.model.name:
+        other = PromptEncoder(load_tokenizer(teacher))
+        if other.tokenizer_hash != encoder.tokenizer_hash:
+            raise ConfigError(
+                f"teacher.model: expected the tokenizer of {config.model.name}, but {teacher.name} has another; "
+                "logits can only be shared between models with the same token ids"
+            )
+    rows = min(lm_head_rows(teacher), len(encoder.tokenizer))
+    if config.teacher.top_k > rows:
+        raise ConfigError(
+            f"teacher.top_k: expected at most {rows}, the size of the vocabulary, got {config.teacher.top_k}"
+        )
+
+
+def _parse_worker(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--worker: expected I/N with I from 0 to N-1, got {text!r}")
+    return int(index), int(count)
+
+
+def _print_plan(config: Config, plan: TeacherPlan) -> None:
+    table = Table(title="What the teacher would do")
+    for name in ("task", "language", "examples", "answer tokens"):
+        table.add_column(name, justify="left" if name in ("task", "language") else "right")
+    for view in plan.views:
+        table.add_column(f"{view} tokens", justify="right")
+        if view != "zeroshot":
+            table.add_column(f"{view} demonstrations dropped", justify="right")
+    table.add_column("too long", justify="right")
+    cells = [(record.task, record.language) for record in plan.examples]
+    examples = Counter(cells)
+    answers: Counter[tuple[str, str]] = Counter()
+    tokens = {view: Counter[tuple[str, str]]() for view in plan.views}
+    for position, (cell, record) in enumerate(zip(cells, plan.examples, strict=True)):
+        answers[cell] += len(record.answer_ids)
+        for view, view_plan in plan.views.items():
+            tokens[view][cell] += len(view_plan.prompts[position]) + len(record.answer_ids) - 1
+    for cell in sorted(examples | plan.too_long):
+        row = [*cell, f"{examples[cell]:,}", f"{answers[cell]:,}"]
+        for view, view_plan in plan.views.items():
+            row.append(f"{tokens[view][cell]:,}")
+            if view != "zeroshot":
+                row.append(f"{view_plan.dropped[cell]:,}")
+        table.add_row(*row, f"{plan.too_long[cell]:,}")
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+    size = plan.answer_tokens * config.teacher.top_k * BYTES_PER_RANK[config.store.encoding] * len(plan.views)
+    total = sum(sum(counter.values()) for counter in tokens.values())
+    print(
+        f"{len(plan.examples):,} examples, {plan.answer_tokens:,} answer tokens, {len(plan.views)} views: "
+        f"{total:,} teacher tokens, about {size / 1e6:,.1f} MB at K={config.teacher.top_k} ({config.store.encoding})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What a teacher will be asked: every training example, encoded under every view, in store order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from configs.schema import Config, ConfigError
+from storage import ExampleRecord
+from tasks import TASKS, Example, TaskError
+from tasks.data import cells, demonstration_pool, load_examples, training_examples
+from tasks.fewshot import draw_demonstrations, shuffle_answers
+from tasks.prompts import PromptEncoder
+
+logger = logging.getLogger(__name__)
+
+VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
+DEFAULT_VIEWS = ("fewshot", "zeroshot")
+
+Cell = tuple[str, str]
+
+
+@dataclass
+class ViewPlan:
+    """One view of the plan.
+
+    Attributes:
+        prompts: one int32 array per example.
+        demonstrations: (N,) int32, demonstrations in each prompt.
+        dropped: demonstrations that had to go for length, per (task, language).
+        prompt_hash: SHA-256 over all prompts.
+    """
+
+    prompts: list[NDArray[np.int32]] = field(default_factory=list)
+    demonstrations: list[int] = field(default_factory=list)
+    dropped: Counter[Cell] = field(default_factory=Counter)
+
+    @property
+    def prompt_hash(self) -> str:
+        """SHA-256 over all prompts, in store order."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(np.asarray([len(prompt)], "<i8").tobytes() + prompt.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class TeacherPlan:
+    """All that a build needs to know before a model is loaded.
+
+    Attributes:
+        examples: training examples in store order.
+        validation: held-out examples.
+        views: prompts per view.
+        too_long: examples left out because the query alone does not fit, per (task, language).
+        absent: requested (task, language) cells that do not exist.
+    """
+
+    examples: list[ExampleRecord]
+    validation: list[ExampleRecord]
+    views: dict[str, ViewPlan]
+    too_long: Counter[Cell]
+    absent: list[Cell]
+
+    @property
+    def answer_tokens(self) -> int:
+        """Answer tokens of all training examples."""
+        return sum(len(record.answer_ids) for record in self.examples)
+
+
+def make_plan(config: Config, encoder: PromptEncoder, views: Sequence[str]) -> TeacherPlan:
+    """Load, draw, encode and order everything.
+
+    Raises:
+        ConfigError: an unknown view, or no example that fits the length limits.
+        TaskError: a requested task or language that does not exist.
+    """
+    for view in views:
+        if view not in VIEWS:
+            raise ConfigError(f"--view: expected one of {', '.join(VIEWS)}, got {view!r}")
+    present, absent = cells(config.tasks, config.languages)
+    if absent:
+        logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
+    plan = TeacherPlan([], [], {view: ViewPlan() for view in views}, Counter(), absent)
+    examples = _spread([_train(config, task) for task in config.tasks], config.seed)
+    pools: dict[Cell, list[Example]] = {}
+    for example in _progress(examples, "encoding"):
+        record = _record(example, encoder, config, plan)
+        if record is None:
+            continue
+        prompts = {view: _view_prompt(view, example, record, encoder, config, pools) for view in views}
+        if any(prompt is None for prompt in prompts.values()):
+            plan.too_long[(example.task, example.language)] += 1
+            continue
+        plan.examples.append(record)
+        for view, prompt in prompts.items():
+            assert prompt is not None
+            ids, kept, wanted = prompt
+            plan.views[view].prompts.append(ids)
+            plan.views[view].demonstrations.append(kept)
+            plan.views[view].dropped[(example.task, example.language)] += wanted - kept
+    if not plan.examples:
+        raise ConfigError(
+            f"data.max_student_tokens: none of {len(examples)} examples fits in {config.data.max_student_tokens} tokens"
+        )
+    for example in _validation(config, present):
+        if (record := _record(example, encoder, config, plan)) is not None:
+            plan.validation.append(record)
+    if plan.too_long:
+        logger.info("query too long, left out: %s", _counts(plan.too_long))
+    return plan
+
+
+def _train(config: Config, task: str) -> list[Example]:
+    return training_examples(
+        task,
+        [language for language in config.languages if language in TASKS[task].languages],
+        train_languages=config.data.train_languages,
+        source=config.data.sources.get(task),
+        mirror=config.data.mirror,
+        limit=config.data.max_train_per_task,
+        seed=config.seed,
+    )
+
+
+def _validation(config: Config, present: Sequence[Cell]) -> list[Example]:
+    """Held-out examples: every requested language of a task has an equal share of the task's limit."""
+    languages: dict[str, list[str]] = defaultdict(list)
+    for task, language in present:
+        languages[task].append(language)
+    examples: list[Example] = []
+    for task, having in languages.items():
+        share, rest = divmod(config.data.max_validation_per_task, len(having))
+        for position, language in enumerate(having):
+            limit = share + (position < rest)
+            if limit:
+                examples += load_examples(
+                    task,
+                    "validation",
+                    language,
+                    source=config.data.sources.get(task),
+                    mirror=config.data.mirror,
+                    limit=limit,
+                    seed=config.seed,
+                )
+    return examples
+
+
+def _spread(groups: Sequence[Sequence[Example]], seed: int) -> list[Example]:
+    """Shuffle each task and interleave the tasks evenly, so that any stretch of the store is a fair sample."""
+    keyed = []
+    for number, group in enumerate(groups):
+        order = np.random.default_rng([seed, number]).permutation(len(group))
+        keyed += [((rank + 0.5) / len(group), number, group[i]) for rank, i in enumerate(order)]
+    return [example for _, _, example in sorted(keyed, key=lambda item: item[:2])]
+
+
+def _record(example: Example, encoder: PromptEncoder, config: Config, plan: TeacherPlan) -> ExampleRecord | None:
+    answer = encoder.encode_answer(example.answer)
+    room = config.data.max_student_tokens - len(answer)
+    prompt = encoder.encode_prompt(TASKS[example.task], example, [], max_tokens=room)
+    if prompt is None:
+        plan.too_long[(example.task, example.language)] += 1
+        return None
+    return ExampleRecord(example.example_id, example.task, example.language, prompt.ids, answer)
+
+
+def _view_prompt(
+    view: str,
+    example: Example,
+    record: ExampleRecord,
+    encoder: PromptEncoder,
+    config: Config,
+    pools: dict[Cell, list[Example]],
+) -> tuple[NDArray[np.int32], int, int] | None:
+    """The view's prompt, how many demonstrations it holds, how many were wanted; None if it cannot fit."""
+    if view == "zeroshot":
+        return np.asarray(record.prompt_ids, dtype=np.int32), 0, 0
+    task = TASKS[example.task]
+    cell = (example.task, example.language)
+    if cell not in pools:
+        pools[cell] = demonstration_pool(
+            *cell, stage="train", source=config.data.sources.get(example.task), mirror=config.data.mirror
+        )
+    wanted = config.fewshot.num_demonstrations.get(example.task, task.num_demonstrations)
+    demonstrations = draw_demonstrations(
+        pools[cell], example, wanted, seed=config.seed, selection=config.fewshot.selection
+    )
+    if len(demonstrations) < wanted:
+        raise TaskError(
+            f"fewshot.num_demonstrations.{example.task}: expected at most the {len(demonstrations)} that "
+            f"{example.task}/{example.language} offers, got {wanted}"
+        )
+    if view == "shuffled_answers":
+        demonstrations = shuffle_answers(demonstrations, seed=config.seed, query=example)
+    room = config.data.max_teacher_tokens - len(record.answer_ids)
+    prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room)
+    if prompt is None:
+        return None
+    return np.asarray(prompt.ids, dtype=np.int32), prompt.demonstrations, wanted
+
+
+def _progress(examples: Sequence[Example], what: str) -> Iterable[Example]:
+    return tqdm(examples, desc=what, unit=" examples", disable=None, leave=False)
+
+
+def _counts(counter: Counter[Cell]) -> str:
+    return ", ".join(f"{task}/{language} {count}" for (task, language), count in sorted(counter.items()) if count)
