@@ -79,6 +79,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("view", pa.string()),  # teacher view; null for cross-entropy only
             pa.field("lambda_distill", pa.float64()),
             pa.field("strategy", pa.string()),
+            pa.field("variant", pa.string()),  # how it was distilled, to read: "λ=0.05", "entropy λ=0.5"
+            pa.field("setup", pa.string()),  # hash of all else that decides a score, the seed aside
             pa.field("training_run", pa.string()),  # the training run that an evaluation's checkpoint is of
             pa.field("store_fingerprint", pa.string()),
             pa.field("config", pa.string()),  # JSON, whole

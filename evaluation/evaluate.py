@@ -1,0 +1,217 @@
+"""Evaluate one model on a grid of tasks and languages, cell by cell, each finished cell kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from configs import Config, ConfigError
+from evaluation.checkpoints import Checkpoint
+from evaluation.engine import Engine, Request, open_engine
+from evaluation.identity import Identity, identify
+from storage.results import write_rows
+from tasks import TASKS, Example, Task
+from tasks.data import cells, demonstration_pool, get_source, load_examples
+from tasks.fewshot import draw_demonstrations
+from tasks.prompts import EncodedPrompt, PromptEncoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate and where its rows go.
+
+    Attributes:
+        config: the whole configuration.
+        condition: name under which the rows appear; `fewshot` shows demonstrations, no other does.
+        checkpoint: the trained weights, or None for the base model.
+        results: directory of the result rows.
+    """
+
+    config: Config
+    condition: str
+    checkpoint: Checkpoint | None
+    results: Path
+
+
+def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], Engine] = open_engine) -> Identity:
+    """Evaluate all cells that exist and are not finished yet; print one line for each.
+
+    The model is loaded only where a cell is left to do.
+
+    Raises:
+        ConfigError, TaskError: a task in none of the languages, a model that cannot be opened.
+        StoreError: result files that cannot be written, or a torn one in the way.
+    """
+    grid = cells(job.config.tasks, job.config.languages)
+    if grid.absent:
+        print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
+    identity = identify(job.config, job.condition, job.checkpoint)
+    pending = [cell for cell in grid.present if not _result_file(job, "metrics", identity, cell).exists()]
+    if done := len(grid.present) - len(pending):
+        print(f"{job.condition}: {done} of {len(grid.present)} cells are finished already and skipped")
+    if not _run_file(job, identity).exists():
+        write_rows(job.results, "runs", [identity.run_row], identity.run)
+    engine: Engine | None = None
+    for number, cell in enumerate(pending, start=done + 1):
+        started = time.monotonic()
+        rows = _finished_predictions(job, identity, cell)
+        if rows is None:
+            engine = engine or opener(job.config, job.checkpoint)
+            rows = predict_cell(job, identity, engine, cell)
+            write_rows(job.results, "predictions", rows, _file_name(identity, cell))
+        metrics = metric_rows(rows, TASKS[cell[0]])
+        write_rows(job.results, "metrics", metrics, _file_name(identity, cell))
+        seconds = time.monotonic() - started
+        print(f"[{number}/{len(grid.present)}] {cell_line(job.condition, metrics)} in {seconds:.1f} s", flush=True)
+    return identity
+
+
+def predict_cell(job: Evaluation, identity: Identity, engine: Engine, cell: tuple[str, str]) -> list[dict[str, Any]]:
+    """Rows of `predictions` for one task in one language.
+
+    Raises:
+        ConfigError: no example of the cell fits into the model.
+    """
+    task, config = TASKS[cell[0]], job.config
+    source = config.data.sources.get(task.name)
+    max_new_tokens = config.evaluation.max_new_tokens.get(task.name, task.max_new_tokens)
+    examples = load_examples(
+        task.name,
+        config.evaluation.split,
+        cell[1],
+        source=source,
+        mirror=config.data.mirror,
+        limit=config.evaluation.max_samples,
+        seed=config.evaluation.sample_seed,
+    )
+    asked = _encode_prompts(job, engine, task, examples, max_new_tokens)
+    if not asked:
+        raise ConfigError(f"data.max_teacher_tokens: no example of {cell[0]}/{cell[1]} fits into it; raise it")
+    if dropped := len(examples) - len(asked):
+        print(f"{cell[0]}/{cell[1]}: dropped {dropped} of {len(examples)} examples whose query alone is too long")
+    requests = [Request(prompt.ids, max_new_tokens) for _, prompt in asked]
+    with tqdm(
+        total=len(requests), desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
+        outputs = engine.generate(requests, progress=bar.update)
+    options = get_source(task.name, source).score_options
+    shared = {
+        **identity.columns,
+        "task": task.name,
+        "language": cell[1],
+        "split": config.evaluation.split,
+        "method": "generate",
+    }
+    return [
+        {**shared, **_prediction(task, example, prompt, output, options)}
+        for (example, prompt), output in zip(asked, outputs, strict=True)
+    ]
+
+
+def metric_rows(predictions: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Rows of `metrics` from the prediction rows of one cell."""
+    shared = {
+        name: predictions[0][name]
+        for name in ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
+    }
+    statistics = [dict(row["statistics"]) for row in predictions]
+    means = {name: float(np.mean([row[name] for row in statistics])) for name in statistics[0]}
+    return [
+        {
+            **shared,
+            "metric": metric,
+            "value": float(value),
+            "is_primary": metric == task.primary_metric,
+            "examples": len(predictions),
+        }
+        for metric, value in task.metrics(means).items()
+    ]
+
+
+def cell_line(condition: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """One finished cell, to read: `distilled nli/en  accuracy 33.4  parse failures 1.2%  500 examples`."""
+    primary = next(row for row in metrics if row["is_primary"])
+    failures = next((row["value"] for row in metrics if row["metric"] == "parse_failure"), None)
+    parsed = "" if failures is None else f"  parse failures {100 * failures:.1f}%"
+    name = f"{condition} {primary['task']}/{primary['language']}"
+    return f"{name}  {primary['metric']} {100 * primary['value']:.1f}{parsed}  {primary['examples']} examples"
+
+
+def _encode_prompts(
+    job: Evaluation, engine: Engine, task: Task, examples: Sequence[Example], max_new_tokens: int
+) -> list[tuple[Example, EncodedPrompt]]:
+    """Each example with its prompt; examples whose query alone does not fit are left out."""
+    config = job.config
+    encoder = PromptEncoder(engine.tokenizer)
+    room = min(config.data.max_teacher_tokens, engine.context_tokens or config.data.max_teacher_tokens)
+    count = config.fewshot.num_demonstrations.get(task.name, task.num_demonstrations)
+    pool: list[Example] = []
+    if job.condition == "fewshot" and examples:
+        pool = demonstration_pool(
+            task.name,
+            examples[0].language,
+            stage="eval",
+            source=config.data.sources.get(task.name),
+            mirror=config.data.mirror,
+        )
+    asked = []
+    for example in examples:
+        demonstrations: list[Example] = []
+        if job.condition == "fewshot":
+            demonstrations = draw_demonstrations(
+                pool, example, count, seed=config.seed, selection=config.fewshot.selection
+            )
+        prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room - max_new_tokens)
+        if prompt is not None:
+            asked.append((example, prompt))
+    return asked
+
+
+def _prediction(
+    task: Task, example: Example, prompt: EncodedPrompt, output: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    reference = task.reference(example)
+    statistics = task.statistics(output, reference, example.language, **options)
+    parsed = task.parse(output)
+    return {
+        "example_id": example.example_id,
+        "prompt_hash": hashlib.sha256(np.asarray(prompt.ids, dtype="<i4").tobytes()).hexdigest()[:16],
+        "demonstrations": prompt.demonstrations,
+        "question": task.user_message(example),
+        "output": output,
+        "parsed": None if parsed is None else json.dumps(parsed, ensure_ascii=False),
+        "gold": json.dumps(reference, ensure_ascii=False),
+        "score": float(task.metrics(statistics)[task.primary_metric]),
+        "statistics": statistics,
+    }
+
+
+def _finished_predictions(job: Evaluation, identity: Identity, cell: tuple[str, str]) -> list[dict[str, Any]] | None:
+    """Predictions of a cell that was interrupted between its two files."""
+    path = _result_file(job, "predictions", identity, cell)
+    return pq.ParquetFile(path).read().to_pylist() if path.exists() else None
+
+
+def _file_name(identity: Identity, cell: tuple[str, str]) -> str:
+    return f"{identity.run}@{cell[0]}.{cell[1]}"
+
+
+def _result_file(job: Evaluation, table: str, identity: Identity, cell: tuple[str, str]) -> Path:
+    return job.results / table / f"{_file_name(identity, cell)}.parquet"
+
+
+def _run_file(job: Evaluation, identity: Identity) -> Path:
+    return job.results / "runs" / f"{identity.run}.parquet"

@@ -1,0 +1,54 @@
+"""`evaluate-model`: let a model answer, score it, write prediction and metric rows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import ConfigError
+from configs.command import add_config_arguments, load, run_command
+from evaluation.checkpoints import check_condition, checkpoints_at_steps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate-model",
+        description="Evaluate a model or checkpoint on every task and language of the configuration. "
+        "Cells that are finished already are skipped, so the same command goes on where it was stopped.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--condition",
+        required=True,
+        metavar="NAME",
+        help="base, fewshot (the model before training, with demonstrations), finetuned, distilled, control, "
+        "or a name of your own",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model that training wrote")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[], metavar="N", help="evaluate DIR/checkpoint-N for each N"
+    )
+    parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
+    run_command(lambda: _evaluate(parser.parse_args(argv)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from evaluation.evaluate import Evaluation, evaluate  # torch and transformers: not for --help
+
+    config = load(arguments)
+    if arguments.steps and arguments.checkpoint is None:
+        raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
+    checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
+    check_condition(arguments.condition, checkpoints)
+    if not checkpoints:
+        evaluate(Evaluation(config, arguments.condition, None, arguments.results))
+    for checkpoint in checkpoints:
+        if len(checkpoints) > 1:
+            print(f"step {checkpoint.step}: {checkpoint.path}")
+        evaluate(Evaluation(config, arguments.condition, checkpoint, arguments.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`query-results`: tables, SQL and reports over result files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import ConfigError
+from configs.command import run_command
+from evaluation.render import FORMATS, write_answer
+from evaluation.result_tables import all_tables
+from storage.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(prog="query-results", description=__doc__)
+    parser.add_argument(
+        "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; may be repeated"
+    )
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="teacher store, for the views cache_*; may be repeated",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sql = commands.add_parser("sql", help="run one SQL query (DuckDB's dialect) over the views")
+    sql.add_argument("query", help="for example: SELECT * FROM cells")
+    sql.add_argument("--format", choices=FORMATS, default="table", help="default: table")
+    sql.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
+
+    commands.add_parser("tables", help="all standing tables, as Markdown")
+
+    report = commands.add_parser("report", help="write the tables to a Markdown file")
+    report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
+
+    arguments = parser.parse_args(argv)
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    catalogue = _open(arguments)
+    if arguments.command == "sql":
+        write_answer(catalogue.query(arguments.query), arguments.format, arguments.output)
+    elif arguments.command == "tables":
+        print(_document(catalogue, arguments.results), end="")
+    elif arguments.command == "report":
+        _write_text(arguments.output, f"# Results\n\n{_document(catalogue, arguments.results)}")
+        print(f"wrote {arguments.output}")
+
+
+def _open(arguments: argparse.Namespace) -> Catalogue:
+    catalogue = Catalogue(arguments.results)
+    for path in catalogue.torn:
+        logger.warning("warning: %s is torn and left out; delete it and run its command again", path)
+    return catalogue
+
+
+def _document(catalogue: Catalogue, directories: Sequence[Path]) -> str:
+    tables = all_tables(catalogue)
+    if not tables:
+        raise ConfigError(f"--results: no metric in {', '.join(map(str, directories))}; evaluate-model writes them")
+    return "\n".join(table.markdown() for table in tables)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {path}: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    main()
