@@ -20,8 +20,8 @@ class Example:
     """One question with its gold answer.
 
     Attributes:
-        example_id: unique over all tasks, languages and splits: `pos/en/train/17`, the number being
-            the row in the hub split.
+        example_id: unique over all tasks, languages, splits and sources: `pos/en/train/17`, the number
+            being the row in the hub split; `qa/en/test@xquad/17` for rows of another than the default source.
         task: name of the task, a key of `tasks.TASKS`.
         language: ISO 639-1 code, one of `LANGUAGES`.
         fields: what the prompt needs (`premise`, `tokens` …), and under the name `answers` what only

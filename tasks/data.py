@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from tasks.common import Example, HubSource, Source, Task, TaskError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_reported: set[str] = set()  # cells whose unusable rows were already logged in this process
 MAX_POOL = 5000  # demonstrations are drawn from at most this many rows of a split
 
 
@@ -103,22 +103,28 @@ def load_examples(
     having = origin.train_languages if split == "train" else origin.eval_languages
     if language not in having:
         raise TaskError(f"{task} has no {split} split in {language!r}, only in {', '.join(having)}")
-    rows = _open(origin.hub(split, language), mirror)
-    order: Iterable[int] = range(len(rows))
+    hub = origin.hub(split, language)
+    rows = _open(hub, mirror)
     cell = f"{task}/{language}/{split}"
-    if limit is not None:
-        order = _random_order(len(rows), f"{seed}/{cell}")
+    if hub != get_source(task).hub(split, language):
+        cell += f"@{source}"  # other rows than the default source's, so other ids
+    order = range(len(rows)) if limit is None else _random_order(len(rows), f"{seed}/{cell}")
+    labels = _label_names(rows)
     examples: list[Example] = []
     unusable = 0
     for index in order:
         if limit is not None and len(examples) >= limit:
             break
-        example = TASKS[task].to_example(_named_labels(rows, index), language, f"{cell}/{index}")
+        try:
+            example = TASKS[task].to_example(_with_label_names(rows[index], labels), language, f"{cell}/{index}")
+        except KeyError as error:
+            raise TaskError(f"{cell}: expected a column {error}, got {', '.join(rows.column_names)}") from None
         if example is None:
             unusable += 1
         else:
             examples.append(example)
-    if unusable:
+    if unusable and cell not in _reported:
+        _reported.add(cell)
         logger.info("%s: skipped %d rows without text, label or answer", cell, unusable)
     return examples
 
@@ -215,7 +221,6 @@ def _random_order(count: int, key: str) -> list[int]:
     return sorted(range(count), key=lambda index: hashlib.blake2b(f"{key}/{index}".encode(), digest_size=8).digest())
 
 
-@functools.lru_cache(maxsize=64)
 def _open(source: HubSource, mirror: str | None) -> Any:
     """The rows of a hub split, memory-mapped.
 
@@ -237,22 +242,14 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     try:
         return datasets.load_dataset(path, source.config, split=source.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "" if mirror is not None else "; without the hub, set data.mirror to a directory of local clones"
         raise TaskError(
-            f"data set {path}, configuration {source.config}, split {source.split}: cannot be opened: {reason}"
+            f"data set {path}, configuration {source.config}, split {source.split}: cannot be opened: {reason}{hint}"
         ) from error
     finally:
         if not shown:
             datasets.enable_progress_bars()
-
-
-def _named_labels(rows: Any, index: int) -> Mapping[str, Any]:
-    """One row, its class labels as names where the data set declares them."""
-    row = dict(rows[index])
-    for column, names in _label_names(rows).items():
-        value = row[column]
-        row[column] = [_name(item, names) for item in value] if isinstance(value, list) else _name(value, names)
-    return row
 
 
 def _label_names(rows: Any) -> dict[str, list[str]]:
@@ -265,7 +262,19 @@ def _label_names(rows: Any) -> dict[str, list[str]]:
     return found
 
 
-def _name(value: Any, names: Sequence[str]) -> Any:
+def _with_label_names(row: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The row with its class labels as names; -1, the hub's missing label, stays."""
+    named = dict(row)
+    for column, names in labels.items():
+        value = row[column]
+        if isinstance(value, list):
+            named[column] = [_class_name(item, names) for item in value]
+        else:
+            named[column] = _class_name(value, names)
+    return named
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 

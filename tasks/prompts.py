@@ -20,7 +20,8 @@ from tasks.common import Example, Task, TaskError
 PROMPT_DATE = "26 Jul 2024"  # what Llama 3's template writes where it cannot ask the clock
 
 # A template's `strftime_now` with a standing date. It fails on a format that it does not know, rather
-# than writing a time of day into a prompt.
+# than writing a time of day into a prompt. Ends in a newline, which Jinja drops, so that a template's
+# own first characters stay.
 _STANDING_CLOCK = """\
 {%- macro strftime_now(format) -%}
 {%- set text = format | replace("%Y", "2024") | replace("%m", "07") | replace("%d", "26")
@@ -28,7 +29,7 @@ _STANDING_CLOCK = """\
     | replace("%a", "Fri") | replace("%H", "00") | replace("%M", "00") | replace("%S", "00") -%}
 {%- if "%" in text %}{{ raise_exception("unsupported date format " + format) }}{% endif -%}
 {{- text -}}
-{%- endmacro -%}
+{%- endmacro %}
 """
 _TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": PROMPT_DATE}
 _PROBE_SYSTEM, _PROBE_USER, _PROBE_ANSWER = "Probe of the system role.", "Probe question?", "Probeanswer"
@@ -65,7 +66,7 @@ class PromptEncoder:
         self._system_role = True
         self._answer_header = ""
         if self.has_template:
-            self._template = _STANDING_CLOCK + tokenizer.get_chat_template()
+            self._template = _without_clock(tokenizer.get_chat_template())
             self._system_role = self._accepts_system_role()
             self._answer_header, end_of_turn = self._study_answer_turn()
         else:
@@ -171,7 +172,9 @@ class PromptEncoder:
 
     def _encode_text(self, text: str) -> list[int]:
         """Ids of text from data: what looks like a control token stays text, nothing is added."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        if self._added_token.search(text):
+            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return self._ids(text)
 
     def _beginning_ids(self) -> list[int]:
         """`[bos]` where the tokenizer puts one before a text by itself, else nothing."""
@@ -231,6 +234,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
         model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     added = sorted((token["id"], token["content"]) for token in state["added_tokens"])
     return _hash([model, added, state["normalizer"], state["pre_tokenizer"]])
+
+
+def _without_clock(template: str) -> str:
+    return _STANDING_CLOCK + template if "strftime_now" in template else template
 
 
 def _hash(value: Any) -> str:
