@@ -17,7 +17,7 @@ from tasks.labels import accuracy_metrics
 _SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
 _MINUS = "-\N{MINUS SIGN}"
 # A sign counts only where it is no operator: `12-5` ends in 5, `= -5` in minus 5.
-_NUMBER = re.compile(rf"((?<![\w)])[{_MINUS}])?\$?([{_MINUS}])?(\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(rf"(?:(?<![\w)])([{_MINUS}]))?(?:\$([{_MINUS}])?)?(\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def _hub(split: str, language: str) -> HubSource:

@@ -13,6 +13,10 @@ TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")  # in the ord
 _TAG = re.compile(r"O|[BI]-[A-Z]+")
 
 
+def _is_tag(word: str) -> bool:
+    return _TAG.fullmatch(word) is not None
+
+
 def _hub(split: str, language: str) -> HubSource:
     return HubSource("unimelb-nlp/wikiann", language, split)
 
@@ -49,8 +53,8 @@ class NER:
 
     def parse(self, output: str) -> list[str] | None:
         """Tags in order, whatever their case; a word that is no tag among them stands as `O`."""
-        words = parse_tags(output, _TAG)
-        return None if words is None else [word if _TAG.fullmatch(word) else "O" for word in words]
+        words = parse_tags(output, _is_tag)
+        return None if words is None else [word if _is_tag(word) else "O" for word in words]
 
     def statistics(self, output: str, reference: Sequence[str], language: str) -> dict[str, float]:
         """Counts of spans: `true_positives`, `predicted`, `gold`; and `parse_failure`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ UPOS = (
 )
 _UPOS_TO_TAG = {"AUX": "VERB", "PROPN": "NOUN", "CCONJ": "CONJ", "SCONJ": "CONJ", "INTJ": "X", "SYM": "X"}
 _KNOWN = {*TAGS, *UPOS}
-_TAG_SHAPE = re.compile("[A-Z]+")
 _CONFIG_NAMES = {
     "en": "English",
     "hi": "Hindi",
@@ -73,8 +71,7 @@ class POS:
 
     def parse(self, output: str) -> list[str] | None:
         """Tags in order, whatever their case; a word that is no tag among them stays, and is wrong."""
-        words = parse_tags(output, _TAG_SHAPE)
-        return words if words and not _KNOWN.isdisjoint(words) else None
+        return parse_tags(output, _KNOWN.__contains__)
 
     def statistics(self, output: str, reference: Sequence[str], language: str) -> dict[str, float]:
         """`correct` and `tokens`: counts; and `parse_failure`. A missing tag is wrong, surplus ignored."""

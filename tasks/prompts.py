@@ -212,7 +212,8 @@ class PromptEncoder:
         if not found or _PROBE_USER not in prompt:
             raise TaskError("tokenizer: its chat template does not show the question and the answer")
         header = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        if prompt.rfind("<think>") > prompt.rfind("</think>"):
+        generation_prompt = prompt[prompt.rindex(_PROBE_USER) :]
+        if generation_prompt.rfind("<think>") > generation_prompt.rfind("</think>"):
             header = "</think>\n\n"
         match = self._added_token.search(after.lstrip())
         token = match.group() if match and match.start() == 0 else None

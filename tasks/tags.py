@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-# What may stand between tags, or around them when a model writes a list: `['O', 'B-PER']`.
-_SEPARATORS = re.compile(r"[\s,;\[\](){}'\"`*]+")
+_BETWEEN = re.compile(r"\s+|(?<=\w)[,;](?=\w)")
+_AROUND = ".,;[](){}'\"`*"  # a model may write a list or a sentence: `['O', 'B-PER']`
 
 
-def parse_tags(output: str, shape: re.Pattern[str]) -> list[str] | None:
-    """The words of a model text, in upper case, from the first that has a tag's shape; None without one.
+def parse_tags(output: str, is_tag: Callable[[str], bool]) -> list[str] | None:
+    """The tags of a model text in order and in upper case; None where no word is a tag.
 
-    Words before it are a preamble (`Tags:`, `Here they are:`) and dropped. From there on every word
-    takes a token's place, so that one odd word costs one token and not all that follow.
+    Words before the first tag are a preamble (`Here are the tags:`) and dropped. From there on every
+    word takes a token's place, so that one odd word costs one token and not all that follow.
+
+    Args:
+        output: raw model text.
+        is_tag: whether a word is a tag, asked with the word as it stands and in upper case.
     """
-    words = [word for word in _SEPARATORS.split(output) if word]
+    words = [word.strip(_AROUND) for word in _BETWEEN.split(output.strip())]
     upper = [word.upper() for word in words]
     for candidates in (words, upper):  # tags as they should be written, else in whatever case
-        for index, word in enumerate(candidates):
-            if shape.fullmatch(word):
-                return upper[index:]
-    return None
+        start = next((index for index, word in enumerate(candidates) if is_tag(word)), None)
+        if start is not None:
+            break
+    else:
+        return None
+    while start > 0 and (is_tag(upper[start - 1]) or _looks_like_a_tag(words[start - 1])):
+        start -= 1
+    return upper[start:]
+
+
+def _looks_like_a_tag(word: str) -> bool:
+    """`MISC`, `FOO`: no preamble, but a tag that does not exist."""
+    return word.isascii() and word.isalpha() and word.isupper()
 
 
 def fit_length(tags: Sequence[str] | None, length: int, missing: str) -> list[str]:
