@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--steps", type=int, nargs="+", default=[], metavar="N", help="evaluate DIR/checkpoint-N for each N"
     )
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
-    run_command(lambda: _evaluate(parser.parse_args(argv)))
+    run_command(lambda: _evaluate(parser.parse_intermixed_args(argv)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -39,7 +39,8 @@ class HfEngine:
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.stop_ids[0] if pad is None else pad
         # A checkpoint's own sampling defaults (temperature, repetition penalty) would not be greedy.
-        model.generation_config = GenerationConfig()
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner.generation_config = GenerationConfig()
 
     @classmethod
     def open(cls, config: Config, checkpoint: Checkpoint | None) -> HfEngine:

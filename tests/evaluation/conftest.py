@@ -1,0 +1,156 @@
+"""A tiny random model with a byte tokenizer, a tiny mirror of the hub, and result rows made by hand."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from configs import Config, load_config
+from storage.results import write_rows
+
+TEMPLATE = (
+    "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="<end>", additional_special_tokens=["<start>"]
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """Directory of a random Qwen3 with 2 layers; its own defaults would sample."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=1024,
+        initializer_range=0.4,
+    )
+    path = tmp_path_factory.mktemp("tiny") / "tiny-qwen3"
+    model = transformers.Qwen3ForCausalLM(config)
+    model.generation_config = transformers.GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=1.8)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """XNLI in en and hi, PAWS-X in en, WikiANN in en and hi: 12 rows in each split."""
+    root = tmp_path_factory.mktemp("hub")
+    for language in ("en", "hi"):
+        rows = [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 3} for i in range(12)]
+        _dataset(root / "facebook/xnli", language, rows)
+    pairs = [{"id": i, "sentence1": f"a {i}", "sentence2": f"b {i}", "label": i % 2} for i in range(12)]
+    _dataset(root / "google-research-datasets/paws-x", "en", pairs)
+    tagged: list[dict[str, Any]] = [
+        {"tokens": ["Ada", "met", "Bob", str(i)], "ner_tags": [1, 0, 1, 0]} for i in range(12)
+    ]
+    for language in ("en", "hi"):
+        _dataset(root / "unimelb-nlp/wikiann", language, tagged)
+    return root
+
+
+def _dataset(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    (folder / name).mkdir(parents=True)
+    files = []
+    for split in ("train", "validation", "test"):
+        marked = [{k: f"{v} {split}" if k in ("premise", "sentence1") else v for k, v in row.items()} for row in rows]
+        datasets.Dataset.from_list(marked).to_parquet(folder / name / f"{split}-0.parquet")
+        files.append({"split": split, "path": f"{name}/{split}-*"})
+    readme = folder / "README.md"
+    known = json.loads(readme.read_text().splitlines()[1].removeprefix("configs: ")) if readme.exists() else []
+    known.append({"config_name": name, "data_files": files})
+    readme.write_text(f"---\nconfigs: {json.dumps(known)}\n---\n")
+
+
+@pytest.fixture
+def config(tiny_model: Path, mirror: Path) -> Callable[..., Config]:
+    """`config("key=value", …)`: nli, pa and ner in en and hi on the tiny model, 6 examples a cell."""
+
+    def make(*overrides: str) -> Config:
+        return load_config([], [*base_overrides(tiny_model, mirror), *overrides])
+
+    return make
+
+
+def base_overrides(tiny_model: Path, mirror: Path) -> list[str]:
+    return [
+        f"model.name={tiny_model}",
+        "model.dtype=float32",
+        f"data.mirror={mirror}",
+        "tasks=[nli,pa,ner]",
+        "languages=[en,hi]",
+        "evaluation.max_samples=6",
+        "evaluation.max_new_tokens={ner: 12}",
+        "data.sources={nli: xnli}",
+    ]
+
+
+def add_run(
+    results: Path,
+    cells: Mapping[tuple[str, str], float],
+    *,
+    model: str = "m",
+    condition: str = "base",
+    seed: int = 42,
+    step: int | None = None,
+    variant: str | None = None,
+    setup: str = "s",
+    lambda_distill: float | None = None,
+    day: int = 1,
+    examples: int = 500,
+) -> str:
+    """Write one evaluation's rows of `runs` and `metrics`; `cells` maps (task, language) to a fraction."""
+    run = f"{condition}-{model}-{seed}-{step}-{variant or ''}-{setup}-{day}"
+    run = run.replace("λ", "l").replace(" ", "_").replace("/", "_")
+    identity = {"run": run, "model": model, "condition": condition, "seed": seed, "step": step}
+    created = datetime.datetime(2026, 1, day, tzinfo=datetime.UTC)
+    about = {"kind": "evaluation", "variant": variant, "setup": setup, "lambda_distill": lambda_distill}
+    write_rows(results, "runs", [{**identity, **about, "created_at": created}], run)
+    rows = [
+        {
+            **identity,
+            "task": task,
+            "language": language,
+            "split": "test",
+            "method": "generate",
+            "metric": "f1" if task in ("qa", "ner") else "accuracy",
+            "value": value,
+            "is_primary": True,
+            "examples": examples,
+        }
+        for (task, language), value in cells.items()
+    ]
+    write_rows(results, "metrics", rows, run)
+    return run

@@ -1,0 +1,215 @@
+"""`evaluate`: what is asked, what is written, what is skipped, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import Config
+from evaluation import evaluate_command
+from evaluation.checkpoints import Checkpoint, open_checkpoint
+from evaluation.engine import Request, open_engine
+from evaluation.evaluate import Evaluation, evaluate
+from evaluation.identity import identify
+from storage.catalogue import Catalogue
+from tasks import TASKS
+from tasks.data import load_examples
+from tests.evaluation.conftest import base_overrides
+
+
+class Parrot:
+    """An engine that always says the same and remembers what it was asked."""
+
+    context_tokens = None
+
+    def __init__(self, tokenizer: Any, answer: str = "The answer is: Neutral.") -> None:
+        self.tokenizer, self.answer = tokenizer, answer
+        self.asked: list[str] = []
+
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
+        self.asked += [self.tokenizer.decode(request.prompt_ids) for request in requests]
+        progress(len(requests))
+        return [self.answer] * len(requests)
+
+    def __call__(self, config: Config, checkpoint: Checkpoint | None) -> Parrot:
+        return self
+
+
+def _rows(results: Path, sql: str) -> list[dict[str, Any]]:
+    return Catalogue([results]).rows(sql)
+
+
+def test_cells_are_scored_written_and_printed(config: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    parrot = Parrot(tokenizer)
+    evaluate(Evaluation(config(), "base", None, tmp_path), opener=parrot)
+    printed = capsys.readouterr().out
+    assert "not evaluated, these do not exist: pa/hi" in printed
+    assert "[1/5] base nli/en  accuracy" in printed
+    assert "base ner/en  f1 0.0  parse failures 100.0%  6 examples" in printed
+
+    mirror = config().data.mirror
+    examples = load_examples("nli", "test", "hi", source="xnli", mirror=mirror, limit=6, seed=42)
+    share = sum(example.answer == "neutral" for example in examples) / 6
+    (cell,) = _rows(tmp_path, "SELECT * FROM metrics WHERE task='nli' AND language='hi' AND is_primary")
+    assert cell["metric"] == "accuracy"
+    assert cell["value"] == pytest.approx(share)
+    assert cell["examples"] == 6
+    rows = _rows(tmp_path, "SELECT * FROM predictions WHERE task='nli' AND language='hi'")
+    assert [row["example_id"] for row in rows] == [example.example_id for example in examples]
+    for row, example in zip(rows, examples, strict=True):
+        assert json.loads(row["parsed"]) == "neutral"
+        assert json.loads(row["gold"]) == example.answer
+        assert row["output"] == "The answer is: Neutral."
+        assert row["score"] == float(example.answer == "neutral")
+        assert row["question"] == TASKS["nli"].user_message(example)
+    assert all(row["parsed"] is None for row in _rows(tmp_path, "SELECT parsed FROM predictions WHERE task='ner'"))
+    (run,) = _rows(tmp_path, "SELECT * FROM runs")
+    assert json.loads(run["config"])["evaluation"]["max_samples"] == 6
+    assert "transformers" in json.loads(run["versions"])
+
+
+def test_only_fewshot_shows_demonstrations(config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    for condition, turns in (("base", 1), ("fewshot", 6)):
+        parrot = Parrot(tokenizer)
+        evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), condition, None, tmp_path), opener=parrot)
+        assert {text.count("<start>user") for text in parrot.asked} == {turns}
+    kept = _rows(tmp_path, "SELECT condition, min(demonstrations) AS n FROM predictions GROUP BY ALL ORDER BY ALL")
+    assert kept == [{"condition": "base", "n": 0}, {"condition": "fewshot", "n": 5}]
+
+
+def test_finished_cells_are_skipped_and_the_model_stays_closed(
+    config: Any, tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    first = Parrot(tokenizer)
+    evaluate(Evaluation(config("tasks=[nli]"), "base", None, tmp_path), opener=first)
+    again = Parrot(tokenizer)
+    evaluate(Evaluation(config("tasks=[nli,pa]"), "base", None, tmp_path), opener=again)
+    assert "2 of 3 cells are finished already" in capsys.readouterr().out
+    assert len(again.asked) == 6, "only pa/en was left"
+
+    def opened(*_: Any) -> Any:
+        raise AssertionError("nothing was left to do")
+
+    evaluate(Evaluation(config("tasks=[nli,pa]"), "base", None, tmp_path), opener=opened)
+
+
+def test_an_interrupted_cell_needs_no_second_generation(config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    job = Evaluation(config("tasks=[nli]", "languages=[en]"), "base", None, tmp_path)
+    evaluate(job, opener=Parrot(tokenizer))
+    before = _rows(tmp_path, "SELECT * FROM metrics ORDER BY metric")
+    for file in (tmp_path / "metrics").iterdir():
+        file.unlink()
+    again = Parrot(tokenizer)
+    evaluate(job, opener=again)
+    assert again.asked == []
+    assert _rows(tmp_path, "SELECT * FROM metrics ORDER BY metric") == before
+
+
+def test_whatever_changes_a_score_is_another_run(config: Any, tmp_path: Path) -> None:
+    def run(*overrides: str, condition: str = "base") -> str:
+        return identify(config(*overrides), condition, None).run
+
+    plain = run()
+    assert run("evaluation.batch_tokens=99", "tasks=[pa]", "languages=[hi]", "fewshot.selection=fixed") == plain
+    others = [
+        run("evaluation.max_samples=7"),
+        run("evaluation.sample_seed=1"),
+        run("evaluation.max_new_tokens={ner: 13}"),
+        run("data.max_teacher_tokens=99"),
+        run("model.dtype=bfloat16"),
+        run(condition="other"),
+        run(condition="fewshot"),
+        run("fewshot.selection=fixed", condition="fewshot"),
+    ]
+    assert len({plain, *others}) == len(others) + 1
+
+
+def test_prompts_that_do_not_fit_are_counted(config: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    parrot = Parrot(tokenizer)
+    lengths = [len(tokenizer(text)["input_ids"]) for text in _asked(config, tokenizer, tmp_path / "a")]
+    limit = sorted(lengths)[2] + TASKS["nli"].max_new_tokens
+    small = config("tasks=[nli]", "languages=[en]", f"data.max_teacher_tokens={limit}")
+    evaluate(Evaluation(small, "base", None, tmp_path / "b"), opener=parrot)
+    fit = sum(length <= sorted(lengths)[2] for length in lengths)
+    assert len(parrot.asked) == fit < 6
+    assert f"dropped {6 - fit} of 6 examples" in capsys.readouterr().out
+
+
+def _asked(config: Any, tokenizer: Any, results: Path) -> list[str]:
+    parrot = Parrot(tokenizer)
+    evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), "base", None, results), opener=parrot)
+    return parrot.asked
+
+
+def _checkpoint(path: Path, **training: Any) -> Path:
+    path.mkdir(parents=True)
+    (path / "adapter_config.json").write_text("{}")
+    if training:
+        (path / "training.json").write_text(json.dumps(training))
+    return path
+
+
+def test_a_checkpoint_brings_its_seed_step_and_variant(config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    distillation = {"lambda_distill": 0.05, "strategy": "fixed", "loss": "mse", "n_top_logits": None}
+    path = _checkpoint(
+        tmp_path / "out" / "final", run="r1", step=60, seed=7, view="fewshot", config={"distillation": distillation}
+    )
+    job = Evaluation(config("tasks=[nli]", "languages=[en]"), "distilled", open_checkpoint(path), tmp_path / "res")
+    evaluate(job, opener=Parrot(tokenizer))
+    (run,) = _rows(tmp_path / "res", "SELECT * FROM runs")
+    assert (run["seed"], run["step"], run["variant"], run["training_run"]) == (7, 60, "λ=0.05", "r1")
+    assert run["lambda_distill"] == 0.05
+
+
+COMMAND_ERRORS = {
+    "no checkpoint directory": (["--condition", "finetuned", "--checkpoint", "{tmp}/none"], "no directory"),
+    "no model in it": (
+        ["--condition", "finetuned", "--checkpoint", "{tmp}/out"],
+        "it holds checkpoint-5, final: give one",
+    ),
+    "base with checkpoint": (["--condition", "base", "--checkpoint", "{tmp}/out/final"], "takes no --checkpoint"),
+    "trained without checkpoint": (["--condition", "distilled"], "add --checkpoint DIR"),
+    "wrong view": (["--condition", "control", "--checkpoint", "{tmp}/out/final"], "use distilled or a name of your"),
+    "bad name": (["--condition", "my/name"], "--condition: expected letters"),
+    "steps alone": (["--condition", "x", "--steps", "3"], "--steps: needs --checkpoint"),
+    "no such step": (["--condition", "x", "--checkpoint", "{tmp}/out", "--steps", "9"], "its steps are 5"),
+    "impossible cell": (["--condition", "base", "tasks=[pa]", "languages=[hi]"], "pa does not exist in hi"),
+    "unknown key": (["--condition", "base", "evaluation.max_sample=3"], "did you mean evaluation.max_samples"),
+    "no such model": (["--condition", "base", "model.name={tmp}/nowhere"], "no directory"),
+}
+
+
+@pytest.mark.parametrize("case", COMMAND_ERRORS)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    case: str, tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any
+) -> None:
+    _checkpoint(tmp_path / "out" / "final", view="fewshot")
+    _checkpoint(tmp_path / "out" / "checkpoint-5")
+    arguments, message = COMMAND_ERRORS[case]
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    command = ["--config", *base_overrides(tiny_model, mirror), "--results", str(tmp_path / "r"), *given]
+    with pytest.raises(SystemExit) as caught:
+        evaluate_command.main(command)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert message in error
+
+
+def test_the_command_with_a_real_model(tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "--results", str(tmp_path)]
+    evaluate_command.main([*command, "--condition", "base"])
+    evaluate_command.main([*command, "--condition", "base"])
+    assert "2 of 2 cells are finished already" in capsys.readouterr().out
+    rows = _rows(tmp_path, "SELECT output FROM predictions")
+    assert len(rows) == 12
+    assert any(row["output"] for row in rows)
+
+
+def test_engine_choice_is_checked_in_the_configuration(config: Any) -> None:
+    assert open_engine(config(), None).context_tokens == 1024
