@@ -101,7 +101,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 50
     grad_clip: float = 1.0
-    precision: str = "bf16"
+    precision: str = "auto"
     gradient_checkpointing: bool = False
     use_lora: bool = True
     save_steps: int = 200

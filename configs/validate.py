@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "store.encoding": ("compact", "float16", "exact"),
     "distillation.strategy": ("fixed",),
     "distillation.loss": ("mse",),
-    "training.precision": ("bf16", "fp16", "fp32"),
+    "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "evaluation.engine": ("hf",),
     "evaluation.split": ("test", "validation"),
 }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 
 from configs import Config, ConfigError
 from configs.models import load_tokenizer
@@ -45,7 +45,7 @@ def train(run: Run) -> Path:
     """
     final = run.output / checkpoints.FINAL
     if check_output(run.output, resume=run.resume):
-        if PartialState().is_main_process:
+        if PartialState(cpu=on_cpu()).is_main_process:
             publish_run(run, json.loads((final / "training.json").read_text(encoding="utf-8")))
             logger.info("done already: %s", final)
         return final
@@ -162,13 +162,18 @@ def print_summary(
     )
 
 
+def on_cpu() -> bool:
+    """Whether to train on the CPU. Accelerate has to be told, or launched processes would not join up."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def split_batch(training: TrainingConfig) -> BatchPlan:
     """This rank's part of every global batch.
 
     Raises:
         ConfigError: the global batch does not split into whole micro-batches over all processes.
     """
-    state = PartialState()
+    state = PartialState(cpu=on_cpu())
     at_once = training.micro_batch_size * state.num_processes
     if training.global_batch_size % at_once:
         raise ConfigError(
@@ -181,8 +186,10 @@ def split_batch(training: TrainingConfig) -> BatchPlan:
 def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     """The engine, told how many micro-batches make a step; we bring our own data order."""
     accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation_steps, sync_with_dataloader=False)
-    precision = "no" if training.precision == "fp32" else training.precision
-    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation)
+    precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
+        training.precision, training.precision
+    )
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         engine = accelerator.state.deepspeed_plugin.deepspeed_config
         engine["train_micro_batch_size_per_gpu"] = plan.micro_batch_size

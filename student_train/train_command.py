@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where checkpoints go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --output")
     parser.add_argument("--results", type=Path, metavar="DIR", help="result rows (default: OUTPUT/results)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     def body() -> None:
         run = Run(

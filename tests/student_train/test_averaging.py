@@ -42,13 +42,15 @@ def test_processes_and_accumulation_change_nothing(
         ]
 
     def launch(processes: int, name: str, micro: int) -> None:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        # `accelerate launch --cpu` would start one process however many are asked for
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--main_process_port", "0", "-m", "student_train.train_command"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [*launcher, *arguments(name, micro)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert f"{processes} processes × " in done.stderr
 
     main(arguments("one-by-four", 2))
     main(arguments("whole-batch", 8))
