@@ -9,6 +9,7 @@ from pathlib import Path
 
 from configs import ConfigError
 from configs.command import run_command
+from evaluation.import_csv import SCALES, import_csv
 from evaluation.render import FORMATS, write_answer
 from evaluation.result_tables import all_tables
 from storage.catalogue import Catalogue
@@ -41,11 +42,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = commands.add_parser("report", help="write the tables to a Markdown file")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
+    published = commands.add_parser("import", help="bring in published numbers from a CSV file")
+    published.add_argument("file", type=Path, metavar="FILE.csv")
+    published.add_argument(
+        "--model", metavar="NAME", help="where the file has no column model; default the file's name"
+    )
+    published.add_argument("--scale", choices=SCALES, help="default: percent where any value is above 1")
+
     arguments = parser.parse_args(argv)
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "import":
+        _import(arguments)
+        return
     catalogue = _open(arguments)
     if arguments.command == "sql":
         write_answer(catalogue.query(arguments.query), arguments.format, arguments.output)
@@ -54,6 +65,16 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "report":
         _write_text(arguments.output, f"# Results\n\n{_document(catalogue, arguments.results)}")
         print(f"wrote {arguments.output}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    if len(arguments.results) != 1:
+        raise ConfigError(f"--results: import writes into one directory, got {len(arguments.results)}")
+    groups, cells = import_csv(arguments.file, arguments.results[0], model=arguments.model, scale=arguments.scale)
+    if cells:
+        print(f"imported {cells} cells of {groups} models and conditions from {arguments.file}")
+    else:
+        print(f"{arguments.file}: imported already, nothing changed")
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
@@ -66,7 +87,10 @@ def _open(arguments: argparse.Namespace) -> Catalogue:
 def _document(catalogue: Catalogue, directories: Sequence[Path]) -> str:
     tables = all_tables(catalogue)
     if not tables:
-        raise ConfigError(f"--results: no metric in {', '.join(map(str, directories))}; evaluate-model writes them")
+        raise ConfigError(
+            f"--results: no metric in {', '.join(map(str, directories))}; "
+            "evaluate-model or query-results import write them"
+        )
     return "\n".join(table.markdown() for table in tables)
 
 

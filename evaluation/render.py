@@ -53,7 +53,8 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     """A fraction as a percentage with one decimal: 0.637 -> 63.7, signed +63.7; a missing one as —."""
     if value is None or math.isnan(value):
         return MISSING
-    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    points = 100 * value + math.copysign(1e-9, value)  # halves away from zero, whatever binary makes of 72.95
+    text = f"{points:+.1f}" if signed else f"{points:.1f}"
     return "0.0" if text in ("-0.0", "+0.0") else text
 
 

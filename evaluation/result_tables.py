@@ -42,7 +42,7 @@ class Labels:
         several_setups, several_variants = self.details[row["model"], row["condition"]]
         parts = [row["variant"] or "no λ"] if several_variants else []
         if several_setups:
-            parts.append(row["setup"] if row["setup"].startswith("published") else f"setup {row['setup'][:6]}")
+            parts.append(_setup_label(row["setup"]))
         return ", ".join(parts)
 
     def row(self, row: Row) -> str:
@@ -174,7 +174,7 @@ def _gap_columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[str], Row | N
         for key in keys:
             by_task = {row["task"]: row for row in rows if row["gap"] == gap and (row["setup"], row["variant"]) == key}
             parts = [key[1]] if len({variant for _, variant in keys}) > 1 else []
-            parts += [f"setup {key[0][:6]}"] if several_setups else []
+            parts += [_setup_label(key[0])] if several_setups else []
             name = gap.replace("-", "−") + (f" ({', '.join(parts)})" if parts else "")
             columns.append((name, by_task.get))
     return columns
@@ -217,6 +217,11 @@ def _models(rows: Sequence[Row]) -> list[str]:
 
 def _key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
+
+
+def _setup_label(setup: str) -> str:
+    """Published numbers say what they are; a hash of settings is cut short."""
+    return setup if setup.startswith("published") else f"setup {setup[:6]}"
 
 
 def _short(model: str) -> str:
