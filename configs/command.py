@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 
 from configs.loader import load_config
@@ -37,6 +38,8 @@ def load(arguments: argparse.Namespace) -> Config:
 def run_command(body: Callable[[], None]) -> None:
     """Run a command's body; a user error becomes one line on standard error and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # The store's codecs are numcodecs' on purpose; docs/store-format.md says which reader needs what.
+    warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
     for noisy in ("httpx", "datasets", "urllib3", "accelerate", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
