@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,11 +230,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
         return _hash([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     state = json.loads(backend.to_str())
     model = dict(state["model"])
-    merges = model.get("merges")
-    if merges:  # written as "a b" by older versions, as ["a", "b"] by newer ones
-        model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    vocabulary = model.pop("vocab", None)
+    entries = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary or []
+    # Merges are written as "a b" by older versions, as ["a", "b"] by newer ones.
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.pop("merges", None) or []]
     added = sorted((token["id"], token["content"]) for token in state["added_tokens"])
-    return _hash([model, added, state["normalizer"], state["pre_tokenizer"]])
+    rules = [model, added, state["normalizer"], state["pre_tokenizer"]]
+    # Joined, not serialised: JSON of some 150,000 entries each would take seconds.
+    return _hash([_digest(map(repr, entries)), _digest(map(repr, merges)), rules])
+
+
+def _digest(items: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(items).encode(errors="surrogatepass")).hexdigest()
 
 
 def _without_clock(template: str) -> str:

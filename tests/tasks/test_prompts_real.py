@@ -1,0 +1,134 @@
+"""Prompts of real tokenizers and chat templates, and the proxy model's own measure of the formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks import TASKS, Example
+from tasks.data import demonstration_pool, load_examples
+from tasks.fewshot import draw_demonstrations
+from tasks.prompts import PromptEncoder
+
+END_OF_TURN = {
+    "Qwen-QwQ-32B": "<|im_end|>",
+    "Qwen-Qwen2.5-7B-Instruct": "<|im_end|>",
+    "Qwen-Qwen3-0.6B": "<|im_end|>",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "<｜end▁of▁sentence｜>",
+    "google-gemma-2-2b-it": "<end_of_turn>",
+    "meta-llama-Llama-3.1-8B-Instruct": "<|eot_id|>",
+    "meta-llama-Llama-3.2-3B-Instruct": "<|eot_id|>",
+    "microsoft-Phi-3.5-mini-instruct": "<|end|>",
+    "mistralai-Mistral-Nemo-Instruct-2407": "</s>",
+    "openai-gpt-oss-120b": "<|return|>",
+}
+PA = TASKS["pa"]
+CONTROL = re.compile(r"<\|[a-z_]+\|>|<start_of_turn>|<end_of_turn>|<｜[^｜]+｜>|\[/?INST\]")
+
+
+def pa(number: int, first: str, second: str, answer: str) -> Example:
+    return Example(f"pa/de/train/{number}", "pa", "de", {"sentence1": first, "sentence2": second}, answer)
+
+
+QUERY = pa(0, "Es regnet.", "Regen fällt.", "yes")
+SHOWN = [pa(1, "Eins.", "Zwei.", "no")]
+SHOWN_TEXT = "Sentence 1: Eins.\nSentence 2: Zwei."
+QUERY_TEXT = "Sentence 1: Es regnet.\nSentence 2: Regen fällt."
+
+
+@pytest.fixture(scope="module")
+def tokenizers(shared: Path) -> dict[str, Any]:
+    names = ("qwen3", "llama-3.2")
+    return {name: AutoTokenizer.from_pretrained(shared / "tokenizers" / name) for name in names}
+
+
+def encode(tokenizer: Any, demonstrations: list[Example]) -> str:
+    prompt = PromptEncoder(tokenizer).encode_prompt(PA, QUERY, demonstrations, max_tokens=2048)
+    assert prompt is not None
+    assert prompt.demonstrations == len(demonstrations)
+    return str(tokenizer.decode(prompt.ids))
+
+
+def test_qwen3(tokenizers: dict[str, Any]) -> None:
+    assert encode(tokenizers["qwen3"], SHOWN) == (
+        f"<|im_start|>system\n{PA.system_prompt}<|im_end|>\n"
+        f"<|im_start|>user\n{SHOWN_TEXT}<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+        f"<|im_start|>user\n{QUERY_TEXT}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    encoder = PromptEncoder(tokenizers["qwen3"])
+    assert encoder.encode_answer("yes") == [9693, encoder.end_of_turn_id]
+    assert encoder.stop_ids == [encoder.end_of_turn_id] == [151645]
+
+
+def test_llama(tokenizers: dict[str, Any]) -> None:
+    assert encode(tokenizers["llama-3.2"], SHOWN) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+        f"{PA.system_prompt}<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{SHOWN_TEXT}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nno<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{QUERY_TEXT}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    encoder = PromptEncoder(tokenizers["llama-3.2"])
+    assert encoder.tokenizer.decode([encoder.end_of_turn_id]) == "<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", list(END_OF_TURN))
+def test_every_template_shows_all_and_ends_where_the_answer_goes(
+    shared: Path, make_tokenizer: Callable[..., Any], name: str
+) -> None:
+    template = (shared / "tokenizers" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = make_tokenizer(template, bos=True, control=tuple(sorted(set(CONTROL.findall(template)))))
+    encoder = PromptEncoder(tokenizer)
+    text = encode(tokenizer, SHOWN)
+    for part in (PA.system_prompt, SHOWN_TEXT, QUERY_TEXT):
+        assert text.count(part) == 1
+    assert text.index(SHOWN_TEXT) < text.index(QUERY_TEXT)
+    assert text.count("<s>") == ("bos_token" in template)
+    # The demonstration's answer and the query's stand behind the same words, think blocks aside.
+    after = text[text.index(QUERY_TEXT) + len(QUERY_TEXT) :]
+    after_shown = text[text.index(SHOWN_TEXT) + len(SHOWN_TEXT) :]
+    assert after_shown.startswith(re.sub(r"<think>\n+</think>\n\n", "", after) + "no")
+    assert tokenizer.decode([encoder.end_of_turn_id]) == END_OF_TURN[name]
+
+
+def test_the_proxy_has_the_tokenizer_of_qwen3(shared: Path, tokenizers: dict[str, Any]) -> None:
+    proxy = PromptEncoder(AutoTokenizer.from_pretrained(shared / "models" / "proxy-qwen3"))
+    assert proxy.tokenizer_hash == PromptEncoder(tokenizers["qwen3"]).tokenizer_hash
+    assert proxy.tokenizer_hash != PromptEncoder(tokenizers["llama-3.2"]).tokenizer_hash
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "language", "zero_shot", "few_shot"), [("nli", "en", 0.91, 0.37), ("pa", "de", 0.71, 0.40)]
+)
+def test_the_proxy_knows_these_formats(
+    shared: Path, name: str, language: str, zero_shot: float, few_shot: float
+) -> None:
+    """Its published answer cross-entropy (25 validation rows, nats per token) comes out of these prompts."""
+    torch.set_num_threads(2)
+    path, mirror = shared / "models" / "proxy-qwen3", str(shared / "hub")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    encoder, task = PromptEncoder(AutoTokenizer.from_pretrained(path)), TASKS[name]
+    pool = demonstration_pool(name, language, stage="train", mirror=mirror)
+
+    def cross_entropy(query: Example, count: int) -> float:
+        shown = draw_demonstrations(pool, query, count, seed=42)
+        prompt = encoder.encode_prompt(task, query, shown, max_tokens=2048)
+        assert prompt is not None
+        answer = encoder.encode_answer(query.answer)
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt.ids + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
+
+    queries = load_examples(name, "validation", language, mirror=mirror)[:25]
+    for count, published in ((0, zero_shot), (task.num_demonstrations, few_shot)):
+        measured = sum(cross_entropy(query, count) for query in queries) / len(queries)
+        assert measured == pytest.approx(published, abs=0.02)
