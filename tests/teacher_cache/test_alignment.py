@@ -1,0 +1,122 @@
+"""The store holds the logits that predict each answer token, at the place of that token.
+
+The reference knows nothing of the store's arithmetic: it renders prompts with the tokenizer's own
+chat template and feeds the model one more answer token at a time, looking at the last position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs import load_config
+from configs.models import load_tokenizer
+from storage import TeacherStore
+from tasks import TASKS
+from tasks.data import demonstration_pool, load_examples
+from tasks.fewshot import draw_demonstrations
+from tasks.prompts import PromptEncoder
+from teacher_cache.build import build
+from teacher_cache.hf_engine import HFTeacher
+from teacher_cache.plan import make_plan
+
+TOP_K = 20
+TOLERANCE = 1e-4
+
+
+def rendered_prompt(tokenizer: Any, store_example: str, mirror: Path, shots: int) -> list[int]:
+    """The prompt of an example, put together here from the data set and the template."""
+    task_name, language, _, _ = store_example.split("/")
+    task = TASKS[task_name]
+    query = next(
+        example
+        for example in load_examples(task_name, "train", language, mirror=str(mirror))
+        if example.example_id == store_example
+    )
+    pool = demonstration_pool(task_name, language, stage="train", mirror=str(mirror))
+    demonstrations = draw_demonstrations(pool, query, shots, seed=42, selection="per_example")
+    turns = [{"role": "system", "content": task.system_prompt}]
+    for example in demonstrations:
+        turns += [
+            {"role": "user", "content": task.user_message(example)},
+            {"role": "assistant", "content": example.answer},
+        ]
+    turns.append({"role": "user", "content": task.user_message(query)})
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string="26 Jul 2024"
+    )
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_name", "template"),
+    [("qwen3", "own"), ("llama-3.2", "own"), ("qwen3", "microsoft-Phi-3.5-mini-instruct")],
+)
+def test_stored_signal_stands_at_the_answer_tokens(
+    wear: Callable[[str, str | None], Path], shared: Path, tmp_path: Path, tokenizer_name: str, template: str
+) -> None:
+    model_path = wear(tokenizer_name, template)
+    config = load_config(
+        [],
+        [
+            f"model.name={model_path}",
+            f"data.mirror={shared / 'hub'}",
+            "tasks=[nli,qa,pos]",
+            "languages=[en]",
+            "data.max_train_per_task=2",
+            "data.max_validation_per_task=0",
+            "fewshot.num_demonstrations={nli: 2, qa: 2, pos: 2}",
+            f"teacher.top_k={TOP_K}",
+            "store.encoding=exact",
+        ],
+    )
+    encoder = PromptEncoder(load_tokenizer(config.model))
+    plan = make_plan(config, encoder, ("fewshot", "zeroshot"))
+    engine = HFTeacher(
+        config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu")
+    )
+    build(str(tmp_path / "store"), config, plan, encoder, engine, vocab_size=engine.vocab_size)
+
+    store = TeacherStore.open(str(tmp_path / "store"))
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    for example in range(len(store.examples)):
+        answer = store.examples.answer_ids(example).tolist()
+        assert tokenizer.decode(answer[:-1])  # the text is not empty …
+        assert answer[-1] == encoder.end_of_turn_id  # … and the end of turn is supervised too
+        for view, shots in (("fewshot", 2), ("zeroshot", 0)):
+            prompt = rendered_prompt(tokenizer, store.examples.example_id[example], shared / "hub", shots)
+            if view == "zeroshot":
+                assert prompt == store.examples.prompt_ids(example).tolist()
+            rows = store.read([example], view)
+            assert len(rows) == len(answer)
+            so_far = list(prompt)
+            for position, token in enumerate(answer):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([so_far])).logits[0, -1].double().numpy()
+                _compare(logits, rows, position, token, len(tokenizer))
+                so_far.append(token)
+
+
+def _compare(logits: np.ndarray, rows: Any, position: int, gold: int, tokenizer_size: int) -> None:
+    peak = logits.max()
+    logsumexp = peak + np.log(np.exp(logits - peak).sum())
+    probabilities = np.exp(logits - logsumexp)
+    real = logits[:tokenizer_size]
+    order = np.argsort(-real, kind="stable")[:TOP_K]
+    np.testing.assert_allclose(rows.logits[position], real[order], atol=TOLERANCE)
+    # Two tokens may change places only where their logits are the same to within the tolerance.
+    stored_ids = rows.token_ids[position]
+    np.testing.assert_allclose(real[stored_ids], real[order], atol=2 * TOLERANCE)
+    assert len(set(stored_ids.tolist())) == TOP_K
+    assert rows.logsumexp[position] == pytest.approx(logsumexp, abs=TOLERANCE)
+    assert rows.entropy[position] == pytest.approx(-(probabilities * np.log(probabilities)).sum(), abs=TOLERANCE)
+    assert rows.gold_logit[position] == pytest.approx(logits[gold], abs=TOLERANCE)
+    nearby = (np.abs(real - logits[gold]) < TOLERANCE).sum()
+    assert abs(int(rows.gold_rank[position]) - int((real > logits[gold]).sum())) < nearby

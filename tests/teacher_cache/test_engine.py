@@ -1,0 +1,80 @@
+"""Scalars and batches of the Hugging Face teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.schema import ModelConfig
+from teacher_cache.engine import Sequenced, batches_by_length
+from teacher_cache.hf_engine import HFTeacher, signal, weights_hash
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))
+def test_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = batches_by_length(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert lengths[batch[0]] == longest
+
+
+def test_signal_equals_float64_arithmetic_and_survives_masked_rows() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(7, 300) * 4
+    logits[2, 5:40] = -torch.inf  # a model that rules tokens out
+    logits[3] = -40.0
+    logits[3, 11] = 60.0  # nearly all mass on one token: entropy close to 0
+    gold = torch.tensor([0, 1, 7, 11, 2, 3, 299])
+    rows = signal(logits, gold, top_k=12, tokenizer_size=290)
+
+    wide = logits.double()
+    logsumexp = wide.logsumexp(-1)
+    probabilities = (wide - logsumexp[:, None]).exp()
+    np.testing.assert_allclose(rows.logsumexp, logsumexp, rtol=1e-6)
+    np.testing.assert_allclose(rows.entropy, torch.special.entr(probabilities).sum(-1), atol=2e-6)
+    np.testing.assert_array_equal(rows.gold_logit, logits[torch.arange(7), gold])
+    real = logits[:, :290]
+    np.testing.assert_array_equal(rows.gold_rank, (real > logits[torch.arange(7), gold][:, None]).sum(-1))
+    np.testing.assert_array_equal(rows.logits, real.sort(dim=-1, descending=True).values[:, :12])
+    assert rows.token_ids.max() < 290, "padding rows of the lm_head must not enter the top K"
+
+
+def test_a_batch_gives_what_single_sequences_give(wear: Callable[[str, str | None], Path]) -> None:
+    model = ModelConfig(str(wear("llama-3.2", "own")))
+    teacher = HFTeacher(model, dtype="float32", tokenizer_size=128_000, device=torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    batch = [
+        Sequenced(rng.integers(0, 1000, p).astype(np.int32), rng.integers(0, 1000, a).astype(np.int32))
+        for p, a in ((1, 1), (17, 4), (5, 9), (30, 1))
+    ]
+    together = teacher.score(batch, 10)
+    start = 0
+    for item in batch:
+        alone = teacher.score([item], 10)
+        stop = start + len(item.answer_ids)
+        np.testing.assert_allclose(together.logits[start:stop], alone.logits, atol=1e-4)
+        np.testing.assert_allclose(together.logsumexp[start:stop], alone.logsumexp, atol=1e-4)
+        np.testing.assert_allclose(together.gold_logit[start:stop], alone.gold_logit, atol=1e-4)
+        start = stop
+    assert start == len(together)
+
+
+def test_weights_hash_changes_with_any_weight(wear: Callable[[str, str | None], Path], tmp_path: Path) -> None:
+    path = wear("llama-3.2", "own")
+    before = weights_hash(ModelConfig(str(path)))
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    assert weights_hash(ModelConfig(str(path))) != before
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weight files"):
+        weights_hash(ModelConfig(str(path)))
