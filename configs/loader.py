@@ -31,6 +31,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     """
     merged = OmegaConf.structured(Config)
     for layer in [*map(_read_file, files), *map(_read_override, overrides)]:
+        _check_groups(layer)
         try:
             merged = OmegaConf.merge(merged, layer)
         except ConfigKeyError as error:
@@ -100,6 +101,14 @@ def _read_override(text: str) -> Any:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from None
+
+
+def _check_groups(layer: Any) -> None:
+    """OmegaConf has no message for `training: 3`; the schema is two levels deep, so one look suffices."""
+    defaults = Config()
+    for key in layer:
+        if dataclasses.is_dataclass(getattr(defaults, str(key), None)) and not OmegaConf.is_dict(layer[key]):
+            raise ConfigError(f"{key}: expected a group of keys ({key}.…), got {layer[key]!r}")
 
 
 def _unknown_key_message(key: str) -> str:

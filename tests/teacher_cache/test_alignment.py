@@ -78,9 +78,7 @@ def test_stored_signal_stands_at_the_answer_tokens(
     )
     encoder = PromptEncoder(load_tokenizer(config.model))
     plan = make_plan(config, encoder, ("fewshot", "zeroshot"))
-    engine = HFTeacher(
-        config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu")
-    )
+    engine = HFTeacher(config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu"))
     build(str(tmp_path / "store"), config, plan, encoder, engine, vocab_size=engine.vocab_size)
 
     store = TeacherStore.open(str(tmp_path / "store"))

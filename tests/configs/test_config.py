@@ -1,0 +1,98 @@
+"""Merging, overriding and refusing configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from configs import Config, ConfigError, config_keys, config_to_dict, load_config, shipped_configs
+
+
+def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("model: {name: m}\ntraining: {max_steps: 7, save_steps: 3}\n")
+    over = tmp_path / "over.yaml"
+    over.write_text("training: {max_steps: 8}\n")
+    config = load_config([str(base), str(over)], ["training.save_steps=5", "tasks=[pos]"])
+    assert (config.training.max_steps, config.training.save_steps, config.tasks) == (8, 5, ["pos"])
+    assert config.training.learning_rate == Config().training.learning_rate
+
+
+def test_configuration_is_immutable() -> None:
+    config = load_config([], ["model.name=m"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configurations_load(name: str) -> None:
+    overrides = [] if name != "gsm8k" else ["model.name=m"]
+    assert load_config([name], overrides).model.name
+
+
+def test_the_study_s_settings_are_the_defaults() -> None:
+    config = load_config(["llama-3.2-3b"])
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 32, 0.05)
+    assert (config.training.max_steps, config.training.learning_rate) == (1000, 2e-4)
+    assert (config.teacher.top_k, config.distillation.lambda_distill) == (256, 0.5)
+    assert load_config(["qwen3-8b"]).training.gradient_checkpointing
+    assert not load_config(["gemma-3-270m"]).training.use_lora
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["trainig.max_steps=3"], "trainig: unknown configuration key; did you mean training"),
+        (["training.max_step=3"], "did you mean training.max_steps?"),
+        (["lambda_distill=0.1"], "did you mean distillation.lambda_distill?"),
+        (["training.max_steps=many"], "training.max_steps"),
+        (["training.max_steps=0"], "training.max_steps: expected a number of at least 1, got 0"),
+        (["tasks=[nli,poss]"], "tasks: expected one of .*got 'poss'; did you mean pos?"),
+        (["languages=[en,xx]"], "languages: expected one of .*got 'xx'"),
+        (["tasks=[]"], "tasks: expected at least one"),
+        (["tasks=[nli,nli]"], "tasks: each at most once"),
+        (["store.encoding=zip"], "store.encoding: expected one of"),
+        (["data.sources={nli: snli}"], "data.sources.nli: expected one of"),
+        (["training.global_batch_size=6", "training.micro_batch_size=4"], "expected a multiple of"),
+        (["seed"], "expected key=value"),
+    ],
+)
+def test_wrong_values_are_one_line_errors(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?").replace(r".*\?", ".*?")) as caught:
+        load_config([], ["model.name=m", *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_model_name_says_how_to_give_it() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name: mandatory"):
+        load_config([])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no file"),
+        ("- 1\n", "expected a mapping"),
+        ("a: [", "not valid YAML"),
+        ("model: 3\n", "model: expected a group of keys"),
+    ],
+)
+def test_wrong_files_are_one_line_errors(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config([str(path)], ["model.name=m"])
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_and_dict_cover_the_whole_schema() -> None:
+    config = load_config([], ["model.name=m"])
+    nested = config_to_dict(config)
+    for key in config_keys():
+        value = nested
+        for part in key.split("."):
+            value = value[part]
+    assert "model.name" in config_keys()
