@@ -90,4 +90,41 @@ VIEWS: dict[str, str] = {
         FROM gaps
         GROUP BY model, setup, gap, minuend, subtrahend, variant, method, task, metric, is_primary
     """,
+    # How much is lost on the way from English to the other languages.
+    "transfer_gaps": """
+        SELECT model, condition, setup, variant, task, metric,
+               avg(value) FILTER (WHERE language = 'en') AS english,
+               avg(value) FILTER (WHERE language <> 'en') AS other_languages,
+               english - other_languages AS transfer_gap,
+               count(*) FILTER (WHERE language <> 'en') AS languages
+        FROM cells WHERE is_primary
+        GROUP BY model, condition, setup, variant, task, metric
+    """,
+    # Scores along training: one row for each task and step, over languages and seeds.
+    "checkpoint_curves": """
+        SELECT model, condition, setup, variant, task, metric, step, avg(value) AS language_mean,
+               count(DISTINCT language) AS languages,
+               (SELECT count(*) FROM grid WHERE grid.task = scores.task) AS expected_languages,
+               count(DISTINCT coalesce(seed, -1)) AS seeds
+        FROM scores WHERE is_primary AND step IS NOT NULL
+        GROUP BY model, condition, setup, variant, task, metric, step
+    """,
+    # Fixed λ only: under any other strategy λ is a starting point or an upper bound.
+    "lambda_sweep": """
+        SELECT t.model, t.condition, t.setup, t.lambda_distill, t.task, t.metric, t.language_mean, t.languages,
+               t.expected_languages, t.language_mean - f.language_mean AS difference_to_finetuned
+        FROM task_averages AS t
+        LEFT JOIN task_averages AS f
+          ON f.model = t.model AND f.setup = t.setup AND f.task = t.task AND f.metric = t.metric
+         AND f.condition = 'finetuned'
+        WHERE t.is_primary AND t.condition IN ('distilled', 'control') AND t.lambda_distill IS NOT NULL
+          AND regexp_matches(t.variant, '^λ=[0-9.e+-]+$')
+    """,
+    # The last logged value of every training run, by task and metric.
+    "training_ends": """
+        SELECT l.run, l.model, l.condition, l.view, l.seed, r.strategy, r.lambda_distill, l.step, l.task, l.metric,
+               l.value
+        FROM training_log AS l LEFT JOIN runs AS r USING (run)
+        QUALIFY row_number() OVER (PARTITION BY l.run, l.task, l.metric ORDER BY l.step DESC) = 1
+    """,
 }

@@ -99,8 +99,8 @@ def test_tables_show_missing_cells_and_incomplete_averages(tmp_path: Path, capsy
     }
     assert table_of(text, "Summary per condition: task_mean")["part"]["base"] == "50.0 (2/5)"
     nli = table_of(text, "base: nli (accuracy, %)")
-    assert nli["part"] == {"en": "25.0", "hi": "—", "language_mean": "25.0 (1/2)"}
-    assert nli["full"] == {"en": "50.0", "hi": "50.0", "language_mean": "50.0"}
+    assert nli["part"] == {"en": "25.0", "hi": "—", "language_mean": "25.0 (1/2)", "seeds": "1"}
+    assert nli["full"] == {"en": "50.0", "hi": "50.0", "language_mean": "50.0", "seeds": "1"}
 
 
 def test_overview_has_the_three_gaps(tmp_path: Path, capsys: Any) -> None:
@@ -108,9 +108,9 @@ def test_overview_has_the_three_gaps(tmp_path: Path, capsys: Any) -> None:
         add_run(tmp_path, {("nli", "en"): value}, condition=condition)
     run(tmp_path, "tables")
     row = table_of(capsys.readouterr().out, "Overview: m")["nli (accuracy)"]
-    assert row["distilled−finetuned"] == "+6.0"
-    assert row["control−finetuned"] == "-5.0"
-    assert row["distilled−control"] == "+11.0"
+    assert row["distilled−finetuned"] == "+6.0 ±?"
+    assert row["control−finetuned"] == "-5.0 ±?"
+    assert row["distilled−control"] == "+11.0 ±?"
 
 
 def test_variants_are_told_apart(tmp_path: Path, capsys: Any) -> None:

@@ -1,0 +1,177 @@
+"""Bootstrap intervals: against a plain loop, and their coverage by simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.intervals import DRAWS, bootstrap_metrics, draw_counts, interval, load_replicates
+from evaluation.result_tables import Results
+from storage.catalogue import Catalogue
+from storage.results import write_rows
+from tasks import TASKS
+from tests.evaluation.conftest import add_run
+from tests.evaluation.test_query import run, table_of
+
+
+def add_predictions(
+    results: Path, cell: tuple[str, str], statistics: Sequence[Mapping[str, float]], *, first: int = 0, **identity: Any
+) -> None:
+    """A run whose predictions have the given statistics, and the metric row that follows from them."""
+    task = TASKS[cell[0]]
+    means = {name: float(np.mean([row[name] for row in statistics])) for name in statistics[0]}
+    value = float(task.metrics(means)[task.primary_metric])
+    name = add_run(results, {cell: value}, examples=len(statistics), **identity)
+    about = {key: identity.get(key) for key in ("step",)} | {"seed": identity.get("seed", 42)}
+    rows = [
+        {
+            "run": name,
+            "model": identity.get("model", "m"),
+            "condition": identity.get("condition", "base"),
+            **about,
+            "task": cell[0],
+            "language": cell[1],
+            "split": "test",
+            "method": "generate",
+            "example_id": f"{cell[0]}/{cell[1]}/test/{first + index}",
+            "prompt_hash": "0",
+            "demonstrations": 0,
+            "question": "q",
+            "output": "o",
+            "parsed": None,
+            "gold": "1",
+            "score": 0.0,
+            "statistics": dict(row),
+        }
+        for index, row in enumerate(statistics)
+    ]
+    order = np.random.default_rng(len(name)).permutation(len(rows))  # files need not be in the same order
+    write_rows(results, "predictions", [rows[index] for index in order], f"{name}@{cell[0]}.{cell[1]}")
+
+
+def correct(values: Sequence[bool] | np.ndarray) -> list[dict[str, float]]:
+    return [{"correct": float(value), "parse_failure": 0.0} for value in values]
+
+
+def test_span_f1_is_resampled_over_sentences_as_a_plain_loop_does() -> None:
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 4, 30)
+    predicted = rng.integers(0, 4, 30)
+    hits = np.minimum(gold, predicted) * rng.integers(0, 2, 30)
+    names = ["true_positives", "predicted", "gold", "parse_failure"]
+    statistics = np.stack([hits, predicted, gold, np.zeros(30)], axis=1).astype(float)
+    counts = draw_counts(30, draws=50)
+    got = bootstrap_metrics(TASKS["ner"], statistics[None], names, counts)["f1"][:, 0]
+    for draw in range(50):
+        chosen = [sentence for sentence in range(30) for _ in range(int(counts[draw, sentence]))]
+        assert len(chosen) == 30
+        tp = sum(int(hits[s]) for s in chosen)
+        expected = 2 * tp / (sum(int(predicted[s]) for s in chosen) + sum(int(gold[s]) for s in chosen))
+        assert got[draw] == pytest.approx(expected, rel=1e-12)
+
+
+def test_draws_are_uniform_with_replacement() -> None:
+    counts = draw_counts(200, draws=4000)
+    assert np.all(counts.sum(axis=1) == 200)
+    assert counts.mean(axis=0) == pytest.approx(np.ones(200), abs=0.08)
+    assert float(counts.var()) == pytest.approx(1 - 1 / 200, rel=0.02)  # binomial(n, 1/n)
+
+
+@pytest.mark.parametrize("examples", [100, 400])
+def test_the_paired_interval_covers_the_true_difference_95_times_in_100(examples: int) -> None:
+    """Two models on the same examples, their mistakes correlated; 600 experiments."""
+    rng = np.random.default_rng(7)
+    counts, experiments, covered = draw_counts(examples), 600, 0
+    true_difference = 0.7 * (0.85 - 0.70) + 0.3 * (0.25 - 0.30)
+    for _ in range(experiments):
+        easy = rng.random(examples) < 0.7
+        one = rng.random(examples) < np.where(easy, 0.85, 0.25)
+        other = rng.random(examples) < np.where(easy, 0.70, 0.30)
+        replicates = counts @ one / examples - counts @ other / examples
+        found = interval(replicates)
+        covered += found.low <= true_difference <= found.high
+    # the standard deviation of the share is 0.9%
+    assert 0.925 <= covered / experiments <= 0.975
+
+
+def test_pairing_makes_the_interval_of_similar_models_narrow(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shared = rng.random(300) < 0.5
+    changed = shared ^ (rng.random(300) < 0.05)
+    cell = ("nli", "en")
+    add_predictions(tmp_path, cell, correct(shared), condition="finetuned")
+    add_predictions(tmp_path, cell, correct(changed), condition="distilled")
+    replicates = load_replicates(Catalogue([tmp_path]))
+    keys = [("m", condition, "s", "", *cell) for condition in ("distilled", "finetuned")]
+    paired = replicates.difference([(keys[0], keys[1])], "accuracy")
+    single = replicates.cell(keys[0], "accuracy")
+    assert paired is not None
+    assert single is not None
+    difference = changed.astype(float) - shared
+    assert paired.half_width == pytest.approx(1.96 * difference.std() / np.sqrt(300), rel=0.1)
+    assert single.half_width == pytest.approx(1.96 * changed.std() / np.sqrt(300), rel=0.1)
+    assert paired.half_width < 0.5 * single.half_width
+
+
+def test_cells_are_independent_of_one_another(tmp_path: Path) -> None:
+    """The interval of a mean over two cells shrinks by √2, though both are drawn by the same counts."""
+    right = correct(np.random.default_rng(2).random(300) < 0.5)
+    for language in ("en", "hi"):
+        add_predictions(tmp_path, ("nli", language), right, day=1 + (language == "hi"))
+    replicates = load_replicates(Catalogue([tmp_path]))
+    keys = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
+    one, both = replicates.cell(keys[0], "accuracy"), replicates.average(keys, "accuracy")
+    assert one is not None
+    assert both is not None
+    assert both.half_width == pytest.approx(one.half_width / np.sqrt(2), rel=0.1)
+    a, b = (replicates.by_cell[key, "accuracy"] for key in keys)
+    assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(DRAWS)
+
+
+def test_seeds_are_averaged_within_each_draw(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    outcomes = [rng.random(200) < 0.6 for _ in range(3)]
+    for seed, outcome in enumerate(outcomes):
+        add_predictions(tmp_path, ("nli", "en"), correct(outcome), condition="distilled", seed=seed)
+    found = load_replicates(Catalogue([tmp_path])).cell(("m", "distilled", "s", "", "nli", "en"), "accuracy")
+    assert found is not None
+    expected = 1.96 * np.mean(outcomes, axis=0).std() / np.sqrt(200)
+    assert found.half_width == pytest.approx(expected, rel=0.1)
+
+
+def test_different_examples_are_never_paired(tmp_path: Path) -> None:
+    right = correct([True] * 20 + [False] * 20)
+    add_predictions(tmp_path, ("nli", "en"), right, condition="finetuned")
+    add_predictions(tmp_path, ("nli", "en"), right, condition="distilled", first=1)
+    replicates = load_replicates(Catalogue([tmp_path]))
+    keys = [("m", condition, "s", "", "nli", "en") for condition in ("distilled", "finetuned")]
+    assert replicates.difference([(keys[0], keys[1])], "accuracy") is None
+
+
+def test_tables_mark_what_is_not_resolved(tmp_path: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(4)
+    base = rng.random(200) < 0.5
+    add_predictions(tmp_path, ("nli", "en"), correct(base), condition="finetuned")
+    add_predictions(tmp_path, ("nli", "en"), correct(base ^ (rng.random(200) < 0.1)), condition="distilled")
+    add_predictions(tmp_path, ("nli", "en"), correct(base & (rng.random(200) < 0.2)), condition="control")
+    run(tmp_path, "tables")
+    text = capsys.readouterr().out
+    row = table_of(text, "Overview: m")["nli (accuracy)"]
+    assert row["distilled−finetuned"].endswith(" ≈0")
+    assert "≈0" not in row["control−finetuned"]
+    assert row["control−finetuned"].startswith("-")
+    assert " ±" in row["finetuned"]
+    assert " ±" in table_of(text, "finetuned: nli (accuracy, %)")["m"]["en"]
+    assert " ±" in table_of(text, "Summary per condition: task_mean")["m"]["control"]
+
+
+def test_published_gaps_carry_no_interval(tmp_path: Path) -> None:
+    for condition, value in (("finetuned", 0.5), ("distilled", 0.6)):
+        add_run(tmp_path, {("nli", "en"): value}, condition=condition)
+    results = Results.load(Catalogue([tmp_path]))
+    (gap,) = results.task_gaps
+    assert results.gap(gap) == "+10.0 ±?"
