@@ -143,6 +143,7 @@ DATED = "{% if not date_string is defined %}{% set date_string = strftime_now('%
     ("head", "date"),
     [
         (DATED + "{{ date_string }}\n", "26 Jul 2024\n"),
+        ("{{ date_string }}\n", "26 Jul 2024\n"),
         ("{{ strftime_now('%Y-%m-%d') }}\n", "2024-07-26\n"),
         ("{% macro today() %}{{ strftime_now('%B %d, %Y') }}{% endmacro %}{{ today() }}\n", "July 26, 2024\n"),
         ("\n{{ strftime_now('%d/%m/%y') }} ", "\n26/07/24 "),

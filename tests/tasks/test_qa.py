@@ -113,6 +113,17 @@ def test_by_hand(language: str, protocol: str, output: str, gold: str, f1: float
     assert score["exact_match"] == exact_match
 
 
+@pytest.mark.parametrize(("language", "article"), [(code, word) for code in ARTICLES for word in ARTICLES[code]])
+def test_every_article_goes(language: str, article: str) -> None:
+    assert TASK.score([f"x {article} y"], [["X Y"]], language)["exact_match"] == 1
+    assert TASK.score([f"x {article}q y"], [["X Y"]], language)["exact_match"] == 0
+
+
+@pytest.mark.parametrize(("character", "f1"), [("一", 2 / 3), ("龥", 2 / 3), ("龦", 0), ("㐀", 0), ("ア", 0)])
+def test_only_common_ideographs_are_tokens_of_their_own(character: str, f1: float) -> None:
+    assert TASK.score([character * 2], [[character]], "zh")["f1"] == pytest.approx(f1)
+
+
 def test_the_best_gold_answer_counts_and_mlqa_is_the_default() -> None:
     score = TASK.score(["“red car”", ""], [["blue", "a red car"], ["x"]], "en")
     assert score == {"f1": 0.5, "exact_match": 0.5, "parse_failure": 0.5}
