@@ -242,7 +242,8 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     try:
         return datasets.load_dataset(path, source.config, split=source.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = error.__cause__ or error  # datasets wraps what went wrong in "an error occurred"
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         hint = "" if mirror is not None else "; without the hub, set data.mirror to a directory of local clones"
         raise TaskError(
             f"data set {path}, configuration {source.config}, split {source.split}: cannot be opened: {reason}{hint}"

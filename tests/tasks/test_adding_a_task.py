@@ -1,0 +1,102 @@
+"""docs/adding-a-task.md: its code runs as printed, from data files to prompts and scores."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks
+from tasks.data import cells, demonstration_pool, load_examples, training_examples
+from tasks.fewshot import draw_demonstrations
+from tasks.prompts import PromptEncoder
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-task.md"
+
+
+@pytest.fixture
+def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> tasks.Task:
+    """The page's task, registered under its name."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    file = tmp_path_factory.mktemp("page") / "reviews.py"
+    file.write_text(code[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("tasks.reviews", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task: tasks.Task = module.Reviews()
+    monkeypatch.setitem(tasks.TASKS, task.name, task)
+    return task
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> str:
+    """Plain CSV files as a user would put them down; row 2 of every split is unusable."""
+    folder = tmp_path / "my-org" / "reviews"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [f"{split} text {number},{number % 2}" for number in range(12)]
+        rows[2] = "no label,-1"
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return str(tmp_path)
+
+
+def test_the_page_s_task_works(reviews: tasks.Task, mirror: str, make_tokenizer: Callable[..., Any]) -> None:
+    assert cells(["reviews"], ["en", "de"]).absent == [("reviews", "de")]
+    training = training_examples("reviews", ["en"], mirror=mirror, limit=100)
+    assert len(training) == 11
+    assert {example.answer for example in training} == {"good", "bad"}
+    query = load_examples("reviews", "test", "en", mirror=mirror)[0]
+    assert (query.example_id, query.answer) == ("reviews/en/test/0", "bad")
+    pool = demonstration_pool("reviews", "en", stage="eval", mirror=mirror)
+    shown = draw_demonstrations(pool, query, reviews.num_demonstrations, seed=0)
+    encoder = PromptEncoder(make_tokenizer())
+    prompt = encoder.encode_prompt(reviews, query, shown, max_tokens=2048)
+    assert prompt is not None
+    assert prompt.demonstrations == 5
+    assert encoder.tokenizer.decode(prompt.ids).endswith("Review: test text 0\n")
+    assert reviews.score(["Bad.", "good"], ["bad", "bad"], "en") == {"accuracy": 0.5, "parse_failure": 0.0}
+
+
+def test_the_page_s_line_is_the_one_in_the_package() -> None:
+    diff = re.search(r"^-(TASKS.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert diff is not None
+    assert diff.group(1) in Path(tasks.__file__).read_text(encoding="utf-8")
+
+
+def test_unusable_rows_are_reported_once(
+    reviews: tasks.Task, mirror: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.data._reported", set())
+    with caplog.at_level("INFO", logger="tasks.data"):
+        load_examples("reviews", "train", "en", mirror=mirror)
+        load_examples("reviews", "train", "en", mirror=mirror)
+    assert [record.getMessage() for record in caplog.records] == [
+        "reviews/en/train: skipped 1 rows without text, label or answer"
+    ]
+
+
+def test_a_missing_column_is_one_line(reviews: tasks.Task, mirror: str) -> None:
+    for split in ("train", "validation", "test"):
+        file = Path(mirror) / "my-org" / "reviews" / f"{split}.csv"
+        file.write_text("body,label\nx,1\n", encoding="utf-8")
+    with pytest.raises(tasks.TaskError, match="expected a column 'text', got body, label"):
+        load_examples("reviews", "test", "en", mirror=mirror)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("missing", 'split validation: cannot be opened: Unknown split "validation"'), ("empty", "cannot be opened")],
+)
+def test_missing_and_damaged_files_are_one_line(reviews: tasks.Task, mirror: str, damage: str, message: str) -> None:
+    file = Path(mirror) / "my-org" / "reviews" / "validation.csv"
+    file.unlink() if damage == "missing" else file.write_text("body,label\nx,1\n", encoding="utf-8")
+    with pytest.raises(tasks.TaskError, match=message) as caught:
+        load_examples("reviews", "validation", "en", mirror=mirror)
+    assert "\n" not in str(caught.value)
+    assert "An error occurred while" not in str(caught.value)
