@@ -70,12 +70,26 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """The distillation term L = CE + λ·KD."""
+    """The distillation term L = CE + λ·KD: which divergence, and how λ is decided."""
 
     lambda_distill: float = 0.5
     strategy: str = "fixed"
+    lambda_per_task: dict[str, float] = field(
+        default_factory=lambda: {"nli": 0.5, "pa": 0.3, "qa": 0.2, "ner": 0.05, "pos": 0.05}
+    )
+    schedule: str = "constant"
+    schedule_steps: int | None = None
+    gate: str = "none"
     n_top_logits: int | None = None
     loss: str = "mse"
+    normalize_logits: str = "none"
+    temperature: float = 1.0
+    ema_decay: float = 0.95
+    conflict_parameters: str | None = None
+    meta_learning_rate: float = 0.1
+    meta_init: str = "uniform"
+    meta_every: int = 1
+    meta_batch_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class LoraConfig:
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
+    load_in_4bit: bool = False
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
@@ -108,6 +123,9 @@ class TrainingConfig:
     logging_steps: int = 10
     num_workers: int = 2
     loss_chunk_tokens: int = 1024
+    save_total_limit: int | None = None
+    tensorboard: bool = False
+    wandb_project: str | None = None
 
 
 @dataclass(frozen=True)

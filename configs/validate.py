@@ -15,12 +15,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fewshot.selection": ("per_example", "fixed"),
     "teacher.engine": ("hf",),
     "store.encoding": ("compact", "float16", "exact"),
-    "distillation.strategy": ("fixed",),
-    "distillation.loss": ("mse",),
+    "distillation.schedule": ("constant", "warmup_then_sft", "linear", "cosine"),
+    "distillation.gate": ("none", "teacher_correct", "fewshot_gain"),
+    "distillation.loss": ("mse", "forward_kl", "reverse_kl", "jsd", "tvd"),
+    "distillation.normalize_logits": ("none", "center", "standardize"),
+    "distillation.meta_init": ("uniform", "per_task"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "evaluation.engine": ("hf",),
     "evaluation.split": ("test", "validation"),
 }
+STRATEGIES = ("fixed", "per_task", "entropy", "gradient_conflict", "loss_ratio", "meta")
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "data.max_train_per_task": 1,
@@ -33,6 +37,12 @@ AT_LEAST: dict[str, float] = {
     "store.chunk_tokens": 1,
     "distillation.lambda_distill": 0,
     "distillation.n_top_logits": 1,
+    "distillation.schedule_steps": 1,
+    "distillation.temperature": 1e-3,
+    "distillation.ema_decay": 0,
+    "distillation.meta_learning_rate": 0,
+    "distillation.meta_every": 1,
+    "distillation.meta_batch_size": 1,
     "lora.r": 1,
     "lora.alpha": 1,
     "lora.dropout": 0,
@@ -47,6 +57,7 @@ AT_LEAST: dict[str, float] = {
     "training.logging_steps": 1,
     "training.num_workers": 0,
     "training.loss_chunk_tokens": 1,
+    "training.save_total_limit": 1,
     "evaluation.max_samples": 1,
     "evaluation.sample_seed": 0,
     "evaluation.batch_tokens": 1,
@@ -74,15 +85,61 @@ def validate(config: Config) -> None:
         ("data.sources", config.data.sources),
         ("fewshot.num_demonstrations", config.fewshot.num_demonstrations),
         ("evaluation.max_new_tokens", config.evaluation.max_new_tokens),
+        ("distillation.lambda_per_task", config.distillation.lambda_per_task),
     ):
         for name in per_task:
             _check_choice(key, name, TASKS)
     for name, source in config.data.sources.items():
         _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
+    _check_distillation(config)
     if config.training.global_batch_size % config.training.micro_batch_size:
         raise ConfigError(
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "
             f"({config.training.micro_batch_size}), got {config.training.global_batch_size}"
+        )
+
+
+def _check_distillation(config: Config) -> None:
+    distillation = config.distillation
+    parts = distillation.strategy.split("*")
+    for part in parts:
+        _check_choice("distillation.strategy", part, STRATEGIES)
+    if len(set(parts)) != len(parts):
+        raise ConfigError(f"distillation.strategy: each part at most once, got {distillation.strategy}")
+    if {"per_task", "meta"} <= set(parts):
+        raise ConfigError(
+            "distillation.strategy: per_task and meta both set one λ per task; "
+            "use meta with distillation.meta_init=per_task"
+        )
+    if "per_task" in parts or ("meta" in parts and distillation.meta_init == "per_task"):
+        for task in config.tasks:
+            if task not in distillation.lambda_per_task:
+                raise ConfigError(
+                    f"distillation.lambda_per_task: expected a value for {task}, got none; "
+                    f"add distillation.lambda_per_task.{task}=VALUE"
+                )
+    for task, value in distillation.lambda_per_task.items():
+        if value < 0:
+            raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")
+    if distillation.schedule == "warmup_then_sft" and distillation.schedule_steps is None:
+        raise ConfigError("distillation.schedule_steps: expected the steps to distil for (warmup_then_sft), got none")
+    if distillation.loss == "mse" and distillation.temperature != 1:
+        raise ConfigError(
+            f"distillation.temperature: mse compares raw logits and has none; expected 1, got "
+            f"{distillation.temperature}; choose another distillation.loss"
+        )
+    if distillation.loss != "mse" and distillation.normalize_logits != "none":
+        raise ConfigError(
+            f"distillation.normalize_logits: only mse has it; expected none with {distillation.loss}, "
+            f"got {distillation.normalize_logits}"
+        )
+    if not distillation.ema_decay < 1:
+        raise ConfigError(f"distillation.ema_decay: expected less than 1, got {distillation.ema_decay}")
+    two_gradients = {"gradient_conflict", "meta"} & set(parts)
+    if two_gradients and config.training.precision == "fp16":
+        raise ConfigError(
+            f"distillation.strategy: {min(two_gradients)} compares gradients, which fp16 rounds to zero unless "
+            "scaled; set training.precision to bf16 or fp32"
         )
 
 

@@ -110,8 +110,9 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_state(path: Path, process_index: int) -> dict[str, Any]:
+def load_state(accelerator: Accelerator, path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`; restores this rank's random states."""
+    process_index = accelerator.process_index
     state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True)
     random_file = path / STATE / f"random-{process_index}.pt"
     if random_file.exists():

@@ -48,6 +48,12 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, toke
                 f"distillation.n_top_logits: expected at most {info.top_k} (what the store at {store.url} "
                 f"holds), got {top_k}"
             )
+    if view is not None and config.distillation.gate == "fewshot_gain":
+        if view == "zeroshot":
+            raise ConfigError(
+                "distillation.gate: fewshot_gain compares a view with zeroshot; expected another --view, got zeroshot"
+            )
+        store.require_view("zeroshot")
     for task in config.tasks:
         if task not in info.tasks or not (np.asarray(store.examples.task) == info.tasks.index(task)).any():
             raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,8 @@ class Batch:
             if isinstance(value, torch.Tensor):
                 values[name] = function(value)
         if self.teacher is not None:
-            moved = {field.name: function(getattr(self.teacher, field.name)) for field in fields(TeacherLogits)}
+            teacher = {field.name: getattr(self.teacher, field.name) for field in fields(TeacherLogits)}
+            moved = {name: function(tensor) for name, tensor in teacher.items() if tensor is not None}
             values["teacher"] = TeacherLogits(**moved)
         return Batch(**values)
 
@@ -145,13 +146,23 @@ class MicroBatches(Dataset[Batch]):
         *,
         view: str | None,
         top_k: int | None,
+        with_zeroshot: bool = False,
         table: str = "examples",
     ) -> None:
+        """Args beyond the obvious.
+
+        open_store: opens the teacher store; called once in every process that reads.
+        view: teacher view, or None to read no teacher array at all.
+        top_k: how many of the stored ranks to read; None for all.
+        with_zeroshot: also read the gold token's log-probability under the view `zeroshot`.
+        table: `examples`, or `validation`, which has no teacher rows.
+        """
         self._open_store = open_store
         self._order = order
         self._plan = plan
         self._view = view
         self._top_k = top_k
+        self._with_zeroshot = with_zeroshot
         self._table = table
         self._opened: Any = None
 
@@ -165,12 +176,14 @@ class MicroBatches(Dataset[Batch]):
         first = (accumulation * self._plan.world_size + self._plan.rank) * self._plan.micro_batch_size
         chosen = longest_first[first : first + self._plan.micro_batch_size]
         rows = store.read(chosen, self._view, self._top_k) if self._view is not None else None
+        zeroshot = store.read(chosen, "zeroshot", 1) if self._with_zeroshot else None
         task_of = {name: number for number, name in enumerate(self._order.tasks)}
         return collate(
             [np.asarray(examples.prompt_ids(i)) for i in chosen],
             [np.asarray(examples.answer_ids(i)) for i in chosen],
             [task_of[store.info.tasks[int(examples.task[i])]] for i in chosen],
             rows,
+            zeroshot,
             step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
         )
 
@@ -189,6 +202,7 @@ def collate(
     answers: Sequence[np.ndarray],
     tasks: Sequence[int],
     rows: Any | None,
+    zeroshot: Any | None = None,
     *,
     step_tokens: int,
 ) -> Batch:
@@ -199,6 +213,7 @@ def collate(
         answers: token ids of each example's answer, end of turn included.
         tasks: task index of each example.
         rows: teacher rows (`TeacherRows`) of these examples in this order, or None.
+        zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
     """
     sequences = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
@@ -219,7 +234,7 @@ def collate(
         gold_T=gold_T,
         top_ids_TK=_tensor(rows.token_ids, torch.int64) if rows is not None else gold_T.new_empty(len(gold_T), 0),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
-        teacher=_teacher_logits(rows) if rows is not None else None,
+        teacher=_teacher_logits(rows, zeroshot) if rows is not None else None,
         step_tokens=step_tokens,
         real_tokens=sum(len(sequence) for sequence in sequences),
     )
@@ -240,14 +255,18 @@ def micro_batch_loader(
     )
 
 
-def _teacher_logits(rows: Any) -> TeacherLogits:
-    return TeacherLogits(
+def _teacher_logits(rows: Any, zeroshot: Any | None) -> TeacherLogits:
+    teacher = TeacherLogits(
         logits_TK=_tensor(rows.logits, torch.float32),
         logsumexp_T=_tensor(rows.logsumexp, torch.float32),
         entropy_T=_tensor(rows.entropy, torch.float32),
         gold_logit_T=_tensor(rows.gold_logit, torch.float32),
         gold_rank_T=_tensor(rows.gold_rank, torch.int64),
     )
+    if zeroshot is None:
+        return teacher
+    cross_entropy_T = _tensor(zeroshot.logsumexp - zeroshot.gold_logit, torch.float32)
+    return replace(teacher, zeroshot_cross_entropy_T=cross_entropy_T)
 
 
 def _tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:

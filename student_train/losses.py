@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -45,6 +45,7 @@ class TeacherLogits:
     entropy_T: torch.Tensor
     gold_logit_T: torch.Tensor
     gold_rank_T: torch.Tensor
+    zeroshot_cross_entropy_T: torch.Tensor | None = None  # for the gate that asks what few shots gained
 
     @property
     def cross_entropy_T(self) -> torch.Tensor:
@@ -53,11 +54,19 @@ class TeacherLogits:
 
 
 class StepLoss(NamedTuple):
-    """The differentiable total of one micro-batch and its terms per answer token."""
+    """The differentiable total of one micro-batch and its terms per answer token.
+
+    `argmax_T` is the student's first choice where it was asked for, else empty.
+    """
 
     total: torch.Tensor
     ce_T: torch.Tensor
     kd_T: torch.Tensor
+    argmax_T: torch.Tensor
+
+    def detached(self) -> StepLoss:
+        """The same numbers without their graph."""
+        return StepLoss(*(tensor.detach() for tensor in self))
 
 
 def answer_logits(
@@ -105,24 +114,18 @@ def cross_entropy(student: StudentLogits) -> torch.Tensor:
     return student.logsumexp_T - student.gold_T
 
 
-def mse(student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
-    """KD_t = mean over k of (student logit − teacher logit)² on raw logits, (T,): the study's loss.
+class KDTerm(Protocol):
+    """A divergence per answer token."""
 
-    A teacher that rules tokens out (logit −inf) has no finite difference there: they leave the mean.
-    """
-    finite_TK = teacher.logits_TK.isfinite()
-    difference_TK = torch.where(finite_TK, student.top_TK - teacher.logits_TK, 0.0)
-    return difference_TK.square().sum(dim=1) / finite_TK.sum(dim=1)
-
-
-KD_LOSSES: dict[str, Callable[[StudentLogits, TeacherLogits], torch.Tensor]] = {"mse": mse}
+    def __call__(self, student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
+        """KD_t, (T,): zero where the student says what the teacher says, never negative."""
 
 
 def step_loss(
     student: StudentLogits,
     teacher: TeacherLogits | None,
     *,
-    kd_loss: str,
+    kd_term: KDTerm,
     lambda_T: torch.Tensor,
     step_tokens: int,
 ) -> StepLoss:
@@ -131,16 +134,16 @@ def step_loss(
     Args:
         student: logits at the micro-batch's answer positions.
         teacher: rows of the store in the same order, or None for cross-entropy alone.
-        kd_loss: a key of `KD_LOSSES`.
+        kd_term: made by `student_train.divergences.kd_term`.
         lambda_T: weight of each token's KD term; carries no gradient.
         step_tokens: N, answer tokens of the whole optimizer step over all ranks.
     """
     ce_T = cross_entropy(student)
     if teacher is None:
-        return StepLoss(ce_T.sum() / step_tokens, ce_T, torch.zeros_like(ce_T))
-    kd_T = KD_LOSSES[kd_loss](student, teacher)
+        return StepLoss(ce_T.sum() / step_tokens, ce_T, torch.zeros_like(ce_T), student.argmax_T)
+    kd_T = kd_term(student, teacher)
     total = (ce_T.sum() + (lambda_T * kd_T).sum()) / step_tokens
-    return StepLoss(total, ce_T, kd_T)
+    return StepLoss(total, ce_T, kd_T, student.argmax_T)
 
 
 def _read_chunk(

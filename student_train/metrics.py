@@ -19,13 +19,15 @@ from tqdm import tqdm
 
 from configs.schema import ConfigError
 from student_train.data import Batch
+from student_train.divergences import tail_mass
 from student_train.losses import StepLoss
+from student_train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
 # per-task sums over answer tokens, in this order
-TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE = range(6)
-SUMS = 6
+TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE, DIAGNOSED, TAIL_MASS, AGREE = range(9)
+SUMS = 9
 
 
 class TrainingLog:
@@ -33,16 +35,29 @@ class TrainingLog:
 
     Rows are `step, task, metric, value`, the losses in nats per answer token, `tokens_per_second` over
     all ranks without padding, `peak_memory` in bytes (device memory where there is a device, else
-    resident memory) of the rank that needs most, `padding` and `data_wait` as fractions.
+    resident memory) of the rank that needs most, `padding` and `data_wait` as fractions. `tail_mass` (the
+    teacher's probability outside the top K) and `top1_agreement` (student's and teacher's first choice
+    are the same) are those of the logged step alone. `crossover_step` appears once per task: the first
+    log step at which the student's CE is below the teacher's.
     """
 
     def __init__(
-        self, accelerator: Accelerator, tasks: Sequence[str], start: int, stop: int, *, has_teacher: bool
+        self,
+        accelerator: Accelerator,
+        tasks: Sequence[str],
+        start: int,
+        stop: int,
+        *,
+        every: int,
+        has_teacher: bool,
+        trackers: Trackers | None,
     ) -> None:
+        """Args: `trackers` is None on all processes but the main one."""
         self._accelerator = accelerator
         self._tasks = tuple(tasks)
         self._has_teacher = has_teacher
         self._stop = stop
+        self._every = every
         self._bar = tqdm(
             total=stop,
             initial=start,
@@ -50,15 +65,27 @@ class TrainingLog:
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
         )
         self._rows: list[dict[str, Any]] = []
+        self._crossed: dict[str, int] = {}
+        self._trackers = trackers
         self._reset()
 
+    def due(self, step: int) -> bool:
+        """Whether a step, counted from 1, is a log step."""
+        return step % self._every == 0 or step == self._stop
+
     def add(self, batch: Batch, loss: StepLoss, lambda_T: torch.Tensor) -> None:
-        """Add one micro-batch of this rank."""
+        """Add one micro-batch of this rank; diagnoses it where the student's argmax is known."""
         zeros_T = torch.zeros_like(loss.ce_T)
-        terms = [zeros_T + 1, loss.ce_T, loss.kd_T, lambda_T * loss.kd_T, zeros_T + lambda_T, zeros_T]
+        terms = [zeros_T] * SUMS
+        terms[:LAMBDA] = [zeros_T + 1, loss.ce_T, loss.kd_T, lambda_T * loss.kd_T]
+        terms[LAMBDA] = zeros_T + lambda_T
         if batch.teacher is not None:
             terms[TEACHER_CE] = batch.teacher.cross_entropy_T
-        terms_TS = torch.stack([term.detach().double() for term in terms], dim=1)
+            if len(loss.argmax_T):
+                terms[DIAGNOSED] = zeros_T + 1
+                terms[TAIL_MASS] = tail_mass(batch.teacher.logits_TK, batch.teacher.logsumexp_T)
+                terms[AGREE] = (loss.argmax_T == batch.top_ids_TK[:, 0]).float()
+        terms_TS = torch.stack([term.double() for term in terms], dim=1)
         self._sums.index_add_(0, batch.task_T, terms_TS)
         self._real_tokens += batch.real_tokens
         self._padded_tokens += batch.input_ids_BL.numel()
@@ -67,14 +94,16 @@ class TrainingLog:
         """Add time that this rank spent waiting for data."""
         self._waited += seconds
 
-    def end_step(self, step: int, *, every: int, learning_rate: float, grad_norm: Any) -> None:
-        """Count one optimizer step; at every `every`-th and the last, log what came since.
+    def end_step(self, step: int, *, learning_rate: float, grad_norm: Any, cosine: float | None) -> None:
+        """Count one optimizer step, from 1; at a log step, log what came since the one before.
 
         Raises:
             ConfigError: the loss is not finite.
         """
         self._bar.update()
-        if step % every and step != self._stop:
+        if cosine is not None:
+            self._cosines.append(cosine)
+        if not self.due(step):
             return
         seconds = time.perf_counter() - self._started
         counts = [self._real_tokens, self._padded_tokens, self._waited]
@@ -92,13 +121,21 @@ class TrainingLog:
         }
         if grad_norm is not None:
             values["grad_norm"] = float(grad_norm)
+        if self._cosines:
+            values["cosine"] = sum(self._cosines) / len(self._cosines)
         rows = [("all", name, value) for name, value in values.items()]
         for task, task_sums in zip(self._tasks, sums, strict=True):
             if task_sums[TOKENS] > 0:
-                rows += [(task, name, value) for name, value in self._loss_values(task, task_sums).items()]
+                of_task = self._loss_values(task, task_sums)
+                if self._has_teacher and task not in self._crossed and of_task["student_ce"] < of_task["teacher_ce"]:
+                    self._crossed[task] = step
+                    of_task["crossover_step"] = float(step)
+                rows += [(task, name, value) for name, value in of_task.items()]
         self._rows += [{"step": step, "task": t, "metric": n, "value": v} for t, n, v in rows]
         if self._accelerator.is_main_process:
             self._print(step, values)
+            if self._trackers is not None:
+                self._trackers.log(step, rows)
         if not math.isfinite(values["loss"]):
             raise ConfigError(
                 f"training.learning_rate: the loss at step {step} is {values['loss']}; "
@@ -111,9 +148,19 @@ class TrainingLog:
         rows, self._rows = self._rows, []
         return rows
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the tasks that crossed over, and when."""
+        return {"crossed": dict(self._crossed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` gave."""
+        self._crossed = dict(state["crossed"])
+
     def close(self) -> None:
-        """Leave the terminal's last line."""
+        """Leave the terminal's last line and close the trackers."""
         self._bar.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def _loss_values(self, task: str, sums: torch.Tensor) -> dict[str, float]:
         means = (sums / sums[TOKENS]).tolist()
@@ -122,6 +169,9 @@ class TrainingLog:
             values = {"loss": means[CE] + means[WEIGHTED_KD], **values}
         if self._has_teacher:
             values |= {"kd": means[KD], "teacher_ce": means[TEACHER_CE], "lambda": means[LAMBDA]}
+            if sums[DIAGNOSED] > 0:
+                diagnosed = (sums / sums[DIAGNOSED]).tolist()
+                values |= {"tail_mass": diagnosed[TAIL_MASS], "top1_agreement": diagnosed[AGREE]}
         return values
 
     def _print(self, step: int, values: dict[str, float]) -> None:
@@ -143,6 +193,7 @@ class TrainingLog:
         self._real_tokens = 0
         self._padded_tokens = 0
         self._waited = 0.0
+        self._cosines: list[float] = []
         self._started = time.perf_counter()
 
 

@@ -6,7 +6,6 @@ import datetime
 import functools
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +24,12 @@ from storage import TeacherStore
 from student_train import checkpoints
 from student_train.checks import check_output, check_store_fits
 from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, micro_batch_loader
-from student_train.losses import step_loss
 from student_train.metrics import TrainingLog
 from student_train.module import StudentModule
 from student_train.records import Run, describe_run, publish_log, publish_run
-from student_train.strategies import LambdaWeights
+from student_train.step import Stepper
 from student_train.student import build_student
+from student_train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -65,82 +64,70 @@ def _train(run: Run, final: Path) -> None:
     check_store_fits(store, config, run.view, tokenizer)
     order = example_order(store, config)
     accelerator = make_accelerator(training, plan)
+    main = accelerator.is_main_process
     resume_from = checkpoints.latest_checkpoint(run.output) if run.resume else None
     start = checkpoints.checkpoint_step(resume_from) if resume_from is not None else 0
     about = describe_run(run, store, resume_from)
-    if accelerator.is_main_process:
-        run.output.mkdir(parents=True, exist_ok=True)
-        checkpoints.remove_partial(run.output)
 
     set_seed(config.seed)  # the same adapter on every rank
     student: Any = StudentModule(build_student(config, resume_from), chunk_tokens=training.loss_chunk_tokens)
     optimizer: Any = torch.optim.AdamW(parameter_groups(student, training.weight_decay), training.learning_rate)
-    if accelerator.is_main_process:
+    if main:
+        run.output.mkdir(parents=True, exist_ok=True)
+        checkpoints.remove_partial(run.output)
         print_summary(run, store, order, plan, student, start)
     student, optimizer = accelerator.prepare(student, optimizer)
-    weights = LambdaWeights(config.distillation)
+    stepper = Stepper(accelerator, student, optimizer, run, store, order)
     set_seed(config.seed, device_specific=True)  # other dropout masks on every rank
-    log = TrainingLog(accelerator, order.tasks, start, training.max_steps, has_teacher=run.view is not None)
-    batches = iter(batch_loader(run, order, plan, accelerator, start))
-    seconds_before = 0.0
+    log = TrainingLog(
+        accelerator,
+        order.tasks,
+        start,
+        training.max_steps,
+        every=training.logging_steps,
+        has_teacher=run.view is not None,
+        trackers=Trackers(training, run.output, about, start) if main else None,
+    )
+    seconds = 0.0
     if resume_from is not None:
-        state = checkpoints.load_state(resume_from, accelerator.process_index)
+        state = checkpoints.load_state(accelerator, resume_from)
         optimizer.load_state_dict(state["optimizer"])
-        seconds_before = state["seconds"]
-        if accelerator.is_main_process:
+        stepper.load_state_dict(state["stepper"])
+        log.load_state_dict(state["log"])
+        seconds = state["seconds"]
+        if main:
             publish_log(run, about, start, json.loads(state["log_rows"]))
 
-    started = time.perf_counter()
+    batches = iter(batch_loader(run, order, plan, accelerator, start))
+    started = time.perf_counter() - seconds
     for step in range(start, training.max_steps):
-        learning_rate = scheduled_learning_rate(training, step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        for _ in range(plan.accumulation_steps):
-            batch = next_batch(batches, log, accelerator.device)
-            with accelerator.accumulate(student):
-                logits = student(
-                    batch.input_ids_BL,
-                    batch.attention_mask_BL,
-                    batch.answer_index_T,
-                    batch.gold_T,
-                    batch.top_ids_TK,
-                )
-                lambda_T = weights.token_weights(batch, step)
-                loss = step_loss(
-                    logits,
-                    batch.teacher,
-                    kd_loss=config.distillation.loss,
-                    lambda_T=lambda_T,
-                    step_tokens=batch.step_tokens,
-                )
-                # the step's loss is a sum over ranks and accumulation steps, divided once by its answer
-                # tokens; Accelerate and DDP would divide again by how many of either there are
-                accelerator.backward(loss.total * (plan.accumulation_steps * plan.world_size))
+        micro_batches = [next_batch(batches, log, accelerator.device) for _ in range(plan.accumulation_steps)]
+        done = stepper.take_step(step, micro_batches, diagnose=log.due(step + 1))
+        for batch, loss, lambda_T in zip(micro_batches, done.losses, done.lambdas, strict=True):
             log.add(batch, loss, lambda_T)
-        grad_norm = accelerator.clip_grad_norm_(student.parameters(), training.grad_clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        done = step + 1
-        log.end_step(done, every=training.logging_steps, learning_rate=learning_rate, grad_norm=grad_norm)
-        if done % training.save_steps == 0 and done < training.max_steps:
+        log.end_step(step + 1, learning_rate=done.learning_rate, grad_norm=done.grad_norm, cosine=done.cosine)
+        if (step + 1) % training.save_steps == 0 and step + 1 < training.max_steps:
             rows = log.take_rows()
             state = {
                 "optimizer": optimizer.state_dict(),
+                "stepper": stepper.state_dict(),
+                "log": log.state_dict(),
                 "log_rows": json.dumps(rows),
-                "seconds": seconds_before + time.perf_counter() - started,
+                "seconds": time.perf_counter() - started,
             }
-            target = run.output / f"checkpoint-{done}"
-            checkpoints.save_checkpoint(accelerator, student, tokenizer, target, about | {"step": done}, state)
-            if accelerator.is_main_process:
-                publish_log(run, about, done, rows)
+            target = run.output / f"checkpoint-{step + 1}"
+            checkpoints.save_checkpoint(accelerator, student, tokenizer, target, about | {"step": step + 1}, state)
+            if main:
+                publish_log(run, about, step + 1, rows)
+                checkpoints.remove_old_checkpoints(run.output, training.save_total_limit)
 
     log.close()
-    if accelerator.is_main_process:
+    if main:
         publish_log(run, about, training.max_steps, log.take_rows())
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    about |= {"step": training.max_steps, "seconds": seconds_before + time.perf_counter() - started, "finished_at": now}
+    about |= {"step": training.max_steps, "seconds": time.perf_counter() - started, "finished_at": now}
     checkpoints.save_checkpoint(accelerator, student, tokenizer, final, about, state=None)
-    if accelerator.is_main_process:
+    if main:
         publish_run(run, about)
         logger.info("done: %s", final)
 
@@ -219,6 +206,7 @@ def batch_loader(run: Run, order: ExampleOrder, plan: BatchPlan, accelerator: Ac
         plan,
         view=run.view,
         top_k=run.config.distillation.n_top_logits,
+        with_zeroshot=run.view is not None and run.config.distillation.gate == "fewshot_gain",
     )
     return micro_batch_loader(
         data,
@@ -245,11 +233,3 @@ def parameter_groups(student: torch.nn.Module, weight_decay: float) -> list[dict
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def scheduled_learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero; a pure function of the step, counted from 0."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

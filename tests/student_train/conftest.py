@@ -118,12 +118,9 @@ def make_store(
 
 
 def teacher_rows(teacher: Any, prompt: list[int], answer: list[int], spec: StoreSpec) -> TeacherRows:
-    """Rows of one example, one forward pass per answer token."""
-    logits = []
+    """Rows of one example: answer token j is predicted at position len(prompt) + j - 1."""
     with torch.no_grad():
-        for j in range(len(answer)):
-            logits.append(teacher(torch.tensor([prompt + answer[:j]])).logits[0, -1])
-    full = torch.stack(logits)
+        full = teacher(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
     values, ids = full[:, : spec.tokenizer_size].sort(dim=-1, descending=True, stable=True)
     gold = full.gather(1, torch.tensor(answer)[:, None])
     probabilities = full.double().softmax(-1)

@@ -25,6 +25,7 @@ def logged(results: Path, metric: str) -> list[float]:
     ]
 
 
+@pytest.mark.slow  # launches seven processes
 @pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "full"])
 def test_processes_and_accumulation_change_nothing(
     make_store: Callable[..., SimpleNamespace], tiny_model: Path, tmp_path: Path, use_lora: bool

@@ -117,7 +117,7 @@ def test_padding_and_predicting_positions_by_hand() -> None:
 def test_length_grouping_leaves_less_padding_than_the_order_itself(
     make_store: Callable[..., SimpleNamespace], configure: Callable[..., Config]
 ) -> None:
-    store = make_store(count=96, top_k=4, max_answer=20)
+    store = make_store(count=64, top_k=4, max_answer=20)
     order = example_order(store.store, configure())
     length = [len(r.prompt_ids) + len(r.answer_ids) - 1 for r in store.records]
     data = MicroBatches(lambda: store.store, order, BatchPlan(32, 4, 1, 0), view=None, top_k=None)

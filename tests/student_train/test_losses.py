@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs import Config
 from student_train.data import Batch, BatchPlan, MicroBatches
+from student_train.divergences import mse
 from student_train.losses import StepLoss, StudentLogits, answer_logits, read_logits, step_loss
 from student_train.module import StudentModule
 from student_train.train import example_order
@@ -41,7 +42,7 @@ def micro_batch(
 def student_loss(student: StudentModule, batch: Batch) -> StepLoss:
     logits = student(batch.input_ids_BL, batch.attention_mask_BL, batch.answer_index_T, batch.gold_T, batch.top_ids_TK)
     weights = torch.full(batch.gold_T.shape, LAMBDA)
-    return step_loss(logits, batch.teacher, kd_loss="mse", lambda_T=weights, step_tokens=batch.step_tokens)
+    return step_loss(logits, batch.teacher, kd_term=mse, lambda_T=weights, step_tokens=batch.step_tokens)
 
 
 def load(path: Path) -> Any:

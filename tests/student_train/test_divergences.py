@@ -1,0 +1,161 @@
+"""KD terms against dense float64 formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schema import DistillationConfig
+from student_train.divergences import DIVERGENCES, kd_term, tail_mass
+from student_train.losses import StudentLogits, TeacherLogits
+
+V = 50
+
+
+def random_logits(seed: int, scale: float, tokens: int = 4) -> np.ndarray:
+    return scale * np.random.default_rng(seed).standard_normal((tokens, V))
+
+
+def sides(student: np.ndarray, teacher: np.ndarray, k: int) -> tuple[StudentLogits, TeacherLogits]:
+    """What the loss sees of two dense (T, V) logits, float64."""
+    ours, theirs = torch.tensor(student, requires_grad=True), torch.tensor(teacher)
+    values, ids = theirs.sort(dim=1, descending=True)
+    zeros = torch.zeros(len(theirs))
+    return (
+        StudentLogits(ours.logsumexp(1), ours[:, 0], ours.gather(1, ids[:, :k]), torch.empty(0)),
+        TeacherLogits(values[:, :k], theirs.logsumexp(1), zeros, values[:, 0], zeros.long()),
+    )
+
+
+def dense(name: str, student: np.ndarray, teacher: np.ndarray, k: int, temperature: float) -> list[float]:
+    """The same divergence written out over K + 1 outcomes, one token at a time."""
+    results = []
+    for q_logits, p_logits in zip(student, teacher, strict=True):
+        order = np.argsort(-p_logits, kind="stable")
+        outcomes = []
+        for logits in (p_logits, q_logits):
+            full = np.exp(logits - logits.max())
+            full /= full.sum()
+            parts = [full[i] for i in order[:k]]
+            if k < V:
+                parts.append(sum(full[i] for i in order[k:]))
+            tempered = np.array(parts) ** (1 / temperature)
+            outcomes.append(tempered / tempered.sum())
+        p, q = outcomes
+        m = (p + q) / 2
+        kl = lambda a, b: float(sum(x * math.log(x / y) for x, y in zip(a, b, strict=True)))  # noqa: E731
+        results.append(
+            {
+                "forward_kl": temperature**2 * kl(p, q),
+                "reverse_kl": temperature**2 * kl(q, p),
+                "jsd": temperature**2 * (kl(p, m) + kl(q, m)) / 2,
+                "tvd": float(np.abs(p - q).sum()) / 2,
+            }[name]
+        )
+    return results
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 8, V])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_are_the_dense_formulas(name: str, k: int, temperature: float) -> None:
+    student, teacher = random_logits(1, 1.5), random_logits(2, 1.5)
+    term = kd_term(DistillationConfig(loss=name, temperature=temperature), V)
+    got = term(*sides(student, teacher, k))
+    assert got.tolist() == pytest.approx(dense(name, student, teacher, k, temperature), rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_with_the_whole_vocabulary_temperature_is_that_of_the_logits(temperature: float) -> None:
+    student, teacher = random_logits(1, 2.0), random_logits(2, 2.0)
+    term = kd_term(DistillationConfig(loss="forward_kl", temperature=temperature), V)
+    p, q = (torch.tensor(x / temperature).log_softmax(1) for x in (teacher, student))
+    expected = temperature**2 * (p.exp() * (p - q)).sum(1)
+    torch.testing.assert_close(term(*sides(student, teacher, V)), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 10.0, 40.0]),
+    k=st.integers(1, V),
+    name=st.sampled_from([*DIVERGENCES, "mse"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_never_negative_and_zero_where_both_agree(
+    seed: int, scale: float, k: int, name: str, dtype: torch.dtype
+) -> None:
+    term = kd_term(DistillationConfig(loss=name), V)
+    for student, same in ((random_logits(seed + 1, scale), False), (random_logits(seed, scale), True)):
+        ours, theirs = sides(student, random_logits(seed, scale), k)
+        ours = StudentLogits(*(tensor.to(dtype) for tensor in ours))
+        tensors = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(theirs)}
+        theirs = TeacherLogits(
+            **{n: t.to(dtype) if t is not None and t.is_floating_point() else t for n, t in tensors.items()}
+        )
+        value = term(ours, theirs)
+        assert (value >= 0).all()
+        assert value.isfinite().all()
+        if same:
+            assert value.max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [*DIVERGENCES, "mse"])
+def test_gradients_are_finite_and_point_downhill(name: str) -> None:
+    teacher = random_logits(2, 2.0)
+    student = random_logits(1, 2.0)
+    term = kd_term(DistillationConfig(loss=name), V)
+    ids = torch.tensor(teacher).sort(dim=1, descending=True).indices[:, :8]
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        _, theirs = sides(student, teacher, 8)
+        return term(StudentLogits(logits.logsumexp(1), logits[:, 0], logits.gather(1, ids), ids), theirs)
+
+    assert torch.autograd.gradcheck(loss, (torch.tensor(student, requires_grad=True),))
+
+
+def test_a_teacher_that_rules_tokens_out() -> None:
+    teacher = random_logits(2, 2.0)
+    ours, theirs = sides(random_logits(1, 2.0), teacher, 8)
+    logits_TK = theirs.logits_TK.clone()
+    logits_TK[:, 5:] = -math.inf
+    theirs = dataclasses.replace(theirs, logits_TK=logits_TK)
+    for name in [*DIVERGENCES, "mse"]:
+        for normalize in ["none", "center", "standardize"] if name == "mse" else ["none"]:
+            value = kd_term(DistillationConfig(loss=name, normalize_logits=normalize), V)(ours, theirs)
+            assert value.isfinite().all()
+            (gradient,) = torch.autograd.grad(value.sum(), ours.top_TK, retain_graph=True)
+            assert gradient.isfinite().all()
+    expected = ((ours.top_TK - theirs.logits_TK)[:, :5] ** 2).mean(dim=1)
+    torch.testing.assert_close(kd_term(DistillationConfig(), V)(ours, theirs), expected)
+
+
+def test_normalized_mse_by_hand() -> None:
+    student, teacher = random_logits(1, 2.0), random_logits(2, 2.0)
+    ours, theirs = sides(student, teacher, 8)
+    for normalize in ("center", "standardize"):
+        got = kd_term(DistillationConfig(normalize_logits=normalize), V)(ours, theirs)
+        for t in range(4):
+            a, b = ours.top_TK[t].detach().numpy(), theirs.logits_TK[t].numpy()
+            a, b = a - a.mean(), b - b.mean()
+            if normalize == "standardize":
+                a, b = a / a.std(), b / b.std()
+            assert got[t].item() == pytest.approx(float(((a - b) ** 2).mean()), rel=1e-5)
+    shifted = sides(student + 7.0, teacher, 8)
+    centered = kd_term(DistillationConfig(normalize_logits="center"), V)
+    torch.testing.assert_close(centered(*shifted), centered(ours, theirs))
+
+
+def test_tail_mass_is_what_the_top_k_leaves() -> None:
+    teacher = random_logits(2, 1.0)
+    _, theirs = sides(teacher, teacher, 8)
+    probabilities = np.sort(np.exp(teacher) / np.exp(teacher).sum(1, keepdims=True), axis=1)
+    assert tail_mass(theirs.logits_TK, theirs.logsumexp_T).tolist() == pytest.approx(
+        probabilities[:, :-8].sum(1).tolist()
+    )

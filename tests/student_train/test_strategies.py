@@ -1,0 +1,266 @@
+"""Every λ strategy against a computation by hand, and runnable by configuration alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+
+from configs import Config, ConfigError
+from configs.schema import DistillationConfig
+from student_train import gradients
+from student_train.data import Batch, BatchPlan, MicroBatches
+from student_train.divergences import mse
+from student_train.losses import StepLoss, TeacherLogits, step_loss
+from student_train.module import StudentModule
+from student_train.records import Run
+from student_train.strategies import LambdaWeights, entropy_factor, gate_factor, schedule_factor
+from student_train.train import example_order, train
+
+
+def weights_of(distillation: DistillationConfig, tasks: tuple[str, ...] = ("nli", "pos")) -> LambdaWeights:
+    return LambdaWeights(distillation, tasks, vocab_size=100, max_steps=10, device=torch.device("cpu"))
+
+
+def fake_batch(tasks: list[int], **teacher: Any) -> Batch:
+    count = len(tasks)
+    values = {"logits_TK": torch.zeros(count, 2), "logsumexp_T": torch.ones(count), "entropy_T": torch.zeros(count)}
+    values |= {"gold_logit_T": torch.zeros(count), "gold_rank_T": torch.zeros(count, dtype=torch.int64)}
+    values |= {name: torch.tensor(value) for name, value in teacher.items()}
+    one = torch.zeros(count, dtype=torch.int64)
+    rows = TeacherLogits(**values)
+    return Batch(one[None], one[None], one, one, one[:, None], torch.tensor(tasks), rows, count, count)
+
+
+def test_fixed_and_per_task() -> None:
+    batch = fake_batch([0, 1, 1])
+    assert weights_of(DistillationConfig(lambda_distill=0.3)).token_weights(batch, 0).tolist() == pytest.approx(
+        [0.3] * 3
+    )
+    prior = weights_of(DistillationConfig(strategy="per_task"))
+    assert prior.token_weights(batch, 0).tolist() == pytest.approx([0.5, 0.05, 0.05])
+
+
+def test_entropy_is_one_minus_entropy_over_log_v() -> None:
+    entropy_T = torch.tensor([0.0, math.log(10), math.log(100), 9.0])
+    assert entropy_factor(entropy_T, 100).tolist() == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-6)
+    batch = fake_batch([0, 1], entropy_T=[math.log(10), 0.0])
+    both = weights_of(DistillationConfig(strategy="per_task*entropy"))
+    assert both.token_weights(batch, 0).tolist() == pytest.approx([0.5 * 0.5, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("warmup_then_sft", [1, 1, 0, 0]),
+        ("linear", [1, 0.5, 0, 0]),
+        ("cosine", [1, 0.5, 0, 0]),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    assert [schedule_factor(schedule, step, 4) for step in (0, 2, 4, 9)] == pytest.approx(expected)
+    assert schedule_factor("cosine", 1, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_gates() -> None:
+    teacher = fake_batch(
+        [0, 0, 0], gold_rank_T=[0, 3, 0], logsumexp_T=[2.0, 2.0, 2.0], gold_logit_T=[1.0, 1.5, 2.0 + math.log(0.5)]
+    ).teacher
+    assert teacher is not None
+    assert gate_factor("teacher_correct", teacher).tolist() == [1.0, 0.0, 1.0]
+    with_zeroshot = TeacherLogits(
+        **{**vars(teacher), "zeroshot_cross_entropy_T": torch.tensor([0.5, 0.5, -math.log(0.125)])}
+    )
+    # p: e⁻¹ against e⁻⁰·⁵ (no gain), e⁻⁰·⁵ against the same (none), 1/2 against 1/8 (three quarters)
+    assert gate_factor("fewshot_gain", with_zeroshot).tolist() == pytest.approx([0.0, 0.0, 0.75], abs=1e-6)
+
+
+def test_loss_ratio_follows_moving_averages() -> None:
+    weights = weights_of(DistillationConfig(strategy="loss_ratio", lambda_distill=0.5, ema_decay=0.9))
+    batch = fake_batch([0])
+    assert weights.needs_first_losses
+    weights.observe_losses(2.0, 8.0)
+    assert weights.token_weights(batch, 0).item() == pytest.approx(0.5 * 2 / 8)
+    weights.observe_losses(1.0, 4.0)
+    assert weights.token_weights(batch, 1).item() == pytest.approx(0.5 * (0.9 * 2 + 0.1) / (0.9 * 8 + 0.4))
+    again = weights_of(DistillationConfig(strategy="loss_ratio", lambda_distill=0.5, ema_decay=0.9))
+    again.load_state_dict(weights.state_dict())
+    assert again.token_weights(batch, 1).item() == weights.token_weights(batch, 1).item()
+
+
+def test_meta_moves_the_logit_of_lambda() -> None:
+    weights = weights_of(DistillationConfig(strategy="meta", lambda_distill=0.3, meta_learning_rate=0.1))
+    assert weights.lambda_per_task().tolist() == pytest.approx([0.3, 0.3])
+    weights.update_meta(torch.tensor([2.0, -4.0]))
+    logit = math.log(0.3 / 0.7)
+    expected = [1 / (1 + math.exp(-(logit + 0.2))), 1 / (1 + math.exp(-(logit - 0.4)))]
+    assert weights.lambda_per_task().tolist() == pytest.approx(expected)
+    warm = weights_of(DistillationConfig(strategy="meta", meta_init="per_task"))
+    assert warm.lambda_per_task().tolist() == pytest.approx([0.5, 0.05])
+    with pytest.raises(ConfigError, match="lambda_distill"):
+        weights_of(DistillationConfig(strategy="meta", lambda_distill=1.0))
+
+
+@pytest.fixture
+def setting(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path
+) -> Callable[[int], SimpleNamespace]:
+    """One global batch of 8 as micro-batches of a size, a student, and λ = 0.4 on every token."""
+
+    def make(micro: int) -> SimpleNamespace:
+        config = configure()
+        order = example_order(small_store.store, config)
+        plan = BatchPlan(8, micro, 1, 0)
+        data = MicroBatches(lambda: small_store.store, order, plan, view="fewshot", top_k=None)
+        model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+        student = StudentModule(model, chunk_tokens=1000)
+        batches = [data[i] for i in range(plan.accumulation_steps)]
+
+        def forward(batch: Batch, lambda_T: torch.Tensor) -> StepLoss:
+            logits = gradients.run_student(student, batch)
+            return step_loss(logits, batch.teacher, kd_term=mse, lambda_T=lambda_T, step_tokens=batch.step_tokens)
+
+        lambdas = [torch.full((len(b.gold_T),), 0.4) for b in batches]
+        return SimpleNamespace(student=student, batches=batches, forward=forward, lambdas=lambdas)
+
+    return make
+
+
+def flat_gradient(term: torch.Tensor, student: StudentModule) -> torch.Tensor:
+    """A gradient the plain way: `backward` on a model whose gradients were empty."""
+    student.zero_grad()
+    term.backward(retain_graph=True)
+    flat = torch.cat([p.grad.flatten() for p in student.parameters()])  # type: ignore[union-attr]
+    student.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["agree", "conflict"])
+def test_gradient_conflict_by_hand(setting: Callable[[int], SimpleNamespace], sign: float) -> None:
+    whole, split = setting(8), setting(2)
+    batch = whole.batches[0]
+    loss = whole.forward(batch, whole.lambdas[0])
+    of_ce = flat_gradient(loss.ce_T.sum() / batch.step_tokens, whole.student)
+    of_kd = flat_gradient(sign * 0.4 * loss.kd_T.sum() / batch.step_tokens, whole.student)
+    cosine = float(of_ce @ of_kd / (of_ce.norm() * of_kd.norm()))
+    if cosine * sign < 0:
+        pytest.fail("the setting was chosen so that CE and KD agree")
+    lambdas = [sign * lambda_T for lambda_T in split.lambdas]
+    losses, got = gradients.backward_apart(Accelerator(cpu=True), split.student, split.forward, split.batches, lambdas)
+    assert got == pytest.approx(cosine, abs=1e-5)
+    result = torch.cat([p.grad.flatten() for p in split.student.parameters()])
+    expected = of_ce + max(0.0, cosine) * of_kd
+    assert float((result - expected).norm() / expected.norm()) < 1e-5
+    assert sum(len(one.ce_T) for one in losses) == batch.step_tokens
+
+
+def test_gradient_conflict_of_a_named_subset(setting: Callable[[int], SimpleNamespace]) -> None:
+    whole, split = setting(8), setting(4)
+    pattern = r"layers\.1\..*down_proj"
+    chosen = gradients.named_subset(whole.student, pattern)
+    assert len(chosen) == 1
+    batch = whole.batches[0]
+    loss = whole.forward(batch, whole.lambdas[0])
+    of_ce, of_kd = (
+        torch.autograd.grad(term.sum(), chosen, retain_graph=True)[0].flatten() for term in (loss.ce_T, loss.kd_T)
+    )
+    expected = torch.nn.functional.cosine_similarity(of_ce, of_kd, dim=0).item()
+    got = gradients.conflict_of_subset(
+        Accelerator(cpu=True),
+        split.student,
+        split.forward,
+        split.batches,
+        split.lambdas,
+        gradients.named_subset(split.student, pattern),
+    )
+    assert got == pytest.approx(expected, abs=1e-5)
+    assert all(p.grad is None for p in split.student.parameters())
+    with pytest.raises(ConfigError, match="matches no trainable parameter"):
+        gradients.named_subset(whole.student, "no_such_layer")
+
+
+def test_meta_alignment_by_hand(setting: Callable[[int], SimpleNamespace]) -> None:
+    whole, split = setting(8), setting(2)
+    batch = whole.batches[0]
+    held_out = setting(4).batches[1]
+    logits = gradients.run_student(whole.student, held_out)
+    of_val = flat_gradient((logits.logsumexp_T - logits.gold_T).sum() / held_out.step_tokens, whole.student)
+    loss = whole.forward(batch, whole.lambdas[0])
+    expected = [
+        float(of_val @ flat_gradient(loss.kd_T[batch.task_T == task].sum() / batch.step_tokens, whole.student))
+        for task in range(2)
+    ]
+    got = gradients.meta_alignment(
+        Accelerator(cpu=True), split.student, split.forward, split.batches, [held_out], tasks=2
+    )
+    assert got.tolist() == pytest.approx(expected, rel=1e-4)
+    assert all(p.grad is None for p in split.student.parameters())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["distillation.strategy=per_task*entropy*gradient_conflict"],
+        ["distillation.strategy=gradient_conflict", r"distillation.conflict_parameters='layers\.1'"],
+        ["distillation.strategy=loss_ratio", "distillation.schedule=cosine"],
+        ["distillation.strategy=meta", "distillation.meta_every=2", "distillation.meta_batch_size=4"],
+        ["distillation.gate=teacher_correct", "distillation.loss=forward_kl", "distillation.temperature=2"],
+        ["distillation.gate=fewshot_gain", "distillation.loss=jsd"],
+        ["distillation.schedule=warmup_then_sft", "distillation.schedule_steps=2", "distillation.loss=reverse_kl"],
+        ["distillation.normalize_logits=standardize", "training.use_lora=true"],
+    ],
+    ids=lambda overrides: overrides[0].partition(".")[2],
+)
+def test_every_strategy_runs_by_configuration_alone(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path, overrides: list[str]
+) -> None:
+    results = tmp_path / "results"
+    train(Run(configure(*overrides), small_store.url, "fewshot", tmp_path / "run", results))
+    rows = [row for path in (results / "training_log").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    values = {(row["step"], row["task"], row["metric"]): row["value"] for row in rows}
+    assert all(math.isfinite(value) for value in values.values())
+    assert {step for step, _, _ in values} == {1, 2, 3, 4}
+    assert {task for _, task, _ in values} == {"all", "nli", "pos"}
+    for metric in ("tail_mass", "top1_agreement"):
+        assert 0 <= values[1, "all", metric] <= 1
+    assert ((1, "all", "cosine") in values) == any("conflict" in override for override in overrides)
+    if "distillation.schedule=warmup_then_sft" in overrides:
+        assert [values[step, "all", "lambda"] for step in (1, 2, 3, 4)] == pytest.approx([0.5, 0.5, 0, 0])
+        assert values[4, "all", "loss"] == pytest.approx(values[4, "all", "ce"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("distillation.strategy=entropi", "did you mean entropy"),
+        ("distillation.strategy=per_task*meta", "meta_init=per_task"),
+        ("distillation.schedule=warmup_then_sft", "schedule_steps"),
+        ("distillation.temperature=2", "mse compares raw logits"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    configure: Callable[..., Config], override: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        configure(override)
+
+
+def test_the_gain_gate_refuses_the_view_it_compares_with(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure("distillation.gate=fewshot_gain")
+    with pytest.raises(ConfigError, match="expected another --view"):
+        train(Run(config, small_store.url, "zeroshot", tmp_path / "run", tmp_path / "results"))
