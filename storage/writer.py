@@ -343,7 +343,8 @@ def _hash_records(records: Sequence[ExampleRecord]) -> str:
 
 def _refuse_difference(where: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     stored_flat, wanted_flat = _flatten(stored), _flatten(wanted)
-    for key in sorted(stored_flat.keys() | wanted_flat.keys()):
+    # A hash that differs is the consequence of a setting that differs, which says more: hashes come last.
+    for key in sorted(stored_flat.keys() | wanted_flat.keys(), key=lambda key: (key.endswith(("hash", "count")), key)):
         old, new = stored_flat.get(key, "nothing"), wanted_flat.get(key, "nothing")
         if old != new:
             raise StoreError(

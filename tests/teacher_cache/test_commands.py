@@ -1,0 +1,153 @@
+"""build-teacher-cache and inspect-cache as a user runs them: on real data, and on wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from teacher_cache import build_command, inspect_command
+
+
+@pytest.fixture(scope="module")
+def arguments(wear: Callable[[str, str | None], Path], shared: Path) -> list[str]:
+    """Configuration of a small run over two real tasks."""
+    return [
+        f"model.name={wear('qwen3', 'own')}",
+        f"data.mirror={shared / 'hub'}",
+        "tasks=[nli,pos]",
+        "languages=[en,hi]",
+        "data.max_train_per_task=12",
+        "data.max_validation_per_task=4",
+        "teacher.top_k=70",
+        "store.shard_tokens=128",
+        "store.chunk_tokens=32",
+    ]
+
+
+@pytest.fixture(scope="module")
+def store(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "store"
+    build_command.main(["--store", str(path), "--view", "zeroshot", *arguments])
+    return path
+
+
+def test_building_again_changes_nothing_and_a_view_can_be_added(store: Path, arguments: list[str]) -> None:
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    build_command.main(["--store", str(store), "--view", "zeroshot", *arguments])
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    build_command.main(["--store", str(store), "--view", "shuffled_answers", *arguments])
+    after = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert all(after[path] == data for path, data in before.items())
+    assert any("shuffled_answers" in str(path) for path in after)
+
+
+def test_inspection_counts_and_verifies(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_command.main(["--store", str(store), "--format", "json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["examples"] == 24
+    assert facts["views"]["zeroshot"]["complete"]
+    assert {row["task"] for row in facts["rows"]} == {"nli", "pos"}
+    per_view = [row["answer_tokens"] for row in facts["rows"] if row["view"] == "zeroshot"]
+    assert sum(per_view) == facts["answer_tokens"]
+    for row in facts["rows"]:
+        assert 0 <= row["teacher_accuracy"] <= 1
+        assert row["teacher_ce"] > 0
+        assert 0 < row["top_k_mass_mean"] <= 1
+    inspect_command.main(["--store", str(store), "--verify"])
+    assert "sound" in capsys.readouterr().out
+
+
+def test_one_example_is_shown_token_by_token(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_command.main(["--store", str(store), "--format", "json"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        inspect_command.main(["--store", str(store), "--example", "nli/en/nowhere/1"])
+    message = capsys.readouterr().err
+    example = message.split("for example, ")[1].split(",")[0]
+    inspect_command.main(["--store", str(store), "--example", example, "--format", "json"])
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
+    assert tokens[-1]["token"] == "<|im_end|>"
+    assert all(len(view["top"]) == 5 for token in tokens for view in token["views"].values())
+
+
+def test_a_damaged_store_is_reported_with_exit_code_2(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    victim = next(path for path in sorted((copy / "teachers").rglob("c/*")) if path.is_file())
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(bytes(data))
+    with pytest.raises(SystemExit) as caught:
+        inspect_command.main(["--store", str(copy), "--verify"])
+    assert caught.value.code == 2
+    assert victim.relative_to(copy).as_posix() in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_command.main(["--store", str(tmp_path / "s"), "--dry-run", *arguments])
+    output = capsys.readouterr().out
+    assert "24 examples" in output
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--view", "oneshot"], "--view: expected one of fewshot, zeroshot, shuffled_answers, got 'oneshot'"),
+        (["model.name=./nowhere"], "model.name: no directory ./nowhere"),
+        (["data.mirror=/nowhere"], "/nowhere"),
+        (["teacher.top_k=200000"], "teacher.top_k: expected at most"),
+        (["teacher.topk=2"], "did you mean teacher.top_k?"),
+        (["--worker", "3/2"], "--worker: expected I/N"),
+        (["tasks=[pa]", "languages=[hi]"], "hi"),
+        (["data.max_student_tokens=8"], "data.max_student_tokens"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_command.main(["--store", str(tmp_path / "s"), *arguments, *changes])
+    assert caught.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert not (tmp_path / "s").exists()
+
+
+def test_going_on_with_other_settings_names_the_field_and_both_values(
+    store: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for change, field in (("seed=7", "identity.seed = 42, this run has 7"), ("teacher.top_k=60", "top_k = 70, this run has 60")):
+        with pytest.raises(SystemExit):
+            build_command.main(["--store", str(store), "--view", "zeroshot", *arguments, change])
+        assert field in capsys.readouterr().err
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    wear: Callable[[str, str | None], Path], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = wear("llama-3.2", "own")
+    with pytest.raises(SystemExit):
+        build_command.main(["--store", str(tmp_path / "s"), *arguments, f"teacher.model={other}"])
+    assert "teacher.model: expected the tokenizer of" in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "teacher_cache.inspect_command", "--store", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: --store")
+    assert len(run.stderr.splitlines()) == 1
