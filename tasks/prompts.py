@@ -65,17 +65,15 @@ class PromptEncoder:
         self._template = ""
         self._system_role = True
         self._answer_header = ""
+        end_of_turn: int | None = tokenizer.eos_token_id
         if self.has_template:
             self._template = _without_clock(tokenizer.get_chat_template())
             self._system_role = self._accepts_system_role()
-            self._answer_header, end_of_turn = self._study_answer_turn()
-        else:
-            end_of_turn = tokenizer.eos_token_id
-        if end_of_turn is None:
-            end_of_turn = tokenizer.eos_token_id
+            self._answer_header, written = self._study_answer_turn()
+            end_of_turn = end_of_turn if written is None else written
         if end_of_turn is None:
             raise TaskError("tokenizer: expected an end-of-turn or end-of-sequence token, found neither")
-        self.end_of_turn_id: int = end_of_turn
+        self.end_of_turn_id = end_of_turn
         self.stop_ids: list[int] = sorted({end_of_turn, tokenizer.eos_token_id} - {None})
 
     def encode_prompt(
@@ -119,7 +117,7 @@ class PromptEncoder:
         messages = self._messages(task, query, demonstrations)
         header = self._ids(self._answer_header) if self._answer_header else []
         if any(self._added_token.search(message["content"]) for message in messages):
-            # The text spells out a control token (`<|im_end|>`): it must stay text.
+            # The text spells out a control token (`<|im_end|>`): it must stay text. Slower, so only here.
             ids = self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=self._template,
