@@ -122,7 +122,7 @@ class CompactEncoding:
         top = rows.logits[:, 0].astype(np.float64)
         gaps = _quantise("logits", top[:, None] - rows.logits, GAP_STEP, MINUS_INFINITY)
         codes = code_of_token[rows.token_ids]
-        block_gaps = np.ascontiguousarray(gaps[:, ::RANK_BLOCK])
+        block_gaps = gaps[:, ::RANK_BLOCK].copy()  # `gaps` is reordered in place below
         for block in _blocks(gaps.shape[1]):
             order = np.argsort(codes[:, block], axis=1, kind="stable")
             codes[:, block] = np.take_along_axis(codes[:, block], order, axis=1)

@@ -78,6 +78,8 @@ class TeacherStore:
             raise StoreError(
                 f"--store {url}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
             ) from None
+        for key in [key for key in self._source if key.endswith("zarr.json")]:
+            self._source[key]  # metadata that no array needs is checked as well
         attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
@@ -236,6 +238,8 @@ class _VerifiedObjects(MutableMapping[str, Buffer]):
     def __getitem__(self, key: str) -> Buffer:
         if key in self._recent:
             return self._recent[key]
+        if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
+            raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
         entry, what = self._entries[key]
         data = read_object(self._objects, key, entry, what)
         buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)

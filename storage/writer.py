@@ -165,7 +165,8 @@ class StoreBuilder:
         for name, values in self._encoding.encode(rows, self._code_of_token).items():
             padded = np.zeros((self.plan.shard_tokens, *values.shape[1:]), dtype=values.dtype)
             padded[: len(values)] = values
-            group[name][first : first + self.plan.shard_tokens] = padded  # type: ignore[index]
+            with zarr.config.set({"array.write_empty_chunks": True}):  # zeros are data: write them
+                group[name][first : first + self.plan.shard_tokens] = padded  # type: ignore[index]
         written = {key: data for key, data in _contents(memory).items() if key not in metadata}
         entries = {}
         for key, data in written.items():

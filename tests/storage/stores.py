@@ -63,7 +63,7 @@ def teacher_rows(answer_ids: np.ndarray, top_k: int, *, seed: int = 0) -> Teache
         logsumexp=logsumexp.astype(np.float32),
         entropy=entropy.astype(np.float32),
         gold_logit=gold[:, 0],
-        gold_rank=(logits > gold).sum(axis=1).astype(np.int32),
+        gold_rank=(logits[:, :TOKENIZER_SIZE] > gold).sum(axis=1).astype(np.int32),
     )
 
 

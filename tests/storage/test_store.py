@@ -1,0 +1,335 @@
+"""Writing, resuming, sharing and reading a store, through public names."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore, open_builder
+from storage.objects import ObjectStore
+from storage.verify import verify
+from tests.storage import stores
+
+EXAMPLES = stores.records(40)
+VALIDATION = stores.records(5, seed=1, prefix="validation")
+NO_VOCABULARY = "a finished base must not be made again"
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every object of a store but its lock files."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.name.startswith(".lock")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of two views; tests get copies."""
+    path = tmp_path_factory.mktemp("finished") / "store"
+    stores.build(str(path), EXAMPLES, validation=VALIDATION)
+    return path
+
+
+@pytest.fixture
+def url(tmp_path: Path, finished: Path) -> str:
+    """A finished store of two views that the test may change."""
+    return str(shutil.copytree(finished, tmp_path / "store"))
+
+
+@pytest.mark.parametrize("encoding", ["exact", "float16", "compact"])
+@pytest.mark.parametrize("top_k", [1, 64, 70, 96])
+def test_reads_what_the_teacher_said(tmp_path: Path, encoding: str, top_k: int) -> None:
+    path = str(tmp_path / "store")
+    stores.build(path, EXAMPLES, validation=VALIDATION, encoding=encoding, top_k=top_k)
+    assert verify(path) == []
+    store = TeacherStore.open(path)
+    assert store.views == ("fewshot", "zeroshot")
+    assert [store.examples.answer_ids(i).tolist() for i in range(len(EXAMPLES))] == [e.answer_ids for e in EXAMPLES]
+    assert [store.examples.prompt_ids(i).tolist() for i in range(len(EXAMPLES))] == [e.prompt_ids for e in EXAMPLES]
+    assert [store.validation.answer_ids(i).tolist() for i in range(5)] == [e.answer_ids for e in VALIDATION]
+    assert store.examples.example_id == [e.example_id for e in EXAMPLES]
+    for view in store.views:
+        for shard in range(store.info.shards):
+            members = store.plan.examples_of(shard)
+            answers = np.concatenate([np.asarray(EXAMPLES[i].answer_ids) for i in members])
+            said = stores.teacher_rows(answers, top_k, seed=len(view))
+            rows = store.read(list(members), view)
+            if encoding != "float16":
+                np.testing.assert_array_equal(rows.logits[:, 0], said.logits[:, 0])
+            np.testing.assert_allclose(rows.logits, said.logits, atol=1 / 32, rtol=1e-6)
+            np.testing.assert_allclose(rows.logsumexp, said.logsumexp, atol=1e-3)
+            np.testing.assert_allclose(rows.entropy, said.entropy, atol=1e-3)
+            np.testing.assert_allclose(rows.gold_logit, said.gold_logit, atol=1e-3)
+            np.testing.assert_array_equal(rows.gold_rank, said.gold_rank)
+
+
+def test_rows_come_in_the_order_asked_for(url: str) -> None:
+    store = TeacherStore.open(url)
+    order = [31, 2, 2, 17, 0]
+    together = store.read(order, "fewshot")
+    start = 0
+    for example in order:
+        alone = TeacherStore.open(url).read([example], "fewshot")
+        stop = start + len(alone)
+        assert len(alone) == len(EXAMPLES[example].answer_ids)
+        np.testing.assert_array_equal(together.token_ids[start:stop], alone.token_ids)
+        np.testing.assert_array_equal(together.logits[start:stop], alone.logits)
+        start = stop
+    assert start == len(together)
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Keys and sizes of the objects that are read from here on."""
+    seen: list[tuple[str, int]] = []
+    get = ObjectStore.get
+
+    def counting(self: ObjectStore, key: str) -> bytes:
+        data = get(self, key)
+        seen.append((key, len(data)))
+        return data
+
+    monkeypatch.setattr(ObjectStore, "get", counting)
+    return seen
+
+
+@pytest.mark.parametrize("encoding", ["exact", "float16", "compact"])
+def test_fewer_ranks_cost_fewer_blocks(tmp_path: Path, encoding: str, fetched: list[tuple[str, int]]) -> None:
+    path = str(tmp_path / "store")
+    stores.build(path, EXAMPLES, views=("zeroshot",), encoding=encoding, top_k=200)
+    blocks = {1: 1, 64: 1, 65: 2, 128: 2, 129: 3, 200: 4}
+    for top_k, expected in blocks.items():
+        store = TeacherStore.open(path)
+        fetched.clear()
+        rows = store.read([0, 1, 2], "zeroshot", top_k)
+        assert rows.token_ids.shape[1] == top_k
+        chunks = [key.split("/")[2:] for key, _ in fetched if "/c/" in key]
+        per_array = {name: {tail[-1] for head, *tail in chunks if head == name} for name, *_ in chunks}
+        wide = [columns for columns in per_array.values() if columns != {"0"}] or [{"0"}]
+        assert all(columns == {str(i) for i in range(expected)} for columns in wide)
+        assert all(tail[1:2] == ["0"] or tail == ["c", "0"] for _, *tail in chunks), "one shard asked for"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 64}, r"top_k = 96, this run has 64"),
+        ({"identity": {"seed": 2}}, r"identity\.seed = 1, this run has 2"),
+        ({"teacher": {"model": "tiny", "dtype": "bfloat16"}}, r"teacher\.dtype = float32, this run has bfloat16"),
+        ({"encoding": "exact"}, r"encoding = compact, this run has exact"),
+        ({"tokenizer_hash": "u" * 64}, r"tokenizer_hash = t+, this run has u+"),
+    ],
+)
+def test_going_on_with_other_inputs_is_refused(url: str, change: dict[str, Any], message: str) -> None:
+    before = contents(Path(url))
+    with pytest.raises(StoreError, match=message):
+        stores.build(url, EXAMPLES, validation=VALIDATION, **change)
+    assert contents(Path(url)) == before
+
+
+def test_going_on_with_other_examples_is_refused(url: str) -> None:
+    other = [*EXAMPLES[:-1], stores.records(60)[-1]]
+    with pytest.raises(StoreError, match=r"examples\.hash"):
+        stores.build(url, other, validation=VALIDATION)
+
+
+def test_a_view_with_another_identity_is_refused(url: str) -> None:
+    with (
+        open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=no_vocabulary) as builder,
+        pytest.raises(StoreError, match=r"view fewshot: begun with demonstrations = 7, this run has 8"),
+    ):
+        builder.add_view("fewshot", {"demonstrations": 8}, {})
+
+
+def no_vocabulary() -> np.ndarray:
+    """Stands for a pilot that must not run a second time."""
+    raise AssertionError(NO_VOCABULARY)
+
+
+def test_a_half_built_store_says_what_is_missing_and_is_completed(tmp_path: Path, url: str) -> None:
+    half = str(tmp_path / "half")
+    with open_builder(half, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary) as builder:
+        builder.add_view("fewshot", {"demonstrations": 7}, {})
+        assert builder.missing_shards("fewshot") == list(range(builder.plan.shards))
+        write_some(builder, "fewshot", 2)
+    store = TeacherStore.open(half)
+    assert store.missing_shards("fewshot") == list(range(2, store.info.shards))
+    with pytest.raises(IncompleteStoreError, match=rf"{store.info.shards - 2} of {store.info.shards} shards"):
+        store.require_view("fewshot")
+    with pytest.raises(IncompleteStoreError):
+        store.read([len(EXAMPLES) - 1], "fewshot")
+    assert len(store.read([0], "fewshot")) == len(EXAMPLES[0].answer_ids)
+    assert any("not written yet" in problem for problem in verify(half))
+    done = contents(Path(half))
+    stores.build(half, EXAMPLES, validation=VALIDATION)
+    assert contents(Path(half)) == contents(Path(url))
+    assert done.items() <= contents(Path(half)).items()
+
+
+def vocabulary() -> np.ndarray:
+    """The permutation that `stores.build` freezes."""
+    return np.random.default_rng(3).permutation(stores.TOKENIZER_SIZE).astype(np.int32)
+
+
+def write_some(builder: Any, view: str, count: int) -> None:
+    """Write the first missing shards of a view."""
+    for shard in builder.missing_shards(view)[:count]:
+        builder.write_shard(view, shard, shard_rows(builder, view, shard))
+
+
+def shard_rows(builder: Any, view: str, shard: int) -> Any:
+    """What the stand-in teacher says about a shard."""
+    answers = np.concatenate([np.asarray(EXAMPLES[i].answer_ids) for i in builder.plan.examples_of(shard)])
+    return stores.teacher_rows(answers, 96, seed=len(view))
+
+
+def test_another_view_leaves_everything_else_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    stores.build(str(path), EXAMPLES, views=("fewshot",))
+    before = contents(path)
+    stores.build(str(path), EXAMPLES, views=("zeroshot",))
+    after = contents(path)
+    assert before.items() <= after.items()
+    assert all("zeroshot" in key for key in after.keys() - before.keys())
+    assert TeacherStore.open(str(path)).views == ("fewshot", "zeroshot")
+
+
+def test_a_finished_store_is_left_alone(url: str) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in Path(url).rglob("*") if path.is_file()}
+    stores.build(url, EXAMPLES, validation=VALIDATION)
+    assert {path: path.stat().st_mtime_ns for path in Path(url).rglob("*") if path.is_file()} == stamps
+
+
+@pytest.mark.parametrize("damage", ["nan", "shape", "ids", "rising", "rank"])
+def test_a_bad_signal_leaves_its_shard_unwritten(tmp_path: Path, damage: str) -> None:
+    path = str(tmp_path / "store")
+    with open_builder(path, stores.spec(), EXAMPLES, [], vocabulary=vocabulary) as builder:
+        builder.add_view("fewshot", {}, {})
+        before = contents(Path(path))
+        rows = shard_rows(builder, "fewshot", 0)
+        if damage == "nan":
+            rows.logits[3, 4] = np.nan
+        elif damage == "shape":
+            rows = rows.take(np.arange(len(rows) - 1))
+        elif damage == "ids":
+            rows.token_ids[0, 0] = stores.TOKENIZER_SIZE
+        elif damage == "rising":
+            rows.logits[0, 1] = rows.logits[0, 0] + 1
+        else:
+            rows.gold_rank[0] = -1
+        with pytest.raises(StoreError):
+            builder.write_shard("fewshot", 0, rows)
+        assert contents(Path(path)) == before
+        assert 0 in builder.missing_shards("fewshot")
+        builder.write_shard("fewshot", 0, shard_rows(builder, "fewshot", 0))
+        assert 0 not in builder.missing_shards("fewshot")
+
+
+def test_workers_make_the_store_that_one_builder_makes(tmp_path: Path, url: str) -> None:
+    shared = tmp_path / "shared"
+    for worker in (1, 0):
+        with open_builder(
+            str(shared), stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=2
+        ) as builder:
+            for view in ("fewshot", "zeroshot"):
+                builder.add_view(view, {"demonstrations": len(view)}, {})
+                for shard in builder.missing_shards(view):
+                    if shard % 2 == worker:
+                        builder.write_shard(view, shard, shard_rows(builder, view, shard))
+    assert contents(shared) == contents(Path(url))
+
+
+def hold_lock(url: str, worker: int | None, ready: Any) -> None:
+    """Subprocess: hold a builder's lock until killed."""
+    workers = None if worker is None else 2
+    with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers):
+        ready.send(True)
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Another process that holds the lock of a declared (parameter: its index) or undeclared builder."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=hold_lock, args=(url, request.param, sender), daemon=True)
+    process.start()
+    assert receiver.poll(30)
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("holder", [None], indirect=True)
+@pytest.mark.parametrize("worker", [None, 1])
+def test_an_undeclared_builder_excludes_all_others_until_it_dies(holder: Any, url: str, worker: int | None) -> None:
+    workers = None if worker is None else 2
+    with pytest.raises(StoreError, match="another process is building it"):
+        open_builder(
+            url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+        ).__enter__()
+    holder.kill()
+    holder.join()
+    assert holder.exitcode == -signal.SIGKILL
+    with open_builder(
+        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+    ) as builder:
+        assert builder.missing_shards("fewshot") == []
+
+
+@pytest.mark.parametrize("holder", [0], indirect=True)
+def test_declared_builders_share_but_not_the_same_part(holder: Any, url: str) -> None:
+    for worker, workers in ((None, None), (0, 2)):
+        with pytest.raises(StoreError, match="another process is building it"):
+            open_builder(
+                url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+            ).__enter__()
+    with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=1, workers=2) as builder:
+        assert builder.missing_shards("zeroshot") == []
+
+
+def test_asking_for_what_is_not_there_says_what_is(url: str, tmp_path: Path) -> None:
+    store = TeacherStore.open(url)
+    with pytest.raises(StoreError, match="fewshot, zeroshot"):
+        store.read([0], "oneshot")
+    with pytest.raises(StoreError, match="expected 1 to 96"):
+        store.read([0], "fewshot", 97)
+    with pytest.raises(StoreError, match="at least one"):
+        store.read([], "fewshot")
+    with pytest.raises(StoreError, match="no teacher store there"):
+        TeacherStore.open(str(tmp_path / "nothing"))
+    with pytest.raises(StoreError, match="build-teacher-cache"):
+        TeacherStore.open(str(tmp_path))
+
+
+def test_examples_that_a_store_cannot_keep_are_refused(tmp_path: Path) -> None:
+    twice = [EXAMPLES[0], EXAMPLES[0]]
+    with pytest.raises(StoreError, match="unique"):
+        stores.build(str(tmp_path / "twice"), twice)
+    with pytest.raises(StoreError, match="lists"):
+        stores.build(str(tmp_path / "tasks"), EXAMPLES, tasks=("nli",))
+
+
+def test_a_store_that_is_corrupt_names_view_shard_and_examples(url: str) -> None:
+    store = TeacherStore.open(url)
+    victim = next((Path(url) / "teachers/fewshot").glob("*/c/1*"))
+    if victim.is_dir():
+        victim = next(victim.rglob("*"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(data)
+    members = store.plan.examples_of(1)
+    where = rf"view fewshot, shard 1, examples {members.start} to {members.stop - 1}"
+    with pytest.raises(CorruptStoreError, match=where):
+        store.read([members.start], "fewshot")
+    assert any(where in problem for problem in verify(url))
