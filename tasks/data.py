@@ -229,7 +229,7 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     """
     import datasets  # slow to import, and only needed here
 
-    path = source.path
+    path, cache = source.path, None
     if mirror is not None:
         folder = Path(mirror).expanduser() / source.path
         if not folder.is_dir():
@@ -237,10 +237,11 @@ def _open(source: HubSource, mirror: str | None) -> Any:
                 f"data.mirror: no directory {folder}; expected a local clone of the hub data set {source.path}"
             )
         path = str(folder)
+        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mirror-{_state(folder)}")
     shown = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(path, source.config, split=source.split)
+        return datasets.load_dataset(path, source.config, split=source.split, cache_dir=cache)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error  # datasets wraps what went wrong in "an error occurred"
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
@@ -251,6 +252,17 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     finally:
         if not shown:
             datasets.enable_progress_bars()
+
+
+def _state(folder: Path) -> str:
+    """Names a local clone and what it holds now: place, and size and time of every file.
+
+    `datasets` names its cache after the data card alone: of two mirrors, or of one that has changed, it
+    would serve the rows that it saw first.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(f"{folder.resolve()} {stats}".encode(), digest_size=8).hexdigest()
 
 
 def _label_names(rows: Any) -> dict[str, list[str]]:

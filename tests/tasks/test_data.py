@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import LANGUAGES, TASKS, TaskError
@@ -93,3 +95,22 @@ def test_what_is_missing_is_one_line(shared: Path, change: dict[str, str], messa
     with pytest.raises(TaskError, match=message) as caught:
         load_examples(**arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_two_mirrors_and_a_changed_one_each_give_their_own_rows(tmp_path: Path) -> None:
+    def write(mirror: Path, question: str) -> None:
+        folder = mirror / "openai" / "gsm8k"
+        (folder / "main").mkdir(parents=True, exist_ok=True)
+        rows = pa.table({"question": [question] * 3, "answer": ["#### 3"] * 3})
+        pq.write_table(rows, folder / "main" / "test-00000-of-00001.parquet")
+        card = "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: main/test-*\n---\n"
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def question(mirror: Path) -> str:
+        return str(load_examples("gsm8k", "test", "en", mirror=str(mirror))[0].fields["question"])
+
+    write(tmp_path / "a", "first")
+    write(tmp_path / "b", "second")
+    assert (question(tmp_path / "a"), question(tmp_path / "b")) == ("first", "second")
+    write(tmp_path / "a", "third question")
+    assert question(tmp_path / "a") == "third question"
