@@ -66,6 +66,7 @@ class TrainingLog:
         )
         self._rows: list[dict[str, Any]] = []
         self._crossed: dict[str, int] = {}
+        self._cosines: list[float] = []
         self._trackers = trackers
         self._reset()
 
@@ -106,9 +107,7 @@ class TrainingLog:
         if not self.due(step):
             return
         seconds = time.perf_counter() - self._started
-        counts = [self._real_tokens, self._padded_tokens, self._waited]
-        local = torch.cat([self._sums.flatten(), self._sums.new_tensor(counts)])
-        total = self._accelerator.reduce(local, "sum")
+        total = self._accelerator.reduce(self._local_sums(), "sum")
         peak = self._accelerator.gather(self._sums.new_tensor([float(peak_memory())])).max()
         sums = total[:-3].reshape(len(self._tasks), SUMS).cpu()
         real, padded, waited = total[-3:].tolist()
@@ -149,18 +148,27 @@ class TrainingLog:
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the tasks that crossed over, and when."""
-        return {"crossed": dict(self._crossed)}
+        """What a resumed run needs to log as if nothing had happened; every rank calls this."""
+        sums = self._accelerator.reduce(self._local_sums(), "sum")
+        return {"crossed": dict(self._crossed), "sums": sums.cpu(), "cosines": list(self._cosines)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that `state_dict` gave."""
         self._crossed = dict(state["crossed"])
+        self._cosines = list(state["cosines"])
+        if self._accelerator.is_main_process:  # the sums of all ranks: one of them carries on
+            self._sums.copy_(state["sums"][:-3].reshape(self._sums.shape))
+            self._real_tokens, self._padded_tokens, self._waited = state["sums"][-3:].tolist()
 
     def close(self) -> None:
         """Leave the terminal's last line and close the trackers."""
         self._bar.close()
         if self._trackers is not None:
             self._trackers.close()
+
+    def _local_sums(self) -> torch.Tensor:
+        counts = self._sums.new_tensor([self._real_tokens, self._padded_tokens, self._waited])
+        return torch.cat([self._sums.flatten(), counts])
 
     def _loss_values(self, task: str, sums: torch.Tensor) -> dict[str, float]:
         means = (sums / sums[TOKENS]).tolist()
@@ -190,10 +198,10 @@ class TrainingLog:
     def _reset(self) -> None:
         device = self._accelerator.device
         self._sums = torch.zeros(len(self._tasks), SUMS, dtype=torch.float64, device=device)
-        self._real_tokens = 0
-        self._padded_tokens = 0
+        self._real_tokens = 0.0
+        self._padded_tokens = 0.0
         self._waited = 0.0
-        self._cosines: list[float] = []
+        self._cosines = []
         self._started = time.perf_counter()
 
 

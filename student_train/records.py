@@ -83,20 +83,19 @@ def describe_run(run: Run, store: TeacherStore, resume_from: Path | None) -> dic
 
 
 def publish_log(run: Run, about: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the log rows up to `step` that no earlier call wrote; call it on the main process.
-
-    A resumed run calls it again with the rows that its checkpoint carries, so that a kill between the
-    checkpoint and its rows loses nothing; steps about to be done again lose the rows of the first time.
-    """
-    directory = run.results / "training_log"
-    for path in directory.glob(f"{about['run']}.step-*.parquet"):
-        if int(path.stem.rpartition("-")[2]) > step:
-            path.unlink()
+    """Write the log rows up to `step` that no earlier call wrote; call it on the main process."""
     identity = {name: about[name] for name in ("run", "model", "condition", "view", "seed")}
     if rows:
-        write_rows(
-            run.results, "training_log", [{**identity, **row} for row in rows], f"{about['run']}.step-{step:07d}"
-        )
+        name = f"{about['run']}.step-{step:07d}"
+        write_rows(run.results, "training_log", [{**identity, **row} for row in rows], name)
+
+
+def withdraw_later_rows(run: Run, about: Mapping[str, Any], step: int) -> None:
+    """Delete this run's own rows of steps that a resume is about to do again."""
+    for path in (run.results / "training_log").glob(f"{about['run']}.step-*.parquet"):
+        if int(path.stem.rpartition("-")[2]) > step:
+            path.unlink()
+    (run.results / "runs" / f"{about['run']}.parquet").unlink(missing_ok=True)
 
 
 def publish_run(run: Run, about: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from student_train.checks import check_output, check_store_fits
 from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, micro_batch_loader
 from student_train.metrics import TrainingLog
 from student_train.module import StudentModule
-from student_train.records import Run, describe_run, publish_log, publish_run
+from student_train.records import Run, describe_run, publish_log, publish_run, withdraw_later_rows
 from student_train.step import Stepper
 from student_train.student import build_student
 from student_train.trackers import Trackers
@@ -96,7 +96,8 @@ def _train(run: Run, final: Path) -> None:
         log.load_state_dict(state["log"])
         seconds = state["seconds"]
         if main:
-            publish_log(run, about, start, json.loads(state["log_rows"]))
+            withdraw_later_rows(run, about, start)
+            publish_log(run, about, start, json.loads(state["log_rows"]))  # lost by a kill before it was written
 
     batches = iter(batch_loader(run, order, plan, accelerator, start))
     started = time.perf_counter() - seconds
