@@ -11,6 +11,7 @@ within each draw. What the intervals leave out is the noise of training: the num
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Replicates:
 
     Attributes:
         by_cell: `(cell, metric) -> (D,) float64`.
-        examples: `cell -> digest of the example ids`, to see whether two cells can be paired.
+        examples: `cell -> digest of its examples`, to see whether two cells can be paired.
     """
 
     by_cell: dict[tuple[Cell, str], FloatArray] = field(default_factory=dict)
@@ -142,82 +143,70 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
 
 
 def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
-    answer = catalogue.query(
-        f"""
-        SELECT f.model, f.condition, f.setup, f.variant, f.language, p.run, p.example_id, p.statistics
-        FROM predictions AS p
-        JOIN final_scores AS f ON f.run = p.run AND f.task = p.task AND f.language = p.language
-        WHERE p.task = '{task.name}' AND f.is_primary AND p.method = 'generate' AND f.method = 'generate'
-        """
-    ).combine_chunks()
-    if not answer.num_rows:
+    shown = f"""
+        SELECT run, model, condition, setup, variant, language,
+               row_number() OVER (ORDER BY run, language) - 1 AS segment
+        FROM final_scores WHERE task = '{task.name}' AND is_primary AND method = 'generate'
+    """
+    names, statistics, segments, examples = _read_statistics(catalogue, task, shown)
+    if not len(segments):
         return
-    names, statistics = _statistics(task, answer["statistics"])
-    wanted = [task.primary_metric, *metrics]
-    segments = _segments(answer, task.name)
-    shuffles: dict[str, Any] = {}
+    identity = {row["segment"]: row for row in catalogue.rows(shown)}
+    order = np.lexsort((examples, segments))
+    starts = np.flatnonzero(np.r_[True, np.diff(segments[order]) != 0])
+    by_size: dict[int, list[tuple[Cell, Any]]] = {}
+    for rows in np.split(order, starts[1:]):
+        row = identity[int(segments[rows[0]])]
+        cell = (row["model"], row["condition"], row["setup"], row["variant"], task.name, row["language"])
+        by_size.setdefault(len(rows), []).append((cell, rows))
+        digest = hashlib.sha256(examples[rows].tobytes()).hexdigest()
+        if found.examples.setdefault(cell, digest) != digest:
+            found.examples[cell] += digest  # its seeds were asked different examples: it pairs with no other
     sums: dict[tuple[Cell, str], tuple[FloatArray, int]] = {}
-    by_size: dict[int, list[tuple[Cell, str, Any]]] = {}
-    for segment in segments:
-        by_size.setdefault(len(segment[2]), []).append(segment)
     for size, group in by_size.items():
         counts = draw_counts(size)
         for start in range(0, len(group), GROUP_CELLS):
             part = group[start : start + GROUP_CELLS]
-            values = bootstrap_metrics(task, np.stack([statistics[rows] for _, _, rows in part]), names, counts)
-            for index, (cell, digest, _) in enumerate(part):
-                language = cell[5]
-                if language not in shuffles:
-                    shuffles[language] = _independent_order(task.name, language)
-                for metric in set(wanted) & values.keys():
+            values = bootstrap_metrics(task, np.stack([statistics[rows] for _, rows in part]), names, counts)
+            for index, (cell, _) in enumerate(part):
+                shuffle = _independent_order(task.name, cell[5])
+                for metric in {task.primary_metric, *metrics} & values.keys():
                     total, seeds = sums.get((cell, metric), (np.zeros(DRAWS), 0))
-                    sums[cell, metric] = (total + values[metric][shuffles[language], index], seeds + 1)
-                known = found.examples.setdefault(cell, digest)
-                if known != digest:
-                    found.examples[cell] = f"{known} {digest}"  # seeds asked different examples: pairs with none
+                    sums[cell, metric] = (total + values[metric][shuffle, index], seeds + 1)
     for key, (total, seeds) in sums.items():
         found.by_cell[key] = total / seeds
 
 
-def _statistics(task: Task, column: pa.ChunkedArray) -> tuple[list[str], FloatArray]:
-    """Names of the statistics and their values (rows, S), from a column of maps."""
-    maps = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    maps = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
-    rows = len(maps)
-    offsets = np.asarray(maps.offsets)
-    keys, values = maps.keys, np.asarray(maps.items, dtype=np.float64)
-    width = int(offsets[1] - offsets[0])
-    codes = np.asarray(keys.dictionary_encode().indices)
-    if np.any(np.diff(offsets) != width) or np.any(codes.reshape(rows, width) != codes[:width]):
+def _read_statistics(
+    catalogue: Catalogue, task: Task, shown: str
+) -> tuple[list[str], FloatArray, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Names of the statistics, their values (rows, S), and of each row its segment and its example's hash."""
+    source = f"FROM predictions JOIN ({shown}) USING (run, language) WHERE task = '{task.name}' AND method = 'generate'"
+    keys = catalogue.rows(f"SELECT DISTINCT map_keys(statistics) AS names {source}")
+    if len(keys) > 1:
         raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    return keys[:width].to_pylist(), values.reshape(rows, width)
+    names = keys[0]["names"] if keys else []
+    values = "".join(f", statistics['{name}'] AS s{index}" for index, name in enumerate(names))
+    answer = catalogue.query(f"SELECT segment, hash(example_id) AS example{values} {source}")
+    columns = [_numpy(answer[f"s{index}"], np.dtype(np.float64)) for index in range(len(names))]
+    statistics = np.stack(columns, axis=1) if columns else np.zeros((0, 0))
+    segments = _numpy(answer["segment"], np.dtype(np.int64))
+    return names, statistics, segments, _numpy(answer["example"], np.dtype(np.uint64))
 
 
-def _segments(answer: pa.Table, task: str) -> list[tuple[Cell, str, Any]]:
-    """Rows of each (run, language), in the order of their example ids, with a digest of those ids."""
-    codes = {name: _codes(answer[name]) for name in ("run", "language", "example_id")}
-    order = np.lexsort((codes["example_id"], codes["language"], codes["run"]))
-    run, language = codes["run"][order], codes["language"][order]
-    starts = np.flatnonzero(np.r_[True, (np.diff(run) != 0) | (np.diff(language) != 0)])
-    first = answer.take(pa.array(order[starts]))
-    identity = [first[name].to_pylist() for name in ("model", "condition", "setup", "variant", "language")]
-    segments = []
-    for index, rows in enumerate(np.split(order, starts[1:])):
-        model, condition, setup, variant, own = (column[index] for column in identity)
-        digest = hashlib.sha256(codes["example_id"][rows].astype("<i8").tobytes()).hexdigest()
-        segments.append(((model, condition, setup, variant, task, own), digest, rows))
-    return segments
+def _numpy(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The numbers of a column without nulls; pyarrow's own way imports pandas, which takes longer than this."""
+    if column.type != pa.from_numpy_dtype(dtype) or column.null_count:
+        raise StoreError(f"predictions: expected {dtype} without nulls, got {column.type} with {column.null_count}")
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
-def _codes(column: pa.ChunkedArray) -> Any:
-    """Integers that order as the texts do."""
-    array = column.combine_chunks()
-    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    encoded = array.dictionary_encode()
-    ranks = np.argsort(np.argsort(np.asarray(encoded.dictionary.to_pylist(), dtype=object)))
-    return ranks[np.asarray(encoded.indices)]
-
-
+@functools.cache
 def _independent_order(task: str, language: str) -> Any:
     """Order of the draws for one cell of the grid: the same for all models, unrelated between cells."""
     seed = int.from_bytes(hashlib.sha256(f"{task}/{language}".encode()).digest()[:8], "big")

@@ -1,7 +1,8 @@
-"""DuckDB over result files: views, no database file, no lock, nothing written.
+"""DuckDB over result files: views, no database file and no lock.
 
 The files that exist when a catalogue is opened are the files it reads; writers go on meanwhile. A torn
-file is reported and left out; a table without any file is an empty view with the right columns.
+file is reported and left out; a table without any file is an empty view with the right columns. Many
+small files are read through one copy of them (`storage.result_cache`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from storage.errors import StoreError
+from storage.result_cache import cached, renew, signatures
 from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
 from storage.tables import VIEWS
 
@@ -36,7 +38,7 @@ class Catalogue:
     Attributes:
         connection: the DuckDB connection.
         torn: files that are no whole Parquet files and were left out.
-        files: for each table, how many files it reads.
+        files: for each table, how many whole result files it has.
     """
 
     def __init__(self, results_dirs: Sequence[str | Path]) -> None:
@@ -54,8 +56,8 @@ class Catalogue:
         self.connection = duckdb.connect(":memory:", config={"python_enable_replacements": False})
         readable: list[str] = []
         for table in SCHEMAS:
-            paths = [path for directory in directories for path in self._whole_files(directory / table)]
-            self.files[table] = len(paths)
+            names = SCHEMAS[table].names
+            paths = [path for directory in directories for path in self._readable_files(directory / table, names)]
             self.connection.execute(f"CREATE VIEW {table} AS {_select_rows(table, paths)}")
             readable += map(str, paths)
         for name, sql in VIEWS.items():
@@ -81,9 +83,20 @@ class Catalogue:
         """The result of a query as a list of dicts."""
         return list(self.query(sql).to_pylist())
 
-    def _whole_files(self, directory: Path) -> list[Path]:
+    def _readable_files(self, directory: Path, columns: Sequence[str]) -> list[Path]:
+        """What to read for one table of one directory: a copy of many files where there is one, and the rest."""
+        files = signatures(directory)
+        copy, covered = cached(directory, files)
+        rest = self._whole_files(directory, [name for name in files if name not in covered])
+        sources = [*([copy] if copy is not None else []), *rest]
+        whole = {name: signature for name, signature in files.items() if directory / name not in self.torn}
+        self.files[directory.name] = self.files.get(directory.name, 0) + len(whole)
+        renewed = renew(directory, whole, sources, columns)
+        return sources if renewed is None else [renewed]
+
+    def _whole_files(self, directory: Path, names: Sequence[str]) -> list[Path]:
         whole = []
-        for path in sorted(directory.glob("*.parquet")):
+        for path in (directory / name for name in names):
             version = footer_version(path)
             if version is None:
                 self.torn.append(path)

@@ -36,7 +36,8 @@ VIEWS: dict[str, str] = {
     "cells": """
         SELECT model, condition, setup, variant, method, task, language, metric, is_primary,
                any_value(lambda_distill) AS lambda_distill, avg(value) AS value,
-               count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation, min(examples) AS examples
+               count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation,
+               min(examples) AS examples
         FROM final_scores
         GROUP BY model, condition, setup, variant, method, task, language, metric, is_primary
     """,

@@ -1,0 +1,113 @@
+"""1,000,000 prediction rows and 5,000 runs: every table in under 3 s, `sql` in under 1 s.
+
+    python tests/benchmarks/bench_results.py [--rows 1000000] [--runs 5000]
+
+Rows are generated into a temporary directory, one file per run and table, as evaluations leave them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.query_command import main as query_results
+from storage.results import write_rows
+
+LANGUAGES = ("en", "hi", "es", "de", "fr", "zh")
+CONDITIONS = ("finetuned", "distilled", "control")
+QUERIES = (
+    "SELECT condition, task, language, avg(score) AS score FROM predictions GROUP BY ALL ORDER BY ALL",
+    "SELECT * FROM averages",
+    "SELECT gap, count(*) FROM gaps GROUP BY gap",
+    "SELECT count(*) FROM runs WHERE kind = 'evaluation'",
+)
+
+
+def generate(results: Path, runs: int, rows: int) -> None:
+    """Runs over 4 models, 3 conditions, 6 languages and as many seeds as it takes."""
+    per_run = rows // runs
+    rng = np.random.default_rng(0)
+    created = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    for number in range(runs):
+        rest, model = divmod(number, 4)
+        rest, condition = divmod(rest, len(CONDITIONS))
+        seed, language = divmod(rest, len(LANGUAGES))
+        name = f"run-{number:05d}"
+        identity = {"run": name, "model": f"model-{model}", "condition": CONDITIONS[condition], "step": 1000}
+        identity |= {"checkpoint": "out/final", "seed": seed}
+        right = rng.random(per_run) < 0.5 + 0.05 * condition
+        where = {"task": "nli", "language": LANGUAGES[language], "split": "test", "method": "generate"}
+        predictions = [
+            {
+                **identity,
+                **where,
+                "example_id": f"nli/{LANGUAGES[language]}/test/{index}",
+                "prompt_hash": "0123456789abcdef",
+                "demonstrations": 0,
+                "question": f"Premise: sentence {index} of the test set.\nHypothesis: another one.",
+                "output": "entailment" if correct else "neutral",
+                "parsed": '"entailment"',
+                "gold": '"entailment"',
+                "score": float(correct),
+                "statistics": {"correct": float(correct), "parse_failure": 0.0},
+            }
+            for index, correct in enumerate(right)
+        ]
+        metric = {**identity, **where, "examples": per_run}
+        metrics = [
+            {**metric, "metric": "accuracy", "value": float(right.mean()), "is_primary": True},
+            {**metric, "metric": "parse_failure", "value": 0.0, "is_primary": False},
+        ]
+        run = {**identity, "kind": "evaluation", "setup": "s", "config": "{}", "created_at": created}
+        write_rows(results, "predictions", predictions, name)
+        write_rows(results, "metrics", metrics, name)
+        write_rows(results, "runs", [run], name)
+
+
+def timed(label: str, arguments: list[str]) -> float:
+    """Seconds of a second run in this process, printed beside the first."""
+    seconds = []
+    for _ in range(2):
+        started, busy = time.perf_counter(), time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            query_results(arguments)
+        seconds.append(time.perf_counter() - started)
+    busy = time.process_time() - busy
+    print(f"{label:50} first {seconds[0]:6.2f} s   warm {seconds[1]:6.2f} s, {busy:.2f} s of CPU", flush=True)
+    return seconds[1]
+
+
+def main() -> None:
+    """Generate, time, and exit with 1 where a limit is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=5_000)
+    parser.add_argument("--keep", type=Path, help="directory for the rows; filled where it is empty, and kept")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        results = arguments.keep or Path(temporary)
+        if not (results / "runs").exists():
+            started = time.perf_counter()
+            generate(results, arguments.runs, arguments.rows)
+            print(f"generated {arguments.rows} rows in {time.perf_counter() - started:.0f} s")
+        base = ["--results", str(results)]
+        slow = [timed(f"sql {query[:40]}…", [*base, "sql", query, "--format", "csv"]) for query in QUERIES]
+        tables = timed("tables", [*base, "tables"])
+        command = [sys.executable, "-m", "evaluation.query_command", *base, "sql", QUERIES[0], "--format", "csv"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        print(f"{'sql, the whole command in a new process':50} {time.perf_counter() - started:6.2f} s")
+    sys.exit(1 if max(slow) > 1 or tables > 3 else 0)
+
+
+if __name__ == "__main__":
+    main()
