@@ -45,7 +45,9 @@ study() { # NAME, then the arguments that choose the model
     local name=$1
     shift
     local work=$output/$name results=$output/results
+    # Warm-up and checkpoints keep their share of the run (50 and 200 of 1,000 steps in the published setting).
     local settings=("$@" "data.max_train_per_task=$train" "training.max_steps=$steps"
+        "training.warmup_steps=$((steps / 20))" "training.save_steps=$((steps > 5 ? steps / 5 : 1))"
         "evaluation.max_samples=$samples" ${overrides[@]+"${overrides[@]}"})
 
     stage "$name: teacher cache, few-shot and zero-shot"
