@@ -12,6 +12,7 @@ from configs.command import run_command
 from evaluation.import_csv import SCALES, import_csv
 from evaluation.render import FORMATS, write_answer
 from evaluation.result_tables import all_tables
+from evaluation.shell import run_shell
 from storage.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sql.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     sql.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
 
+    commands.add_parser("shell", help="type SQL, see tables")
+
     commands.add_parser("tables", help="all standing tables, as Markdown")
 
     report = commands.add_parser("report", help="write the tables to a Markdown file")
@@ -60,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
     catalogue = _open(arguments)
     if arguments.command == "sql":
         write_answer(catalogue.query(arguments.query), arguments.format, arguments.output)
+    elif arguments.command == "shell":
+        run_shell(catalogue)
     elif arguments.command == "tables":
         print(_document(catalogue, arguments.results), end="")
     elif arguments.command == "report":
@@ -78,7 +83,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
-    catalogue = Catalogue(arguments.results)
+    catalogue = Catalogue(arguments.results, arguments.store)
     for path in catalogue.torn:
         logger.warning("warning: %s is torn and left out; delete it and run its command again", path)
     return catalogue

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.cache_rows import EXAMPLES_SQL, TOKEN_SCHEMA, token_rows
 from storage.errors import StoreError
 from storage.result_cache import cached, renew, signatures
 from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
@@ -41,11 +42,15 @@ class Catalogue:
         files: for each table, how many whole result files it has.
     """
 
-    def __init__(self, results_dirs: Sequence[str | Path]) -> None:
+    def __init__(self, results_dirs: Sequence[str | Path], stores: Sequence[str] = ()) -> None:
         """Open views over one or several result directories.
 
+        Args:
+            results_dirs: directories that `write_rows` filled.
+            stores: teacher stores whose tokens become `cache_tokens` and `cache_examples`.
+
         Raises:
-            StoreError: a directory that does not exist, or files of a newer version.
+            StoreError: a directory or store that does not exist, or files of a newer version.
         """
         directories = [Path(directory) for directory in results_dirs]
         for directory in directories:
@@ -60,6 +65,8 @@ class Catalogue:
             paths = [path for directory in directories for path in self._readable_files(directory / table, names)]
             self.connection.execute(f"CREATE VIEW {table} AS {_select_rows(table, paths)}")
             readable += map(str, paths)
+        self.connection.register("cache_tokens", _cache_tokens(stores))
+        self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
         for name, sql in VIEWS.items():
             self.connection.execute(f"CREATE VIEW {name} AS {sql}")
         self._close_the_rest_of_the_world(readable)
@@ -113,6 +120,10 @@ class Catalogue:
         self.connection.execute(f"SET allowed_paths = {_sql_list(readable)}")
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
+
+
+def _cache_tokens(stores: Sequence[str]) -> pa.Table:
+    return token_rows(stores) if stores else TOKEN_SCHEMA.empty_table()
 
 
 def footer_version(path: Path) -> int | None:

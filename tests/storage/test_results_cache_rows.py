@@ -1,0 +1,50 @@
+"""A teacher store seen through SQL: the same numbers as its reader gives, one row a token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import TeacherStore
+from storage.catalogue import Catalogue
+from storage.errors import StoreError
+from tests.storage import stores
+
+
+def _build(path: Path) -> TeacherStore:
+    stores.build(str(path), stores.records(40))
+    return TeacherStore.open(str(path))
+
+
+def test_tokens_and_examples_equal_the_reader(tmp_path: Path) -> None:
+    store = _build(tmp_path / "store")
+    results = tmp_path / "results"
+    results.mkdir()
+    catalogue = Catalogue([results], [str(tmp_path / "store")])
+    view = store.views[0]
+    for index in (0, 3, len(store.examples) - 1):
+        expected = store.read([index], view)
+        name = store.examples.example_id[index]
+        rows = catalogue.rows(
+            f"SELECT * FROM cache_tokens WHERE example_id = '{name}' AND view = '{view}' ORDER BY position"
+        )
+        assert [row["token_id"] for row in rows] == store.examples.answer_ids(index).tolist()
+        logprob = expected.gold_logit.astype(float) - expected.logsumexp
+        assert [row["logprob"] for row in rows] == pytest.approx(logprob.tolist(), rel=1e-6)
+        assert [row["top_ids"] for row in rows] == expected.token_ids[:, :5].tolist()
+        assert [row["gold_rank"] for row in rows] == expected.gold_rank.tolist()
+        (example,) = catalogue.rows(f"SELECT * FROM cache_examples WHERE example_id = '{name}' AND view = '{view}'")
+        assert example["cross_entropy"] == pytest.approx(-logprob.mean(), rel=1e-6)
+        assert example["known"] == bool(np.all(expected.gold_rank == 0))
+        assert example["task"] == store.info.tasks[int(store.examples.task[index])]
+
+
+def test_without_store_the_views_are_empty(tmp_path: Path) -> None:
+    assert Catalogue([tmp_path]).rows("SELECT * FROM cache_tokens JOIN cache_examples USING (example_id)") == []
+
+
+def test_a_missing_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        Catalogue([tmp_path], [str(tmp_path / "nowhere")])
