@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from configs.schema import ConfigError, ModelConfig
 
@@ -27,7 +27,13 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return _open(AutoTokenizer, model)
 
 
-def load_causal_lm(model: ModelConfig, *, dtype: str | None = None, device: str | torch.device = "cpu") -> Any:
+def load_causal_lm(
+    model: ModelConfig,
+    *,
+    dtype: str | None = None,
+    device: str | torch.device = "cpu",
+    load_in_4bit: bool = False,
+) -> Any:
     """Open a causal language model in evaluation mode.
 
     Args:
@@ -35,6 +41,8 @@ def load_causal_lm(model: ModelConfig, *, dtype: str | None = None, device: str 
         dtype: one of `DTYPES` or "auto": as the checkpoint says, but float32 on a CPU, where half
             precision is emulated and several times slower; default `model.dtype`.
         device: where to put it.
+        load_in_4bit: quantise linear layers to NF4, computing in bfloat16 (QLoRA, arXiv:2305.14314); needs
+            CUDA and bitsandbytes.
 
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
@@ -45,6 +53,14 @@ def load_causal_lm(model: ModelConfig, *, dtype: str | None = None, device: str 
     options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return _open(AutoModelForCausalLM, model, device_map={"": torch.device(device)}, **options).eval()
     return _open(AutoModelForCausalLM, model, **options).to(device).eval()
 
 

@@ -92,6 +92,8 @@ def validate(config: Config) -> None:
     for name, source in config.data.sources.items():
         _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
     _check_distillation(config)
+    if config.lora.load_in_4bit and not config.training.use_lora:
+        raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
     if config.training.global_batch_size % config.training.micro_batch_size:
         raise ConfigError(
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 
 from configs.models import load_causal_lm
 from configs.schema import Config, ConfigError
 
 
-def build_student(config: Config, resume_from: Path | None = None) -> Any:
+def build_student(config: Config, device: torch.device, resume_from: Path | None = None) -> Any:
     """The model to train, in training mode.
 
     With LoRA the base keeps `model.dtype` and is frozen, the adapter is float32. Full fine-tuning
@@ -21,13 +23,19 @@ def build_student(config: Config, resume_from: Path | None = None) -> Any:
 
     Args:
         config: `model`, `lora` and `training` are used.
+        device: where to train.
         resume_from: a checkpoint directory to take the trained weights from.
+
+    Raises:
+        ConfigError: no such model, target modules that it lacks, or 4 bits without CUDA or bitsandbytes.
     """
     if not config.training.use_lora:
         source = config.model if resume_from is None else dataclasses.replace(config.model, name=str(resume_from))
-        model = load_causal_lm(source, dtype="float32")
+        model = load_causal_lm(source, dtype="float32", device=device)
     else:
-        base = load_causal_lm(config.model)
+        if config.lora.load_in_4bit:
+            _require_4bit(device)
+        base = load_causal_lm(config.model, device=device, load_in_4bit=config.lora.load_in_4bit)
         if resume_from is not None:
             model = peft.PeftModel.from_pretrained(base, resume_from, is_trainable=True)
         else:
@@ -38,6 +46,13 @@ def build_student(config: Config, resume_from: Path | None = None) -> Any:
             # after enabling: frozen embeddings would otherwise cut every checkpointed layer off
             model.enable_input_require_grads()
     return model.train()
+
+
+def _require_4bit(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ConfigError(f"lora.load_in_4bit: needs a CUDA device, this run trains on {device.type}; set it to false")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("lora.load_in_4bit: the package bitsandbytes is not installed; pip install bitsandbytes")
 
 
 def _add_adapter(base: Any, config: Config) -> Any:

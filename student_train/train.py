@@ -70,7 +70,8 @@ def _train(run: Run, final: Path) -> None:
     about = describe_run(run, store, resume_from)
 
     set_seed(config.seed)  # the same adapter on every rank
-    student: Any = StudentModule(build_student(config, resume_from), chunk_tokens=training.loss_chunk_tokens)
+    model = build_student(config, accelerator.device, resume_from)
+    student: Any = StudentModule(model, chunk_tokens=training.loss_chunk_tokens)
     optimizer: Any = torch.optim.AdamW(parameter_groups(student, training.weight_decay), training.learning_rate)
     if main:
         run.output.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,9 @@ def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace
         (["training.leaning_rate=1"], "none", "training.learning_rate"),
         (["model.name=./no/such/model"], "none", "model.name"),
         (["training.use_lora=true", "lora.target_modules=[no_proj]"], "none", "lora.target_modules"),
+        (["lora.load_in_4bit=true"], "none", "lora.load_in_4bit: only a frozen base"),
+        (["lora.load_in_4bit=true", "training.use_lora=true"], "none", "lora.load_in_4bit: needs"),
+        (["training.wandb_project=mine"], "none", "training.wandb_project: the package wandb is not installed"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -1,0 +1,139 @@
+"""Many students from one store: λ × strategy × view × seed, each trained and evaluated once, one table at the end.
+
+    python scripts/lambda_sweep.py --store STORE --output DIR --config FILE… \
+        --view fewshot zeroshot --lambda 0 0.05 0.1 0.2 0.5 --strategy fixed entropy --seed 42 43 [key=value…]
+
+λ = 0 is plain fine-tuning (`--view none`): one student per seed, whatever the views and strategies. Students
+that are finished and cells that are evaluated are skipped, so the same command goes on where it was stopped.
+From Python: `run_sweep(Sweep(...))`, then `summarize(results)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.evaluate_command import main as evaluate_model
+from storage.catalogue import Catalogue
+from student_train.train_command import main as train_student
+
+SUMMARY = """
+    WITH per_seed AS (
+        SELECT condition, task, seed, avg(value) AS value FROM metrics WHERE is_primary GROUP BY ALL
+    )
+    SELECT condition, task, avg(value) AS value, stddev_samp(value) AS deviation, count(*) AS seeds
+    FROM per_seed GROUP BY ALL
+"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to train.
+
+    Attributes:
+        store: URL of the teacher store.
+        output: students go to `output/<name>`, rows to `output/results`.
+        config: `--config` files, and `key=value` overrides that reach every command.
+        views, lambdas, strategies, seeds: every combination is one student.
+    """
+
+    store: str
+    output: Path
+    config: Sequence[str]
+    overrides: Sequence[str] = ()
+    views: Sequence[str] = ("fewshot",)
+    lambdas: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.5)
+    strategies: Sequence[str] = ("fixed",)
+    seeds: Sequence[int] = (42,)
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of a sweep; `condition` is the same for all seeds."""
+
+    condition: str
+    view: str
+    seed: int
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Directory of the student."""
+        return f"{self.condition}-seed{self.seed}"
+
+
+def students(sweep: Sweep) -> list[Student]:
+    """Every student of a sweep, plain fine-tuning first."""
+    found = [Student("sft", "none", seed) for seed in sweep.seeds if 0 in sweep.lambdas]
+    kinds = itertools.product(sweep.views, sweep.strategies, [x for x in sweep.lambdas if x > 0], sweep.seeds)
+    for view, strategy, value, seed in kinds:
+        overrides = [f"distillation.lambda_distill={value:g}", f"distillation.strategy={strategy}"]
+        condition = f"{view}-{strategy.replace('*', '+')}-lambda{value:g}"
+        found.append(Student(condition, view, seed, overrides))
+    return found
+
+
+def run_sweep(sweep: Sweep) -> Path:
+    """Train and evaluate whatever is not done yet; returns the directory of the result rows."""
+    results = sweep.output / "results"
+    todo = students(sweep)
+    for number, student in enumerate(todo, start=1):
+        directory = sweep.output / student.name
+        print(f"[{number}/{len(todo)}] {student.name}", file=sys.stderr, flush=True)
+        settings = ["--config", *sweep.config, *sweep.overrides, *student.overrides, f"seed={student.seed}"]
+        places = ["--store", sweep.store, "--view", student.view, "--output", str(directory), "--resume"]
+        train_student([*places, "--results", str(results), *settings])
+        checkpoint = ["--checkpoint", str(directory / "final"), "--condition", student.condition]
+        evaluate_model([*checkpoint, "--results", str(results), *settings])
+    return results
+
+
+def summarize(results: Path) -> list[dict[str, Any]]:
+    """Per condition and task: the mean over languages, then over seeds, with the deviation between seeds."""
+    return Catalogue([results]).rows(SUMMARY)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Conditions as rows, tasks as columns, in percent; ± is the deviation between seeds."""
+    tasks = sorted({row["task"] for row in rows})
+    cells = {(row["condition"], row["task"]): row for row in rows}
+    print("| condition | seeds | " + " | ".join(tasks) + " | task_mean |")
+    print("|---|--:|" + "--:|" * (len(tasks) + 1))
+    for condition in sorted({row["condition"] for row in rows}, key=lambda name: (name != "sft", name)):
+        own = [cells[condition, task] for task in tasks if (condition, task) in cells]
+        texts = [_cell(cells.get((condition, task))) for task in tasks]
+        mean = sum(row["value"] for row in own) / len(own)
+        whole = f"{100 * mean:.1f}" if len(own) == len(tasks) else "–"
+        print(f"| {condition} | {own[0]['seeds']} | " + " | ".join(texts) + f" | {whole} |")
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    spread = f" ± {100 * row['deviation']:.1f}" if row["deviation"] is not None else ""
+    return f"{100 * row['value']:.1f}{spread}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a sweep from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True, metavar="URL")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--config", nargs="+", default=[], metavar="FILE")
+    parser.add_argument("--view", nargs="+", default=["fewshot"])
+    parser.add_argument("--lambda", nargs="+", type=float, default=[0, 0.05, 0.1, 0.2, 0.5], dest="lambdas")
+    parser.add_argument("--strategy", nargs="+", default=["fixed"])
+    parser.add_argument("--seed", nargs="+", type=int, default=[42])
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    got = parser.parse_intermixed_args(argv)
+    sweep = Sweep(got.store, got.output, got.config, got.overrides, got.view, got.lambdas, got.strategy, got.seed)
+    print_table(summarize(run_sweep(sweep)))
+
+
+if __name__ == "__main__":
+    main()
