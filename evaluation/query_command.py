@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     commands.add_parser("tables", help="all standing tables, as Markdown")
 
-    report = commands.add_parser("report", help="write the tables to a Markdown file")
+    report = commands.add_parser("report", help="write tables, plots and examples: FILE.md and FILE.html")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
     published = commands.add_parser("import", help="bring in published numbers from a CSV file")
@@ -68,8 +68,10 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "tables":
         print(_document(catalogue, arguments.results), end="")
     elif arguments.command == "report":
-        _write_text(arguments.output, f"# Results\n\n{_document(catalogue, arguments.results)}")
-        print(f"wrote {arguments.output}")
+        from evaluation.report import write_report  # matplotlib, where it is installed
+
+        *_, markdown, page = write_report(catalogue, arguments.output)
+        print(f"wrote {markdown} and {page}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -97,16 +99,6 @@ def _document(catalogue: Catalogue, directories: Sequence[Path]) -> str:
             "evaluate-model or query-results import write them"
         )
     return "\n".join(table.markdown() for table in tables)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

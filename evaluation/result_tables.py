@@ -99,11 +99,14 @@ class Results:
 
 def all_tables(catalogue: Catalogue) -> list[Table]:
     """Every standing table, in reading order; none without a metric row."""
+    results = Results.load(catalogue)
+    return tables_of(catalogue, results) if results.averages else []
+
+
+def tables_of(catalogue: Catalogue, results: Results) -> list[Table]:
+    """The same, for results that are loaded already."""
     from evaluation.more_tables import more_tables
 
-    results = Results.load(catalogue)
-    if not results.averages:
-        return []
     return [
         *summary_tables(results),
         *overview_tables(results),

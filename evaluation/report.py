@@ -1,0 +1,197 @@
+"""A report of everything there is: Markdown with plots beside it, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs import ConfigError
+from evaluation.html_page import html_page
+from evaluation.labels import Row, ordered_conditions, ordered_languages, ordered_models, ordered_tasks
+from evaluation.plots import Plot, all_plots
+from evaluation.render import Table, percent
+from evaluation.result_tables import GAPS, INTERVAL_NOTE, Results, tables_of
+from storage.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES_PER_CELL = 6
+MANY_FAILURES = 0.05
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows, in either form."""
+
+    facts: Sequence[str]
+    tables: Sequence[Table]
+    plots: Sequence[Plot]
+    examples: Sequence[dict[str, Any]]
+
+
+def write_report(catalogue: Catalogue, output: Path) -> list[Path]:
+    """Write `output` (Markdown), its plots in a folder beside it, and the same as one HTML page.
+
+    Returns:
+        The files written, plots first, each whole.
+
+    Raises:
+        ConfigError: no metric rows, or a place that cannot be written.
+    """
+    if output.suffix.lower() not in (".md", ".markdown"):
+        raise ConfigError(f"--output: expected a name that ends in .md (the HTML page goes beside it), got {output}")
+    report = collect(catalogue)
+    folder = output.with_name(f"{output.stem}_plots")
+    files = {folder / f"{plot.name}.png": plot.png for plot in report.plots}
+    files[output] = markdown(report, folder.name).encode()
+    files[output.with_suffix(".html")] = html_page(report.facts, report.tables, report.plots, report.examples).encode()
+    for path, content in files.items():
+        _write(path, content)
+    return list(files)
+
+
+def collect(catalogue: Catalogue) -> Report:
+    """Everything that a report shows.
+
+    Raises:
+        ConfigError: there is no metric row.
+    """
+    results = Results.load(catalogue)
+    if not results.averages:
+        raise ConfigError("--results: no metric in it; evaluate-model or query-results import write them")
+    try:
+        plots = all_plots(catalogue, results)
+    except ImportError:
+        logger.warning("warning: no plots, matplotlib is missing; pip install 'logitbank[plots]'")
+        plots = []
+    return Report(facts(catalogue, results), tables_of(catalogue, results), plots, disagreements(catalogue))
+
+
+def facts(catalogue: Catalogue, results: Results) -> list[str]:
+    """What the rows say, in sentences computed from them."""
+    count = catalogue.rows("SELECT count(*) AS predictions, count(DISTINCT run) AS runs FROM predictions")[0]
+    models, conditions = ordered_models(results.averages), {row["condition"] for row in results.averages}
+    found = [
+        f"{len(models)} model(s) under {len(conditions)} condition(s) in {len({_place(c) for c in results.cells})} "
+        f"cells; {count['predictions']} predictions of {count['runs']} evaluation(s)."
+    ]
+    failures = catalogue.rows(
+        f"SELECT * FROM cells WHERE metric = 'parse_failure' AND value > {MANY_FAILURES} ORDER BY value DESC"
+    )
+    if failures:
+        worst = failures[0]
+        where = f"{results.labels.series(worst)}, {worst['task']}/{worst['language']}"
+        found.append(
+            f"More than {100 * MANY_FAILURES:.0f}% of the answers could not be read in {len(failures)} cell(s), "
+            f"at worst {percent(worst['value'])}% ({where})."
+        )
+    for model in models:
+        for gap in GAPS:
+            own = [row for row in results.task_gaps if row["model"] == model and row["gap"] == gap]
+            for variant in sorted({(row["setup"], row["variant"]) for row in own}):
+                rows = [row for row in own if (row["setup"], row["variant"]) == variant]
+                found.append(_gap_sentence(results, model, gap, variant[1], rows))
+    return found
+
+
+def _gap_sentence(results: Results, model: str, gap: str, variant: str, rows: Sequence[Row]) -> str:
+    up: list[str] = []
+    down: list[str] = []
+    open_: list[str] = []
+    unknown: list[str] = []
+    for task in ordered_tasks(row["task"] for row in rows):
+        row = next(row for row in rows if row["task"] == task)
+        interval = results.gap_interval(row)
+        if interval is None:
+            unknown.append(task)
+        elif not interval.excludes_zero:
+            open_.append(task)
+        else:
+            (up if row["difference"] > 0 else down).append(task)
+    parts = [
+        f"{word} in {', '.join(tasks)}"
+        for word, tasks in (
+            ("higher", up),
+            ("lower", down),
+            ("not resolved", open_),
+            ("without predictions to judge by", unknown),
+        )
+        if tasks
+    ]
+    detail = f" ({variant})" if variant else ""
+    return f"{results.labels.models[model]}, {gap.replace('-', ' against ')}{detail}: {'; '.join(parts)}."
+
+
+def disagreements(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """A few examples of each cell with every condition's answer, those first on which answers differ most."""
+    rows = catalogue.rows(
+        f"""
+        WITH shown AS (
+            SELECT p.*, f.variant FROM predictions AS p
+            JOIN final_scores AS f ON f.run = p.run AND f.task = p.task AND f.language = p.language
+            WHERE f.is_primary AND f.method = p.method),
+        ranked AS (
+            SELECT task, language, example_id,
+                   row_number() OVER (PARTITION BY task, language
+                                      ORDER BY stddev_pop(score) DESC, hash(example_id)) AS place
+            FROM shown GROUP BY task, language, example_id)
+        SELECT s.task, s.language, s.example_id, s.question, s.gold, s.model, s.condition, s.variant, s.seed, s.output,
+               s.parsed, s.score
+        FROM shown AS s JOIN ranked AS r USING (task, language, example_id)
+        WHERE r.place <= {EXAMPLES_PER_CELL}
+        """
+    )
+    teacher = _teacher_tokens(catalogue)
+    order = ordered_conditions(row["condition"] for row in rows)
+    tasks = ordered_tasks(row["task"] for row in rows)
+    languages = ordered_languages(row["language"] for row in rows)
+    examples: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: (r["model"], order.index(r["condition"]), r["variant"], r["seed"] or 0)):
+        example = examples.setdefault(
+            row["example_id"],
+            {name: row[name] for name in ("task", "language", "example_id", "question", "gold")}
+            | {"answers": [], "teacher": teacher.get(row["example_id"], [])},
+        )
+        names = ("model", "condition", "variant", "seed", "output", "parsed", "score")
+        example["answers"].append({name: row[name] for name in names})
+    return sorted(
+        examples.values(), key=lambda e: (tasks.index(e["task"]), languages.index(e["language"]), e["example_id"])
+    )
+
+
+def _teacher_tokens(catalogue: Catalogue) -> dict[str, list[dict[str, Any]]]:
+    """The teacher's five likeliest tokens at each answer position, for examples that a store has too."""
+    rows = catalogue.rows(
+        "SELECT DISTINCT ON (c.view, c.example_id, c.position) c.* FROM cache_tokens AS c "
+        "SEMI JOIN predictions AS p USING (example_id) ORDER BY c.view, c.example_id, c.position"
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        names = ("view", "position", "token_id", "top_ids", "top_logprobs")
+        found.setdefault(row["example_id"], []).append({name: row[name] for name in names})
+    return found
+
+
+def markdown(report: Report, folder: str) -> str:
+    """The report as Markdown, its plots linked from a folder beside it."""
+    lines = ["# Results", "", *(f"- {fact}" for fact in report.facts), "", INTERVAL_NOTE, ""]
+    for plot in report.plots:
+        lines += [f"![{plot.caption}]({folder}/{plot.name}.png)", "", plot.caption, ""]
+    return "\n".join([*lines, *(table.markdown() for table in report.tables)])
+
+
+def _place(cell: Row) -> tuple[str, str]:
+    return cell["task"], cell["language"]
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {path}: {error.strerror or error}") from None

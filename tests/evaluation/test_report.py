@@ -1,0 +1,132 @@
+"""The report: facts from the rows, plots beside it, one page that needs nothing else and trusts nobody."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.html_page import html_page, script_json
+from evaluation.render import Table
+from evaluation.report import collect, write_report
+from storage.catalogue import Catalogue
+from tests.evaluation.conftest import add_run
+from tests.evaluation.test_intervals import add_predictions, correct
+from tests.evaluation.test_query import run
+
+ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+class Outline(html.parser.HTMLParser):
+    """Elements of a page and everything that it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    right = rng.random(120) < 0.5
+    for language in ("en", "hi"):
+        day = 1 + (language == "hi")
+        add_predictions(tmp_path, ("nli", language), correct(right), condition="finetuned", day=day)
+        better = right | (rng.random(120) < 0.6)
+        add_predictions(tmp_path, ("nli", language), correct(better), condition="distilled", day=day)
+    return tmp_path
+
+
+def test_markdown_plots_and_page_are_written(results: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "out" / "report.md"
+    run(results, "report", "--output", str(output))
+    assert "wrote" in capsys.readouterr().out
+    text = output.read_text()
+    assert "- m, distilled against finetuned: higher in nli." in text
+    images = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert {"report_plots/bars-0.png", "report_plots/heatmap-0.png", "report_plots/gaps-0.png"} <= set(images)
+    for image in images:
+        assert (output.parent / image).read_bytes().startswith(b"\x89PNG")
+    page = output.with_suffix(".html").read_text()
+    outline = Outline(page)
+    assert outline.tags.count("img") == len(images)
+    assert all(source.startswith("data:image/png;base64,") for source in outline.sources), "the page loads something"
+    assert 'name="viewport"' in page
+
+
+def test_facts_say_what_is_not_resolved(tmp_path: Path) -> None:
+    same = correct([True, False] * 50)
+    for condition in ("finetuned", "control"):
+        add_predictions(tmp_path, ("nli", "en"), same, condition=condition)
+    add_run(tmp_path, {("nli", "hi"): 0.1}, model="published")
+    add_run(tmp_path, {("nli", "hi"): 0.2}, model="published", condition="finetuned")
+    add_run(tmp_path, {("nli", "hi"): 0.3}, model="published", condition="control")
+    found = collect(Catalogue([tmp_path])).facts
+    assert "m, control against finetuned: not resolved in nli." in found
+    assert "published, control against finetuned: without predictions to judge by in nli." in found
+
+
+def test_examples_put_those_first_on_which_answers_differ(results: Path) -> None:
+    examples = collect(Catalogue([results])).examples
+    assert len(examples) == 2 * 6
+    assert {example["language"] for example in examples} == {"en", "hi"}
+    assert [answer["condition"] for answer in examples[0]["answers"]] == ["finetuned", "distilled"]
+
+
+def test_model_text_never_becomes_markup() -> None:
+    answer = {"model": "m", "condition": "c", "variant": "", "seed": 1, "output": ATTACK, "parsed": None, "score": 0.0}
+    example = {"task": "nli", "language": "en", "example_id": ATTACK, "question": ATTACK, "gold": ATTACK}
+    page = html_page(
+        [ATTACK], [Table(ATTACK, [ATTACK], [[ATTACK]], [ATTACK])], [], [{**example, "answers": [answer], "teacher": []}]
+    )
+    outline = Outline(page)
+    assert outline.tags.count("script") == 2
+    assert "img" not in outline.tags
+    assert "default-src 'none'" in page
+    embedded = re.search(r'id="examples">(.*?)</script>', page, re.DOTALL)
+    assert embedded is not None
+    assert json.loads(embedded[1])[0]["question"] == ATTACK
+    assert "<" not in script_json({"a": "<!--<script>", "b": "\u2028"})
+
+
+def test_the_output_has_to_be_markdown(results: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(results, "report", "--output", str(tmp_path / "report.html"))
+    assert caught.value.code == 2
+    assert "expected a name that ends in .md" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
+def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
+    """Headless: the example browser fills itself, sorting reorders rows, no script of a model runs."""
+    *_, page = write_report(Catalogue([results]), tmp_path / "report.md")
+    table = Table("T", ["model", "score"], [["a", "5.0 ±1.0"], ["b", "—"], ["c", "70.1"], ["d", "-3.0"]])
+    answer = {"model": "m", "condition": "c", "variant": "", "seed": 1, "output": ATTACK, "parsed": None, "score": 0.0}
+    example = {"task": "nli", "language": "en", "example_id": "e1", "question": ATTACK, "gold": "g"}
+    text = html_page([ATTACK], [table], [], [{**example, "answers": [answer], "teacher": []}])
+    click = "<script>document.querySelectorAll('th button')[1].click()</script>"
+    page.write_text(text.replace("</body>", f"{click}</body>"), encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844", "--dump-dom"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    dom = done.stdout
+    assert "<title>Results</title>" in dom, "a model's script ran"
+    assert re.findall(r"<tr><td>(\w)</td>", dom) == ["c", "a", "d", "b"]
+    assert 'aria-sort="descending"' in dom
+    assert "could not be read" in dom
+    assert "score 0.00" in dom
