@@ -133,6 +133,7 @@ class EvaluationConfig:
     """Greedy generation and scoring."""
 
     engine: str = "hf"
+    method: str = "generate"
     split: str = "test"
     max_samples: int = 500
     sample_seed: int = 42

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "distillation.normalize_logits": ("none", "center", "standardize"),
     "distillation.meta_init": ("uniform", "per_task"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
+    "evaluation.method": ("generate", "likelihood"),
     "evaluation.engine": ("hf",),
     "evaluation.split": ("test", "validation"),
 }

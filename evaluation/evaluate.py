@@ -55,7 +55,7 @@ def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], E
         ConfigError, TaskError: a task in none of the languages, a model that cannot be opened.
         StoreError: result files that cannot be written, or a torn one in the way.
     """
-    grid = cells(job.config.tasks, job.config.languages)
+    grid = cells(_tasks(job.config), job.config.languages)
     if grid.absent:
         print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
     identity = identify(job.config, job.condition, job.checkpoint)
@@ -102,18 +102,15 @@ def predict_cell(job: Evaluation, identity: Identity, engine: Engine, cell: tupl
         raise ConfigError(f"data.max_teacher_tokens: no example of {cell[0]}/{cell[1]} fits into it; raise it")
     if dropped := len(examples) - len(asked):
         print(f"{cell[0]}/{cell[1]}: dropped {dropped} of {len(examples)} examples whose query alone is too long")
-    requests = [Request(prompt.ids, max_new_tokens) for _, prompt in asked]
-    with tqdm(
-        total=len(requests), desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
-        outputs = engine.generate(requests, progress=bar.update)
+    with tqdm(desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()) as bar:
+        outputs = _answers(engine, task, [prompt for _, prompt in asked], max_new_tokens, config, bar)
     options = get_source(task.name, source).score_options
     shared = {
         **identity.columns,
         "task": task.name,
         "language": cell[1],
         "split": config.evaluation.split,
-        "method": "generate",
+        "method": config.evaluation.method,
     }
     return [
         {**shared, **_prediction(task, example, prompt, output, options)}
@@ -122,32 +119,74 @@ def predict_cell(job: Evaluation, identity: Identity, engine: Engine, cell: tupl
 
 
 def metric_rows(predictions: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, Any]]:
-    """Rows of `metrics` from the prediction rows of one cell."""
+    """Rows of `metrics` from the prediction rows of one cell; those by likelihood have names of their own."""
     shared = {
         name: predictions[0][name]
         for name in ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
     }
     statistics = [dict(row["statistics"]) for row in predictions]
     means = {name: float(np.mean([row[name] for row in statistics])) for name in statistics[0]}
+    by_likelihood = shared["method"] == "likelihood"
+    values = {name: float(value) for name, value in task.metrics(means).items()}
+    if by_likelihood:  # there is nothing to parse, and no average may mix the two ways
+        values = {f"likelihood_{task.primary_metric}": values[task.primary_metric]}
     return [
         {
             **shared,
             "metric": metric,
-            "value": float(value),
+            "value": value,
             "is_primary": metric == task.primary_metric,
             "examples": len(predictions),
         }
-        for metric, value in task.metrics(means).items()
+        for metric, value in values.items()
     ]
 
 
 def cell_line(condition: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     """One finished cell, to read: `distilled nli/en  accuracy 33.4  parse failures 1.2%  500 examples`."""
-    primary = next(row for row in metrics if row["is_primary"])
+    primary = next((row for row in metrics if row["is_primary"]), metrics[0])
     failures = next((row["value"] for row in metrics if row["metric"] == "parse_failure"), None)
     parsed = "" if failures is None else f"  parse failures {100 * failures:.1f}%"
     name = f"{condition} {primary['task']}/{primary['language']}"
     return f"{name}  {primary['metric']} {100 * primary['value']:.1f}{parsed}  {primary['examples']} examples"
+
+
+def _tasks(config: Config) -> list[str]:
+    """The tasks that can be scored by the method asked for; others are named, all of them an error."""
+    if config.evaluation.method == "generate":
+        return config.tasks
+    with_labels = [name for name in config.tasks if _labels(TASKS[name])]
+    if not with_labels:
+        raise ConfigError(
+            f"evaluation.method: likelihood compares the labels of a task, and {', '.join(config.tasks)} "
+            f"have none; tasks with labels are {', '.join(name for name, task in TASKS.items() if _labels(task))}"
+        )
+    if others := [name for name in config.tasks if name not in with_labels]:
+        print(f"not scored by likelihood, these have no labels: {', '.join(others)}")
+    return with_labels
+
+
+def _labels(task: Task) -> tuple[str, ...]:
+    """The answers of a task with a fixed few; empty for all other tasks."""
+    return tuple(getattr(task, "labels", ()))
+
+
+def _answers(
+    engine: Engine, task: Task, prompts: Sequence[EncodedPrompt], max_new_tokens: int, config: Config, bar: Any
+) -> list[str]:
+    """The model's answer to each prompt: generated, or the label it finds likeliest, end of turn included."""
+    labels = _labels(task)
+    if config.evaluation.method == "generate":
+        bar.reset(len(prompts))
+        return engine.generate([Request(prompt.ids, max_new_tokens) for prompt in prompts], progress=bar.update)
+    encoder = PromptEncoder(engine.tokenizer)
+    endings = [encoder.encode_answer(label) for label in labels]
+    bar.reset(len(prompts) * len(labels))
+    logprobs = engine.answer_logprobs(
+        [prompt.ids for prompt in prompts for _ in labels], endings * len(prompts), progress=bar.update
+    )
+    scores = np.asarray(logprobs).reshape(len(prompts), len(labels))
+    return [labels[index] for index in scores.argmax(axis=1)]
 
 
 def _encode_prompts(

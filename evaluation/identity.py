@@ -65,6 +65,7 @@ def identify(config: Config, condition: str, checkpoint: Checkpoint | None) -> I
         "seed": seed,
         "setup": setup,
         "engine": config.evaluation.engine,
+        "method": config.evaluation.method,
     }
     step = checkpoint.step if checkpoint is not None else None
     run = "-".join([condition, *([f"step{step}"] if step is not None else []), _hash(what)])
@@ -120,7 +121,7 @@ def _training_setup(config: Mapping[str, Any]) -> dict[str, Any]:
 def _protocol(config: Config, condition: str) -> dict[str, Any]:
     """Settings of the evaluation that decide its scores; the ones of demonstrations only where shown."""
     protocol: dict[str, Any] = dataclasses.asdict(config.evaluation)
-    for key in ("engine", "batch_tokens"):  # how fast, not what
+    for key in ("engine", "batch_tokens", "method"):  # the metrics of a method have their own names
         del protocol[key]
     protocol["sources"] = config.data.sources
     protocol["max_tokens"] = config.data.max_teacher_tokens

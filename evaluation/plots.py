@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from evaluation.labels import (
     Labels,
     Row,
@@ -86,7 +88,7 @@ def _bars(figure: Any, results: Results, model: str) -> None:
         rows = {row["task"]: row for row in own if results.labels.column(row) == column}
         places = [tasks.index(task) + (number - (len(columns) - 1) / 2) * width for task in rows]
         heights = [100 * row["language_mean"] for row in rows.values()]
-        errors = [_half_width(results, row) for row in rows.values()]
+        errors = np.array([_errors(results, row) for row in rows.values()]).T
         axes.bar(places, heights, width, label=column, color=COLOURS[number % len(COLOURS)])
         axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1)
     axes.set_xticks(range(len(tasks)), tasks)
@@ -94,10 +96,11 @@ def _bars(figure: Any, results: Results, model: str) -> None:
     figure.legend(loc="outside right upper", fontsize="x-small")
 
 
-def _half_width(results: Results, row: Row) -> float:
+def _errors(results: Results, row: Row) -> tuple[float, float]:
+    """How far the interval reaches below and above the value, in points."""
     cells = [cell_key(cell) for cell in results.cells_of(row, task=row["task"], metric=row["metric"])]
-    found = results.replicates.average(cells, row["metric"])
-    return 0.0 if found is None else 100 * found.half_width
+    found, value = results.replicates.average(cells, row["metric"]), row["language_mean"]
+    return (0.0, 0.0) if found is None else (max(0, 100 * (value - found.low)), max(0, 100 * (found.high - value)))
 
 
 def _heatmap(figure: Any, results: Results, model: str) -> None:

@@ -22,7 +22,10 @@ from evaluation.render import MISSING, Table, average, percent
 from storage.catalogue import Catalogue
 
 GAPS = ("distilled-finetuned", "control-finetuned", "distilled-control")
-EXTRA_METRICS = ("exact_match",)  # shown in a table of their own; every other metric is in `metrics`
+EXTRA_METRICS = (
+    "exact_match",
+    "likelihood_accuracy",
+)  # shown in a table of their own; every other metric is in `metrics`
 UNRESOLVED = "≈0"
 INTERVAL_NOTE = (
     "±: half of the 95% bootstrap interval over the evaluated examples, the trained weights being given; training "
@@ -51,15 +54,16 @@ class Results:
     def load(cls, catalogue: Catalogue) -> Results:
         """Read the views and bootstrap every cell that has predictions."""
         wanted = ", ".join(f"'{metric}'" for metric in EXTRA_METRICS)
-        shown = f"WHERE method <> 'likelihood' AND (is_primary OR metric IN ({wanted}))"
+        shown = f"WHERE is_primary OR metric IN ({wanted})"
         averages = catalogue.rows("SELECT * FROM averages")
+        task_averages = catalogue.rows(f"SELECT * FROM task_averages {shown}")
         return cls(
             averages=averages,
-            task_averages=catalogue.rows(f"SELECT * FROM task_averages {shown}"),
+            task_averages=task_averages,
             cells=catalogue.rows(f"SELECT * FROM cells {shown}"),
             task_gaps=catalogue.rows("SELECT * FROM task_gaps WHERE is_primary"),
             gaps=catalogue.rows("SELECT * FROM gaps WHERE is_primary"),
-            labels=Labels.of(averages),
+            labels=Labels.of([*averages, *task_averages]),
             replicates=load_replicates(catalogue, EXTRA_METRICS),
         )
 
@@ -100,7 +104,7 @@ class Results:
 def all_tables(catalogue: Catalogue) -> list[Table]:
     """Every standing table, in reading order; none without a metric row."""
     results = Results.load(catalogue)
-    return tables_of(catalogue, results) if results.averages else []
+    return tables_of(catalogue, results) if results.task_averages else []
 
 
 def tables_of(catalogue: Catalogue, results: Results) -> list[Table]:
@@ -165,7 +169,7 @@ def overview_tables(results: Results) -> list[Table]:
 def condition_tables(results: Results) -> list[Table]:
     """For each condition and task: models as rows, languages as columns, and their `language_mean`."""
     tables = []
-    for condition in ordered_conditions(row["condition"] for row in results.averages):
+    for condition in ordered_conditions(row["condition"] for row in results.task_averages):
         tables.append(Table(f"Condition: {condition}", [], []))
         own = [row for row in results.task_averages if row["condition"] == condition]
         for task in ordered_tasks(row["task"] for row in own):

@@ -28,6 +28,7 @@ class PA:
     num_demonstrations = 5
     max_new_tokens = 5
     primary_metric = "accuracy"
+    labels = LABELS  # what `evaluation.method=likelihood` compares
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """A row without label or with an untranslated sentence (empty, or `NS` on the hub) is none."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from configs import Config
-from evaluation import evaluate_command
+from evaluation import evaluate_command, query_command
 from evaluation.checkpoints import Checkpoint, open_checkpoint
 from evaluation.engine import Request, open_engine
 from evaluation.evaluate import Evaluation, evaluate
@@ -18,6 +18,7 @@ from evaluation.identity import identify
 from storage.catalogue import Catalogue
 from tasks import TASKS
 from tasks.data import load_examples
+from tasks.prompts import PromptEncoder
 from tests.evaluation.conftest import base_overrides
 
 
@@ -109,6 +110,32 @@ def test_an_interrupted_cell_needs_no_second_generation(config: Any, tokenizer: 
     assert _rows(tmp_path, "SELECT * FROM metrics ORDER BY metric") == before
 
 
+def test_likelihood_picks_the_likeliest_label(config: Any, tmp_path: Path, capsys: Any) -> None:
+    job = Evaluation(config("evaluation.method=likelihood", "tasks=[nli,ner]"), "base", None, tmp_path)
+    evaluate(job)
+    printed = capsys.readouterr().out
+    assert "not scored by likelihood, these have no labels: ner" in printed
+    assert "base nli/en  likelihood_accuracy" in printed
+    engine = open_engine(job.config, None)
+    encoder = PromptEncoder(engine.tokenizer)
+    task = TASKS["nli"]
+    for row in _rows(tmp_path, "SELECT * FROM predictions WHERE language = 'en'"):
+        examples = load_examples("nli", "test", "en", source="xnli", mirror=job.config.data.mirror)
+        example = next(found for found in examples if found.example_id == row["example_id"])
+        prompt = encoder.encode_prompt(task, example, [], max_tokens=1000)
+        assert prompt is not None
+        logprobs = {
+            label: engine.answer_logprobs([prompt.ids], [encoder.encode_answer(label)], progress=print)[0]
+            for label in ("entailment", "neutral", "contradiction")
+        }
+        assert row["output"] == max(logprobs, key=lambda label: logprobs[label])
+    metrics = _rows(tmp_path, "SELECT DISTINCT metric, is_primary, method FROM metrics")
+    assert metrics == [{"metric": "likelihood_accuracy", "is_primary": False, "method": "likelihood"}]
+    assert _rows(tmp_path, "SELECT * FROM averages") == []
+    query_command.main(["--results", str(tmp_path), "tables"])
+    assert "base: nli (likelihood_accuracy, %)" in capsys.readouterr().out
+
+
 def test_whatever_changes_a_score_is_another_run(config: Any, tmp_path: Path) -> None:
     def run(*overrides: str, condition: str = "base") -> str:
         return identify(config(*overrides), condition, None).run
@@ -117,6 +144,7 @@ def test_whatever_changes_a_score_is_another_run(config: Any, tmp_path: Path) ->
     assert run("evaluation.batch_tokens=99", "tasks=[pa]", "languages=[hi]", "fewshot.selection=fixed") == plain
     others = [
         run("evaluation.max_samples=7"),
+        run("evaluation.method=likelihood"),
         run("evaluation.sample_seed=1"),
         run("evaluation.max_new_tokens={ner: 13}"),
         run("data.max_teacher_tokens=99"),
@@ -177,6 +205,7 @@ COMMAND_ERRORS = {
     "bad name": (["--condition", "my/name"], "--condition: expected letters"),
     "steps alone": (["--condition", "x", "--steps", "3"], "--steps: needs --checkpoint"),
     "no such step": (["--condition", "x", "--checkpoint", "{tmp}/out", "--steps", "9"], "its steps are 5"),
+    "no labels": (["--condition", "base", "tasks=[ner]", "evaluation.method=likelihood"], "labels are nli, pa"),
     "impossible cell": (["--condition", "base", "tasks=[pa]", "languages=[hi]"], "pa does not exist in hi"),
     "unknown key": (["--condition", "base", "evaluation.max_sample=3"], "did you mean evaluation.max_samples"),
     "no such model": (["--condition", "base", "model.name={tmp}/nowhere"], "no directory"),
