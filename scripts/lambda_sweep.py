@@ -129,9 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lambda", nargs="+", type=float, default=[0, 0.05, 0.1, 0.2, 0.5], dest="lambdas")
     parser.add_argument("--strategy", nargs="+", default=["fixed"])
     parser.add_argument("--seed", nargs="+", type=int, default=[42])
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    got = parser.parse_intermixed_args(argv)
-    sweep = Sweep(got.store, got.output, got.config, got.overrides, got.view, got.lambdas, got.strategy, got.seed)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="reach every command")
+    given = sys.argv[1:] if argv is None else list(argv)
+    overrides = [item for item in given if "=" in item and not item.startswith("--")]  # anywhere, in any order
+    got = parser.parse_args([item for item in given if item not in overrides])
+    sweep = Sweep(got.store, got.output, got.config, overrides, got.view, got.lambdas, got.strategy, got.seed)
     print_table(summarize(run_sweep(sweep)))
 
 

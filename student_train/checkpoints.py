@@ -20,18 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
 FILES = "files.json"
 STATE = "state"
+SHARDED = "sharded"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_checkpoint(
     accelerator: Accelerator,
     student: Any,
+    optimizer: Any,
     tokenizer: Any,
     target: Path,
     description: Mapping[str, Any],
@@ -42,6 +45,7 @@ def save_checkpoint(
     Args:
         accelerator: of the run.
         student: the prepared `StudentModule`.
+        optimizer: the prepared optimizer; saved where `state` is.
         tokenizer: saved beside the weights.
         target: `OUTPUT/checkpoint-<step>` or `OUTPUT/final`.
         description: content of `training.json`.
@@ -55,13 +59,15 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if state is not None:
         torch.save(_random_state(), partial / STATE / f"random-{accelerator.process_index}.pt")
+        if _is_sharded(accelerator):
+            accelerator.save_state(str(partial / STATE / SHARDED))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _save_model(accelerator.unwrap_model(student).model, weights, partial)
         tokenizer.save_pretrained(partial)
         _write_json(partial / "training.json", description)
         if state is not None:
-            torch.save(dict(state), partial / STATE / "trainer.pt")
+            torch.save({**state, **_optimizer_state(accelerator, optimizer)}, partial / STATE / "trainer.pt")
         else:
             (partial / STATE).rmdir()
         _seal(partial)
@@ -110,10 +116,19 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_state(accelerator: Accelerator, path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `state`; restores this rank's random states."""
+def load_state(accelerator: Accelerator, optimizer: Any, path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state`; restores the optimizer and this rank's random states.
+
+    Sharded weights and optimizers are restored by Accelerate from its own files.
+    """
     process_index = accelerator.process_index
     state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True)
+    if _is_sharded(accelerator):
+        accelerator.load_state(str(path / STATE / SHARDED))
+    else:
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
     random_file = path / STATE / f"random-{process_index}.pt"
     if random_file.exists():
         _restore_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
@@ -135,6 +150,17 @@ def remove_partial(output: Path) -> None:
     """Delete what killed runs left under temporary names."""
     for path in output.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _optimizer_state(accelerator: Accelerator, optimizer: Any) -> dict[str, Any]:
+    if _is_sharded(accelerator):
+        return {}
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    return {"optimizer": optimizer.state_dict(), "scaler": scaler}
 
 
 def _save_model(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:

@@ -91,8 +91,7 @@ def _train(run: Run, final: Path) -> None:
     )
     seconds = 0.0
     if resume_from is not None:
-        state = checkpoints.load_state(accelerator, resume_from)
-        optimizer.load_state_dict(state["optimizer"])
+        state = checkpoints.load_state(accelerator, optimizer, resume_from)
         stepper.load_state_dict(state["stepper"])
         log.load_state_dict(state["log"])
         seconds = state["seconds"]
@@ -111,14 +110,15 @@ def _train(run: Run, final: Path) -> None:
         if (step + 1) % training.save_steps == 0 and step + 1 < training.max_steps:
             rows = log.take_rows()
             state = {
-                "optimizer": optimizer.state_dict(),
                 "stepper": stepper.state_dict(),
                 "log": log.state_dict(),
                 "log_rows": json.dumps(rows),
                 "seconds": time.perf_counter() - started,
             }
             target = run.output / f"checkpoint-{step + 1}"
-            checkpoints.save_checkpoint(accelerator, student, tokenizer, target, about | {"step": step + 1}, state)
+            checkpoints.save_checkpoint(
+                accelerator, student, optimizer, tokenizer, target, about | {"step": step + 1}, state
+            )
             if main:
                 publish_log(run, about, step + 1, rows)
                 checkpoints.remove_old_checkpoints(run.output, training.save_total_limit)
@@ -128,7 +128,7 @@ def _train(run: Run, final: Path) -> None:
         publish_log(run, about, training.max_steps, log.take_rows())
     now = datetime.datetime.now(datetime.UTC).isoformat()
     about |= {"step": training.max_steps, "seconds": time.perf_counter() - started, "finished_at": now}
-    checkpoints.save_checkpoint(accelerator, student, tokenizer, final, about, state=None)
+    checkpoints.save_checkpoint(accelerator, student, optimizer, tokenizer, final, about, state=None)
     if main:
         publish_run(run, about)
         logger.info("done: %s", final)
