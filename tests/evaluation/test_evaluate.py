@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
+import transformers
 
 from configs import Config
 from evaluation import evaluate_command, query_command
@@ -242,3 +245,19 @@ def test_the_command_with_a_real_model(tiny_model: Path, mirror: Path, tmp_path:
 
 def test_engine_choice_is_checked_in_the_configuration(config: Any) -> None:
     assert open_engine(config(), None).context_tokens == 1024
+
+
+def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
+    for step in (5, 10):
+        torch.manual_seed(step)
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        peft.get_peft_model(base, lora).save_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]"]
+    command += ["--results", str(tmp_path / "r"), "--condition", "mine", "--checkpoint", str(tmp_path / "out")]
+    evaluate_command.main([*command, "--steps", "5", "10"])
+    evaluate_command.main([*command, "--steps", "10"])
+    assert "1 of 1 cells are finished already" in capsys.readouterr().out
+    rows = _rows(tmp_path / "r", "SELECT DISTINCT step, condition FROM metrics ORDER BY step")
+    assert rows == [{"step": 5, "condition": "mine"}, {"step": 10, "condition": "mine"}]
+    assert _rows(tmp_path / "r", "SELECT DISTINCT step FROM final_scores") == [{"step": 10}]
