@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from storage.reader import TeacherStore
 
 TOP = 5  # ranks that `cache_tokens` shows
-BATCH = 512  # examples decoded at once
 
 TOKEN_SCHEMA = pa.schema(
     [
@@ -28,6 +28,7 @@ TOKEN_SCHEMA = pa.schema(
         ("gold_rank", pa.int64()),  # 0: the teacher's first choice
         ("entropy", pa.float64()),  # nats
         ("logsumexp", pa.float64()),
+        ("top_k_mass", pa.float64()),  # probability of all stored ranks together
         ("top_ids", pa.list_(pa.int64())),
         ("top_logprobs", pa.list_(pa.float64())),
     ]
@@ -46,36 +47,50 @@ def token_rows(urls: Sequence[str]) -> pa.Table:
     Raises:
         StoreError: no store, or a view that is still being written.
     """
-    tables = [pa.table(columns, schema=TOKEN_SCHEMA) for url in urls for columns in _batches(url)]
-    return pa.concat_tables(tables) if tables else TOKEN_SCHEMA.empty_table()
+    batches = []
+    for url in urls:
+        store = TeacherStore.open(url)
+        for view in store.views:
+            store.require_view(view)
+        batches += list(token_batches(store))
+    return pa.Table.from_batches(batches, schema=TOKEN_SCHEMA)
 
 
-def _batches(url: str) -> Iterator[dict[str, Any]]:
-    store = TeacherStore.open(url)
-    table, top = store.examples, min(TOP, store.info.top_k)
+def token_batches(store: TeacherStore) -> Iterator[pa.RecordBatch]:
+    """The same for one store, shard by shard, so that memory stays bounded; unwritten shards are left out."""
     tasks, languages = np.array(store.info.tasks), np.array(store.info.languages)
-    ids, lengths = np.asarray(table.example_id), np.asarray(table.answer_length)
+    ids = np.asarray(store.examples.example_id, dtype=object)
     for view in store.views:
-        store.require_view(view)
-        for start in range(0, len(table), BATCH):
-            chosen = np.arange(start, min(start + BATCH, len(table)))
-            rows = store.read(chosen, view, top_k=top)
-            repeated = np.repeat(chosen, lengths[chosen])
-            logsumexp = rows.logsumexp.astype(np.float64)
-            yield {
-                "store": [url] * len(rows),
-                "fingerprint": [store.info.fingerprint] * len(rows),
-                "view": [view] * len(rows),
-                "example_id": ids[repeated].tolist(),
-                "task": tasks[np.asarray(table.task)[repeated]].tolist(),
-                "language": languages[np.asarray(table.language)[repeated]].tolist(),
-                "position": np.concatenate([np.arange(n) for n in lengths[chosen]]),
-                "token_id": np.concatenate([table.answer_ids(int(index)) for index in chosen]).astype(np.int64),
-                "logprob": rows.gold_logit - logsumexp,
-                "gold_logit": rows.gold_logit.astype(np.float64),
-                "gold_rank": rows.gold_rank.astype(np.int64),
-                "entropy": rows.entropy.astype(np.float64),
-                "logsumexp": logsumexp,
-                "top_ids": rows.token_ids.tolist(),
-                "top_logprobs": (rows.logits - logsumexp[:, None]).tolist(),
-            }
+        missing = set(store.missing_shards(view))
+        for shard in set(range(store.info.shards)) - missing:
+            yield _shard_batch(store, view, shard, tasks, languages, ids)
+
+
+def _shard_batch(
+    store: TeacherStore, view: str, shard: int, tasks: NDArray[Any], languages: NDArray[Any], ids: NDArray[Any]
+) -> pa.RecordBatch:
+    rows, table = store.read_shard(view, shard), store.examples
+    chosen = np.asarray(store.plan.examples_of(shard))
+    lengths = table.answer_length[chosen]
+    repeated = np.repeat(chosen, lengths)
+    logsumexp = rows.logsumexp.astype(np.float64)
+    logprobs = rows.logits - logsumexp[:, None]
+    columns = {
+        "store": [store.url] * len(rows),
+        "fingerprint": [store.info.fingerprint] * len(rows),
+        "view": [view] * len(rows),
+        "example_id": ids[repeated].tolist(),
+        "task": tasks[table.task[repeated]].tolist(),
+        "language": languages[table.language[repeated]].tolist(),
+        "position": np.concatenate([np.arange(length) for length in lengths]),
+        "token_id": np.concatenate([table.answer_ids(int(index)) for index in chosen]).astype(np.int64),
+        "logprob": rows.gold_logit - logsumexp,
+        "gold_logit": rows.gold_logit.astype(np.float64),
+        "gold_rank": rows.gold_rank.astype(np.int64),
+        "entropy": rows.entropy.astype(np.float64),
+        "logsumexp": logsumexp,
+        "top_k_mass": np.minimum(np.exp(logprobs).sum(axis=1), 1.0),
+        "top_ids": rows.token_ids[:, :TOP].tolist(),
+        "top_logprobs": logprobs[:, :TOP].tolist(),
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=TOKEN_SCHEMA)

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +21,7 @@ from configs.command import run_command
 from configs.models import load_tokenizer
 from configs.schema import ModelConfig
 from storage import StoreError, TeacherStore
-from storage.cache_tables import cache_tokens
+from storage.cache_rows import TOKEN_SCHEMA, token_batches
 from storage.verify import verify
 
 SUMMARY_SQL = """
@@ -28,7 +29,7 @@ SUMMARY_SQL = """
            count(DISTINCT example_id) AS examples,
            count(*) AS answer_tokens,
            avg(entropy) AS mean_entropy,
-           avg(gold_nll) AS teacher_ce,
+           -avg(logprob) AS teacher_ce,
            avg((gold_rank = 0)::INT) AS teacher_accuracy,
            avg(top_k_mass) AS top_k_mass_mean,
            quantile_cont(top_k_mass, 0.05) AS top_k_mass_p05
@@ -74,7 +75,7 @@ def _verify(url: str, output: str) -> None:
 def summary(store: TeacherStore) -> dict[str, Any]:
     """What `inspect-cache --format json` prints: the store as a whole, and rows per task, language and view."""
     connection = duckdb.connect()
-    connection.register("cache_tokens", cache_tokens(store))
+    connection.register("cache_tokens", pa.RecordBatchReader.from_batches(TOKEN_SCHEMA, token_batches(store)))
     result = connection.execute(SUMMARY_SQL)
     names = [column[0] for column in result.description]
     rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
