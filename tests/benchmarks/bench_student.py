@@ -15,11 +15,13 @@ that of one process per kind. The kinds:
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ import transformers
 
 from configs import Config, load_config
 from storage import TeacherStore
-from student_train.data import Batch, BatchPlan, MicroBatches, collate
+from student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
 from student_train.divergences import mse
 from student_train.gradients import run_student
 from student_train.losses import step_loss
@@ -53,17 +55,19 @@ class Bench:
         self.order = example_order(self.store, config)
         self.batch_size = config.training.micro_batch_size
 
-    def batch(self, number: int, kind: str) -> tuple[Batch, list[int]]:
-        """Micro-batch of a round: short, long, … as training draws them."""
-        examples = self.order.step(number, self.batch_size)
-        data = MicroBatches(
-            lambda: self.store,
+    def data(self, kind: str) -> MicroBatches:
+        """Micro-batches as training draws them, read by whoever asks for them."""
+        return MicroBatches(
+            functools.partial(TeacherStore.open, self.store.url),
             self.order,
             BatchPlan(self.batch_size, self.batch_size, 1, 0),
             view=self.store.views[0] if kind in ("distilled", "live") else None,
             top_k=None,
         )
-        return data[number], examples
+
+    def examples(self, number: int) -> list[int]:
+        """The examples of a round's micro-batch."""
+        return self.order.step(number, self.batch_size)
 
     def step(self, kind: str, batch: Batch, examples: Sequence[int]) -> None:
         """One forward, backward and optimizer step."""
@@ -158,9 +162,9 @@ def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
 def peak_memory(store_url: str, config: Config, kind: str, rounds: int, device: str) -> float:
     """GiB that a process needs that runs one kind of step only."""
     bench = Bench(store_url, config, torch.device(device))
-    for number in range(rounds):
-        batch, examples = bench.batch(number, kind)
-        bench.step(kind, batch.to(bench.device), examples)
+    loader = micro_batch_loader(bench.data(kind), start=0, stop=rounds, num_workers=1, pin_memory=False)
+    for number, batch in enumerate(loader):
+        bench.step(kind, batch.to(bench.device), bench.examples(number))
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -178,12 +182,16 @@ def main() -> None:
     tasks = ",".join(TeacherStore.open(got.store).info.tasks)
     config = load_config([], [f"model.name={got.model}", f"tasks=[{tasks}]", f"training.use_lora={got.lora}"])
     if not got.skip_memory:
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            peaks = {k: pool.apply(peak_memory, (got.store, config, k, 4, device)) for k in KINDS}
+        peaks = {}
+        for kind in KINDS:  # a fresh process each; not a multiprocessing.Pool, whose workers may have no workers
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                peaks[kind] = pool.submit(peak_memory, got.store, config, kind, 8, device).result()
         print("peak memory of the process, GiB: " + ", ".join(f"{k} {v:.2f}" for k, v in peaks.items()))
         print(f"  distilled/sft {peaks['distilled'] / peaks['sft']:.3f}")
     bench = Bench(got.store, config, torch.device(device))
-    report("batches of the store", measure(bench, KINDS, got.rounds, bench.batch), "sft")
+    data = {kind: bench.data(kind) for kind in KINDS}
+    drawn = measure(bench, KINDS, got.rounds, lambda number, kind: (data[kind][number], bench.examples(number)))
+    report("batches of the store", drawn, "sft")
     few = {kind: prompt_dominates(bench, kind) for kind in KINDS[:3]}
     drawn = measure(bench, KINDS[:3], got.rounds, lambda number, kind: (few[kind], []))
     report("4 x 192 tokens, 24 answers each", drawn, "plain")
