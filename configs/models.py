@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def load_causal_lm(
     dtype: str | None = None,
     device: str | torch.device = "cpu",
     load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    device_map: str | None = None,
 ) -> Any:
     """Open a causal language model in evaluation mode.
 
@@ -43,6 +46,8 @@ def load_causal_lm(
         device: where to put it.
         load_in_4bit: quantise linear layers to NF4, computing in bfloat16 (QLoRA, arXiv:2305.14314); needs
             CUDA and bitsandbytes.
+        load_in_8bit: quantise them to 8 bits (arXiv:2208.07339) instead; needs the same.
+        device_map: spread the layers over all devices, as accelerate does; replaces `device`.
 
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
@@ -60,8 +65,28 @@ def load_causal_lm(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        return _open(AutoModelForCausalLM, model, device_map={"": torch.device(device)}, **options).eval()
+    elif load_in_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if device_map is not None or "quantization_config" in options:
+        options["device_map"] = device_map or {"": torch.device(device)}
+        return _open(AutoModelForCausalLM, model, **options).eval()
     return _open(AutoModelForCausalLM, model, **options).to(device).eval()
+
+
+def require_quantization(key: str, device: torch.device) -> None:
+    """Check that weights can be quantised here.
+
+    Args:
+        key: the configuration key that asks for it.
+        device: where the model goes.
+
+    Raises:
+        ConfigError: no CUDA device, or bitsandbytes is not installed.
+    """
+    if device.type != "cuda":
+        raise ConfigError(f"{key}: needs a CUDA device, this run has {device.type}; set it to false")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{key}: the package bitsandbytes is not installed; pip install bitsandbytes")
 
 
 def lm_head_rows(model: ModelConfig) -> int:

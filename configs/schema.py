@@ -57,6 +57,10 @@ class TeacherConfig:
     dtype: str | None = None
     top_k: int = 256
     batch_tokens: int = 8192
+    prefix_reuse: bool = True
+    device_map: str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class StoreConfig:
 
     encoding: str = "compact"
     shard_tokens: int = 4096
-    chunk_tokens: int = 512
+    chunk_tokens: int = 4096
 
 
 @dataclass(frozen=True)

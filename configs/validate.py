@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.train_languages": ("english", "in_language"),
     "fewshot.selection": ("per_example", "fixed"),
     "teacher.engine": ("hf",),
+    "teacher.device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
     "store.encoding": ("compact", "float16", "exact"),
     "distillation.schedule": ("constant", "warmup_then_sft", "linear", "cosine"),
     "distillation.gate": ("none", "teacher_correct", "fewshot_gain"),
@@ -93,6 +94,8 @@ def validate(config: Config) -> None:
     for name, source in config.data.sources.items():
         _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
     _check_distillation(config)
+    if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
+        raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
     if config.training.global_batch_size % config.training.micro_batch_size:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 
-from configs.models import load_causal_lm
+from configs.models import load_causal_lm, require_quantization
 from configs.schema import Config, ConfigError
 
 
@@ -34,7 +33,7 @@ def build_student(config: Config, device: torch.device, resume_from: Path | None
         model = load_causal_lm(source, dtype="float32", device=device)
     else:
         if config.lora.load_in_4bit:
-            _require_4bit(device)
+            require_quantization("lora.load_in_4bit", device)
         base = load_causal_lm(config.model, device=device, load_in_4bit=config.lora.load_in_4bit)
         if resume_from is not None:
             model = peft.PeftModel.from_pretrained(base, resume_from, is_trainable=True)
@@ -46,13 +45,6 @@ def build_student(config: Config, device: torch.device, resume_from: Path | None
             # after enabling: frozen embeddings would otherwise cut every checkpointed layer off
             model.enable_input_require_grads()
     return model.train()
-
-
-def _require_4bit(device: torch.device) -> None:
-    if device.type != "cuda":
-        raise ConfigError(f"lora.load_in_4bit: needs a CUDA device, this run trains on {device.type}; set it to false")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("lora.load_in_4bit: the package bitsandbytes is not installed; pip install bitsandbytes")
 
 
 def _add_adapter(base: Any, config: Config) -> Any:

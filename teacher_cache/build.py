@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from configs import Config, config_to_dict
+from configs import Config, ConfigError, config_to_dict
 from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, open_builder
 from storage.rows import concatenate
 from tasks.prompts import PromptEncoder
 from teacher_cache.engine import Sequenced, TeacherEngine, batches_by_length
 from teacher_cache.plan import TeacherPlan
+from teacher_cache.sharing import shared_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +30,35 @@ PILOT_TOKENS = 2048  # answer tokens whose top K order the vocabulary by frequen
 
 @dataclass
 class Tally:
-    """What a build did: sequence tokens run through the model, padding included and not."""
+    """What a build did.
+
+    Attributes:
+        tokens: of all sequences, prompt and answer.
+        reused_tokens: those of them that stood in a shared prefix and were not computed again.
+        padded_tokens: the others, padding included.
+        answer_tokens: tokens that have teacher rows now.
+        fallen_shards: shards scored with less than the configured token budget, for want of memory.
+        seconds: from the first batch to the last write.
+    """
 
     tokens: int = 0
+    reused_tokens: int = 0
     padded_tokens: int = 0
     answer_tokens: int = 0
+    fallen_shards: int = 0
     seconds: float = 0.0
 
     @property
     def padding_waste(self) -> float:
-        """Share of the tokens that were padding."""
-        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+        """Share of the tokens run through the model that was padding."""
+        return 1 - (self.tokens - self.reused_tokens) / self.padded_tokens if self.padded_tokens else 0.0
+
+    def add(self, other: Tally) -> None:
+        """Count another tally's tokens."""
+        self.tokens += other.tokens
+        self.reused_tokens += other.reused_tokens
+        self.padded_tokens += other.padded_tokens
+        self.answer_tokens += other.answer_tokens
 
 
 def build(
@@ -89,7 +109,7 @@ def build(
                 logger.info("%s: %d of %d shards are done or another worker's", view, done, builder.plan.shards)
             todo += [(view, shard) for shard in missing]
         started = time.monotonic()
-        _run(builder, plan, engine, config, todo, tally)
+        _run(builder, plan, engine, config, todo, tally, quiet=bool(worker))
         tally.seconds = time.monotonic() - started
     return tally
 
@@ -101,6 +121,7 @@ def _run(
     config: Config,
     todo: Sequence[tuple[str, int]],
     tally: Tally,
+    quiet: bool,
 ) -> None:
     """Score shard after shard; a thread encodes and writes one while the teacher runs the next."""
     total = sum(
@@ -108,23 +129,44 @@ def _run(
         for view, shard in todo
         for i in builder.plan.examples_of(shard)
     )
+    shared = _shared_tokens(builder, plan, engine, {view for view, _ in todo})
     with (
         ThreadPoolExecutor(max_workers=1) as writer,
-        tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=None) as bar,
+        tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=True if quiet else None) as bar,
     ):
         pending: Future[None] | None = None
         for view, shard in todo:
             sequences = [
-                Sequenced(plan.views[view].prompts[i], np.asarray(plan.examples[i].answer_ids, dtype=np.int32))
+                _sequence(plan, view, i, int(shared[view][i]) if view in shared else 0)
                 for i in builder.plan.examples_of(shard)
             ]
-            rows = score(sequences, engine, config.teacher.top_k, config.teacher.batch_tokens, tally, bar.update)
+            budget = config.teacher.batch_tokens
+            rows, used = score(sequences, engine, config.teacher.top_k, budget, tally, bar.update)
+            details = {}
+            if used < budget:
+                tally.fallen_shards += 1
+                details = {"batch_tokens": used}
             if pending is not None:
                 pending.result()
-            pending = writer.submit(builder.write_shard, view, shard, rows)
+            pending = writer.submit(builder.write_shard, view, shard, rows, details)
             logger.debug("%s: shard %d scored", view, shard)
         if pending is not None:
             pending.result()
+
+
+def _sequence(plan: TeacherPlan, view: str, example: int, shared: int = 0) -> Sequenced:
+    answer_ids = np.asarray(plan.examples[example].answer_ids, dtype=np.int32)
+    return Sequenced(plan.views[view].prompts[example], answer_ids, shared)
+
+
+def _shared_tokens(
+    builder: StoreBuilder, plan: TeacherPlan, engine: TeacherEngine, views: Iterable[str]
+) -> dict[str, NDArray[np.int32]]:
+    """Per view, what each prompt shares with others: a function of the whole plan, so the same for every worker."""
+    if not engine.reuses_prefixes:
+        return {}
+    shards = builder.plan.answer_start // builder.plan.shard_tokens
+    return {view: shared_prefixes(plan.views[view].prompts, shards) for view in sorted(views)}
 
 
 def score(
@@ -134,21 +176,66 @@ def score(
     token_budget: int,
     tally: Tally,
     advance: Callable[[int], object] = lambda tokens: None,
+) -> tuple[TeacherRows, int]:
+    """Teacher rows of all sequences in the given order, run in batches of a shared prefix and similar length.
+
+    Where memory runs out, all of them are run again with half the budget: the numbers are then a function
+    of the sequences and of the budget that is returned, not of the place where memory ran out.
+
+    Returns:
+        The rows, and the token budget that they were computed with.
+
+    Raises:
+        ConfigError: not even single sequences fit in memory.
+    """
+    budget = token_budget
+    while True:
+        attempt = Tally()
+        try:
+            rows = _score_within(sequences, engine, top_k, budget, attempt, advance)
+        except torch.OutOfMemoryError as error:
+            advance(-attempt.tokens)
+            if budget <= min(item.own for item in sequences):
+                raise ConfigError(
+                    f"teacher.batch_tokens: a sequence of up to {max(map(len, sequences))} tokens does not fit in "
+                    "memory on its own; lower data.max_teacher_tokens, or see teacher.device_map, "
+                    "teacher.load_in_8bit and teacher.load_in_4bit"
+                ) from error
+            budget //= 2
+            logger.warning("out of memory; going on with batches of %d tokens", budget)
+        else:
+            tally.add(attempt)
+            return rows, budget
+
+
+def _score_within(
+    sequences: Sequence[Sequenced],
+    engine: TeacherEngine,
+    top_k: int,
+    token_budget: int,
+    tally: Tally,
+    advance: Callable[[int], object],
 ) -> TeacherRows:
-    """Teacher rows of all sequences in the given order, run in batches of similar length."""
+    """`score` with a budget that must do."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, item in enumerate(sequences):
+        groups[item.prefix].append(i)
     parts: dict[int, TeacherRows] = {}
-    for batch in batches_by_length([len(item) for item in sequences], token_budget):
-        rows = engine.score([sequences[i] for i in batch], top_k)
-        start = 0
-        for i in batch:
-            stop = start + len(sequences[i].answer_ids)
-            parts[i] = rows.take(np.arange(start, stop))
-            start = stop
-        tokens = sum(len(sequences[i]) for i in batch)
-        tally.tokens += tokens
-        tally.padded_tokens += len(batch) * len(sequences[batch[0]])
-        tally.answer_tokens += start
-        advance(tokens)
+    for members in groups.values():
+        for chosen in batches_by_length([sequences[i].own for i in members], token_budget):
+            batch = [members[j] for j in chosen]
+            rows = engine.score([sequences[i] for i in batch], top_k)
+            start = 0
+            for i in batch:
+                stop = start + len(sequences[i].answer_ids)
+                parts[i] = rows.take(np.arange(start, stop))
+                start = stop
+            tokens = sum(len(sequences[i]) for i in batch)
+            tally.tokens += tokens
+            tally.reused_tokens += sum(sequences[i].shared for i in batch)
+            tally.padded_tokens += len(batch) * sequences[batch[0]].own
+            tally.answer_tokens += start
+            advance(tokens)
     return concatenate([parts[i] for i in range(len(sequences))])
 
 
@@ -157,10 +244,8 @@ def _vocabulary(
 ) -> NDArray[np.int32]:
     """Token ids by how often a pilot's top K holds them, most frequent first, ties by id."""
     pilot = list(_first_tokens(plan.examples, PILOT_TOKENS))
-    sequences = [
-        Sequenced(plan.views[view].prompts[i], np.asarray(plan.examples[i].answer_ids, dtype=np.int32)) for i in pilot
-    ]
-    rows = score(sequences, engine, config.teacher.top_k, config.teacher.batch_tokens, Tally())
+    sequences = [_sequence(plan, view, i) for i in pilot]
+    rows, _ = score(sequences, engine, config.teacher.top_k, config.teacher.batch_tokens, Tally())
     frequency = np.bincount(rows.token_ids.ravel(), minlength=tokenizer_size)
     return np.argsort(-frequency, kind="stable").astype(np.int32)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +18,10 @@ from configs.models import default_device, lm_head_rows, load_tokenizer
 from configs.schema import ModelConfig
 from storage import TeacherStore
 from tasks.prompts import PromptEncoder
-from teacher_cache.build import build
+from teacher_cache.build import Tally, build
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
+from teacher_cache.workers import find_worker
 
 # Measured on a small Qwen3 over six tasks, everything counted; see docs/benchmarks.md.
 BYTES_PER_RANK = {"compact": 1.1, "float16": 3.3, "exact": 4.6}
@@ -35,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="VIEW",
         help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)})",
     )
-    parser.add_argument("--worker", metavar="I/N", help="this process is worker I (from 0) of N that fill one store")
+    parser.add_argument(
+        "--worker",
+        metavar="I/N",
+        help="this process is worker I (from 0) of N that fill one store (default: as torchrun or Slurm says)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, load no model")
     arguments = parser.parse_intermixed_args(argv)
     run_command(lambda: _run(arguments))
@@ -43,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments)
-    worker, workers = _parse_worker(arguments.worker)
+    worker = find_worker(arguments.worker, os.environ)
     views = tuple(dict.fromkeys(arguments.view or DEFAULT_VIEWS))
     teacher = _teacher_model(config)
     encoder = PromptEncoder(load_tokenizer(config.model))
@@ -53,20 +60,51 @@ def _run(arguments: argparse.Namespace) -> None:
         _print_plan(config, plan)
         return
     engine = HFTeacher(
-        teacher, dtype=config.teacher.dtype, tokenizer_size=len(encoder.tokenizer), device=default_device()
+        teacher,
+        dtype=config.teacher.dtype,
+        tokenizer_size=len(encoder.tokenizer),
+        device=_device(config),
+        prefix_reuse=config.teacher.prefix_reuse,
+        device_map=config.teacher.device_map,
+        load_in_8bit=config.teacher.load_in_8bit,
+        load_in_4bit=config.teacher.load_in_4bit,
     )
+    if worker is not None:
+        print(f"{worker}; --worker 0/1 would do all shards", flush=True)
     tally = build(
-        arguments.store, config, plan, encoder, engine, vocab_size=engine.vocab_size, worker=worker, workers=workers
+        arguments.store,
+        config,
+        plan,
+        encoder,
+        engine,
+        vocab_size=engine.vocab_size,
+        worker=worker.index if worker else None,
+        workers=worker.count if worker else None,
     )
-    store = TeacherStore.open(arguments.store)
+    _print_done(arguments.store, tally)
+
+
+def _print_done(url: str, tally: Tally) -> None:
+    store = TeacherStore.open(url)
     missing = {view: len(store.missing_shards(view)) for view in store.views}
     state = ", ".join(f"{view} {'complete' if not n else f'lacks {n} shards'}" for view, n in missing.items())
-    speed = f"{tally.tokens / tally.seconds:,.0f} tokens/s" if tally.tokens else "nothing was left to do"
     print(
-        f"{arguments.store}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
-        f"teacher: {tally.tokens:,} tokens, {speed}, padding {tally.padding_waste:.1%}\n"
-        f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {arguments.store}"
+        f"{url}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
+        f"teacher: {_describe(tally)}\n"
+        f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {url}"
     )
+
+
+def _describe(tally: Tally) -> str:
+    if not tally.tokens:
+        return "nothing was left to do"
+    parts = [f"{tally.tokens:,} tokens, {tally.tokens / tally.seconds:,.0f} tokens/s"]
+    if tally.reused_tokens:
+        parts.append(f"{tally.reused_tokens / tally.tokens:.0%} of them from shared prefixes")
+    parts.append(f"padding {tally.padding_waste:.1%}")
+    if tally.fallen_shards:
+        parts.append(f"{tally.fallen_shards} shards in smaller batches for want of memory")
+    return ", ".join(parts)
 
 
 def _teacher_model(config: Config) -> ModelConfig:
@@ -96,13 +134,18 @@ def _check_teacher(config: Config, teacher: ModelConfig, encoder: PromptEncoder)
         )
 
 
-def _parse_worker(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ConfigError(f"--worker: expected I/N with I from 0 to N-1, got {text!r}")
-    return int(index), int(count)
+def _device(config: Config) -> torch.device:
+    """The device of this process: its own accelerator where a launcher started several on one machine."""
+    device = default_device()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        if config.teacher.device_map is not None:
+            raise ConfigError(
+                f"teacher.device_map: {config.teacher.device_map} spreads one teacher over all devices, but several "
+                "processes were launched on this machine; launch one, or set it to null"
+            )
+        if device.type != "cpu":
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    return device
 
 
 def _print_plan(config: Config, plan: TeacherPlan) -> None:

@@ -15,13 +15,13 @@ PADDING_ROWS = 8
 
 
 @pytest.fixture(scope="session")
-def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[[str, str | None], Path]:
-    """`wear(tokenizer, template)` saves a random model with that real tokenizer and chat template.
+def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[..., Path]:
+    """`wear(tokenizer, template, padding_rows=8)` saves a random model with that real tokenizer and chat template.
 
     The template is the tokenizer's own ("own"), the file of that name, or none at all (None).
     """
 
-    def make(tokenizer_name: str, template: str | None) -> Path:
+    def make(tokenizer_name: str, template: str | None, padding_rows: int = PADDING_ROWS) -> Path:
         tokenizer: Any = AutoTokenizer.from_pretrained(shared / "tokenizers" / tokenizer_name)
         if template is None:
             tokenizer.chat_template = None
@@ -29,7 +29,7 @@ def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[[st
             tokenizer.chat_template = (shared / "tokenizers/templates" / f"{template}.jinja").read_text()
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer) + PADDING_ROWS,
+            vocab_size=len(tokenizer) + padding_rows,
             hidden_size=16,
             intermediate_size=24,
             num_hidden_layers=2,

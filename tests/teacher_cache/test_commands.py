@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from storage import TeacherStore
+from student_train import train_command
 from teacher_cache import build_command, inspect_command
 
 
@@ -154,3 +156,45 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("error: --store")
     assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["teacher.load_in_4bit", "teacher.load_in_8bit"])
+def test_quantisation_without_cuda_is_refused_by_its_key(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    with pytest.raises(SystemExit):
+        build_command.main(["--store", str(tmp_path / "s"), *arguments, f"{key}=true"])
+    assert f"error: {key}: needs a CUDA device" in capsys.readouterr().err
+
+
+def test_a_device_map_spreads_one_teacher_and_changes_no_number(
+    store: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    build_command.main(["--store", str(tmp_path / "s"), "--view", "zeroshot", *arguments, "teacher.device_map=auto"])
+    expected, found = (sorted((path / "teachers").rglob("c/*")) for path in (store, tmp_path / "s"))
+    assert [path.read_bytes() for path in found if path.is_file()] == [
+        path.read_bytes() for path in expected if path.is_file() and "zeroshot" in path.parts
+    ]
+
+
+def test_a_teacher_with_a_longer_lm_head_teaches_a_student_with_a_shorter_one(
+    wear: Callable[..., Path], arguments: list[str], tmp_path: Path
+) -> None:
+    teacher = wear("qwen3", "own", padding_rows=40)
+    built = [*arguments, f"teacher.model={teacher}", "data.max_train_per_task=4"]
+    build_command.main(["--store", str(tmp_path / "s"), "--view", "zeroshot", *built])
+    store = TeacherStore.open(str(tmp_path / "s"))
+    assert store.info.vocab_size == store.info.tokenizer_size + 40
+    train_command.main(
+        [
+            *("--store", str(tmp_path / "s"), "--view", "zeroshot", "--output", str(tmp_path / "student")),
+            *built,
+            "training.max_steps=2",
+            "training.warmup_steps=0",
+            "training.global_batch_size=4",
+            "training.num_workers=0",
+            "training.use_lora=false",
+        ]
+    )
+    saved = json.loads((tmp_path / "student/final/config.json").read_text())
+    assert saved["vocab_size"] == store.info.tokenizer_size + 8  # the student's own, as it was

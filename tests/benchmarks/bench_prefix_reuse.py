@@ -1,0 +1,112 @@
+"""The teacher with and without prefix reuse, on real few-shot and zero-shot prompts of the proxy model.
+
+    python tests/benchmarks/bench_prefix_reuse.py [--shared ../shared] [--examples 40] [--view fewshot]
+
+One shard of a store over English NLI, PA, QA, NER and POS with fixed demonstrations; the token budget and
+the batches are those of a build. Prints processor seconds, of which in the transformer's layers (the rest is
+the `lm_head` and the top K at answer tokens, which reuse leaves as they are and which weigh most in a model as
+small as the proxy), padding and both ratios. The numbers of the two ways are compared as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs import Config, load_config
+from configs.models import load_tokenizer
+from tasks.prompts import PromptEncoder
+from teacher_cache.build import Tally, score
+from teacher_cache.engine import Sequenced
+from teacher_cache.hf_engine import HFTeacher
+from teacher_cache.plan import make_plan
+from teacher_cache.sharing import shared_prefixes
+
+
+def configuration(shared: Path, examples: int) -> Config:
+    """Five tasks in English, five demonstrations each, the same for all queries of a task."""
+    return load_config(
+        [],
+        [
+            f"model.name={shared / 'models/proxy-qwen3'}",
+            f"data.mirror={shared / 'hub'}",
+            "languages=[en]",
+            f"data.max_train_per_task={examples}",
+            "data.max_validation_per_task=0",
+            "fewshot.selection=fixed",
+            "fewshot.num_demonstrations={qa: 5}",
+            "model.dtype=float32",
+        ],
+    )
+
+
+class Stopwatch:
+    """Processor seconds spent in a module's forward."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+        module.register_forward_pre_hook(self._start)
+        module.register_forward_hook(self._stop)
+
+    def _start(self, *_: object) -> None:
+        self._started = time.process_time()
+
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.process_time() - self._started
+
+
+def main() -> None:
+    """Run each way once and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[3] / "shared")
+    parser.add_argument("--examples", type=int, default=40, help="examples per task")
+    parser.add_argument("--view", action="append", choices=("fewshot", "zeroshot"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = configuration(arguments.shared, arguments.examples)
+    encoder = PromptEncoder(load_tokenizer(config.model))
+    views = tuple(arguments.view or ("fewshot", "zeroshot"))
+    plan = make_plan(config, encoder, views)
+    engine = HFTeacher(
+        config.model,
+        dtype="float32",
+        tokenizer_size=len(encoder.tokenizer),
+        device=torch.device("cpu"),
+        prefix_reuse=True,
+    )
+    layers = Stopwatch(engine._model.base_model)
+    answers = [np.asarray(record.answer_ids, dtype=np.int32) for record in plan.examples]
+    for view in views:
+        prompts = plan.views[view].prompts
+        shared = shared_prefixes(prompts, np.zeros(len(prompts), dtype=np.int64))
+        seconds, in_layers, rows = {}, {}, {}
+        for name, depths in (("without", np.zeros_like(shared)), ("with", shared)):
+            items = [Sequenced(*item) for item in zip(prompts, answers, depths.tolist(), strict=True)]
+            tally = Tally()
+            # Process time: what the machine does beside does not count.
+            layers.seconds = 0.0
+            started = time.process_time()
+            rows[name], _ = score(items, engine, config.teacher.top_k, config.teacher.batch_tokens, tally)
+            seconds[name] = time.process_time() - started
+            in_layers[name] = layers.seconds
+            print(
+                f"{view:8} {name:7} reuse: {seconds[name]:6.1f} s, {layers.seconds:6.1f} s of them in the layers; "
+                f"{tally.tokens:,} tokens ({tally.reused_tokens / tally.tokens:.0%} reused), "
+                f"padding {tally.padding_waste:.1%}",
+                flush=True,
+            )
+        difference = np.abs(rows["with"].logits - rows["without"].logits).max()
+        print(
+            f"{view:8} ratio {seconds['without'] / seconds['with']:.2f}, of the layers "
+            f"{in_layers['without'] / in_layers['with']:.2f}; logits differ by at most {difference:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
