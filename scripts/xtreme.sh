@@ -51,7 +51,7 @@ study() { # NAME, then the arguments that choose the model
         "evaluation.max_samples=$samples" ${overrides[@]+"${overrides[@]}"})
 
     stage "$name: teacher cache, few-shot and zero-shot"
-    build-teacher-cache --store "$work/store" --view fewshot --view zeroshot "${settings[@]}"
+    run_command teacher_cache --store "$work/store" --view fewshot --view zeroshot "${settings[@]}"
 
     local condition view
     for condition in finetuned:none distilled:fewshot control:zeroshot; do
