@@ -2,14 +2,15 @@
 
 An encoding maps `TeacherRows` to named arrays on the answer-token axis and back. `exact` and
 `float16` store what the name says, in rank order. `compact` (the default) is lossy inside stated
-bounds and about six times smaller than int32 + float16:
+bounds and about five times smaller than int32 + float16:
 
-- the largest logit is kept as float32; every other value as a multiple of 1/16 nat below it, hence
-  within 1/32 nat;
+- the largest logit is kept as float32; every other value as a multiple of 5/64 nat below it, hence
+  within 5/128 nat; the other scalars in steps of 1/512 nat;
 - tokens are renumbered by frequency (`codes`), so that common tokens are small numbers;
-- inside a block of 64 ranks the codes ascend and the values follow the same order. The order of
-  ranks inside a block is not stored: the values restore it, equal values by ascending code. A
-  block is still a unit of ranks, so the first k ranks are the first ceil(k / 64) blocks.
+- inside a block of 16 ranks the codes ascend, and each is stored as its difference from the one
+  before. The values follow the same order. The order of ranks inside a block is not stored: the
+  values restore it, equal values by ascending code. A block is still a unit of ranks, so the first
+  k ranks are the first ceil(k / 16) blocks.
 
 Shape letters: T answer tokens, K ranks, B blocks of ranks.
 """
@@ -23,17 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import StoreError
-from storage.layout import RANK_BLOCK, ArraySpec
+from storage.layout import ArraySpec, rank_blocks
 from storage.rows import TeacherRows
 
 Arrays = Mapping[str, NDArray[Any]]
 
-GAP_STEP = 1 / 16  # nats between stored values
-LOGSUMEXP_STEP = 1 / 4096
-ENTROPY_STEP = 1 / 4096
-GOLD_STEP = 1 / 1024
-MINUS_INFINITY = np.uint16(65535)
-MINUS_INFINITY_GOLD = np.uint32(2**32 - 1)
+GAP_STEP = 5 / 64  # nats between stored values
+SCALAR_STEP = 1 / 512  # nats between stored scalars
+INFINITY = 2**16 - 1  # marks -inf among gaps
+INFINITY_GOLD = 2**32 - 1
 
 
 class Encoding(Protocol):
@@ -99,17 +98,16 @@ class PlainEncoding:
 
 
 class CompactEncoding:
-    """Frequency-renumbered, block-wise id-sorted tokens; values in steps of 1/16 nat."""
+    """Frequency-renumbered, block-wise id-sorted tokens; values in steps of 5/64 nat."""
 
     name = "compact"
 
     def arrays(self, top_k: int) -> list[ArraySpec]:
         """See `Encoding.arrays`."""
-        blocks = -(-top_k // RANK_BLOCK)
         return [
-            ArraySpec("codes", "int32", top_k, "pcodec"),
-            ArraySpec("gaps", "uint16", top_k, "shuffle-zstd"),
-            ArraySpec("block_gaps", "uint16", blocks, "pcodec"),
+            ArraySpec("codes", "uint32", top_k, "pcodec-as-is"),
+            ArraySpec("gaps", "uint16", top_k, "pcodec-as-is"),
+            ArraySpec("block_gaps", "uint16", len(rank_blocks(top_k)), "pcodec-as-is"),
             ArraySpec("top_logit", "float32", None, "pcodec"),
             ArraySpec("logsumexp_gap", "uint32", None, "pcodec"),
             ArraySpec("entropy", "uint32", None, "pcodec"),
@@ -119,77 +117,87 @@ class CompactEncoding:
 
     def encode(self, rows: TeacherRows, code_of_token: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         """See `Encoding.encode`."""
+        tokens, top_k = rows.token_ids.shape
         top = rows.logits[:, 0].astype(np.float64)
-        gaps = _quantise("logits", top[:, None] - rows.logits, GAP_STEP, MINUS_INFINITY)
-        codes = code_of_token[rows.token_ids]
-        block_gaps = gaps[:, ::RANK_BLOCK].copy()  # `gaps` is reordered in place below
-        for block in _blocks(gaps.shape[1]):
-            order = np.argsort(codes[:, block], axis=1, kind="stable")
-            codes[:, block] = np.take_along_axis(codes[:, block], order, axis=1)
-            ordered = np.take_along_axis(gaps[:, block], order, axis=1)
-            block_top = block_gaps[:, [block.start // RANK_BLOCK]]
-            gaps[:, block] = np.where(ordered == MINUS_INFINITY, MINUS_INFINITY, ordered - block_top)
+        below = np.rint((top[:, None] - rows.logits) / GAP_STEP)  # steps, +inf where the logit is -inf
+        codes = np.empty((tokens, top_k), dtype=np.uint32)
+        gaps = np.empty((tokens, top_k), dtype=np.uint16)
+        block_gaps = np.empty((tokens, len(rank_blocks(top_k))), dtype=np.uint16)
+        before = np.zeros(tokens)  # the last value of the block before
+        for number, block in enumerate(rank_blocks(top_k)):
+            block_codes = code_of_token[rows.token_ids[:, block]]
+            order = np.argsort(block_codes, axis=1, kind="stable")
+            sorted_codes = np.take_along_axis(block_codes, order, axis=1)
+            codes[:, block] = np.diff(sorted_codes, axis=1, prepend=0)
+            first, last = below[:, block.start], below[:, block.stop - 1]
+            with np.errstate(invalid="ignore"):  # inf - inf is replaced by the marker
+                block_gaps[:, number] = _steps("logits", first - before, np.isposinf(first), INFINITY, GAP_STEP)
+                relative = np.take_along_axis(below[:, block], order, axis=1)
+                gaps[:, block] = _steps("logits", relative - first[:, None], np.isposinf(relative), INFINITY, GAP_STEP)
+            before = last
+        gold_below = (top - rows.gold_logit) / SCALAR_STEP
+        scalars = {
+            "logsumexp_gap": (rows.logsumexp - top) / SCALAR_STEP,
+            "entropy": rows.entropy.astype(np.float64) / SCALAR_STEP,
+            "gold_gap": gold_below,
+        }
         return {
             "codes": codes,
             "gaps": gaps,
             "block_gaps": block_gaps,
             "top_logit": rows.logits[:, 0],
-            "logsumexp_gap": _quantise("logsumexp", rows.logsumexp - top, LOGSUMEXP_STEP, np.uint32(2**32 - 2)),
-            "entropy": _quantise("entropy", rows.entropy.astype(np.float64), ENTROPY_STEP, np.uint32(2**32 - 2)),
-            "gold_gap": _quantise("gold_logit", top - rows.gold_logit, GOLD_STEP, MINUS_INFINITY_GOLD),
+            **{
+                name: _steps(name, np.rint(value), np.isposinf(value), INFINITY_GOLD, SCALAR_STEP).astype(np.uint32)
+                for name, value in scalars.items()
+            },
             "gold_rank": rows.gold_rank,
         }
 
     def decode(self, arrays: Arrays, top_k: int, token_of_code: NDArray[np.int32]) -> TeacherRows:
         """See `Encoding.decode`."""
         codes, gaps = arrays["codes"], arrays["gaps"]
-        top = arrays["top_logit"]
+        top = arrays["top_logit"].astype(np.float64)
         token_ids = np.empty((len(codes), top_k), dtype=np.int32)
         logits = np.empty((len(codes), top_k), dtype=np.float32)
-        for block in _blocks(codes.shape[1]):
+        before = np.zeros(len(codes))
+        for number, block in enumerate(rank_blocks(codes.shape[1])):
             if block.start >= top_k:
                 break
             # One sort restores ranks: the value decides, equal values by ascending code.
-            key = np.sort(gaps[:, block].astype(np.uint64) << np.uint64(32) | codes[:, block].astype(np.uint64), axis=1)
+            code = np.cumsum(codes[:, block], axis=1, dtype=np.uint64)
+            key = np.sort(gaps[:, block].astype(np.uint64) << np.uint64(32) | code, axis=1)
+            gap = (key >> np.uint64(32)).astype(np.float64)
+            gap[gap == INFINITY] = np.inf
+            block_gap = arrays["block_gaps"][:, number].astype(np.float64)
+            block_gap[block_gap == INFINITY] = np.inf
+            below = gap + (before + block_gap)[:, None]
+            before = below[:, -1]
             kept = slice(block.start, min(block.stop, top_k))
-            key = key[:, : kept.stop - kept.start]
-            token_ids[:, kept] = token_of_code[(key & np.uint64(0xFFFFFFFF)).astype(np.intp)]
-            gap = (key >> np.uint64(32)).astype(np.float32)
-            block_gap = arrays["block_gaps"][:, [block.start // RANK_BLOCK]].astype(np.float32)
-            below = (gap + block_gap) * np.float32(GAP_STEP)
-            below[(gap == MINUS_INFINITY) | (block_gap == MINUS_INFINITY)] = np.inf
-            logits[:, kept] = top[:, None] - below
+            width = kept.stop - kept.start
+            token_ids[:, kept] = token_of_code[(key[:, :width] & np.uint64(0xFFFFFFFF)).astype(np.intp)]
+            logits[:, kept] = top[:, None] - below[:, :width] * GAP_STEP
         gold_gap = arrays["gold_gap"]
-        gold = top - gold_gap * GOLD_STEP
+        gold = top - gold_gap * SCALAR_STEP
         return TeacherRows(
             token_ids=token_ids,
             logits=logits,
-            logsumexp=(top + arrays["logsumexp_gap"] * LOGSUMEXP_STEP).astype(np.float32),
-            entropy=(arrays["entropy"] * ENTROPY_STEP).astype(np.float32),
-            gold_logit=np.where(gold_gap == MINUS_INFINITY_GOLD, -np.inf, gold).astype(np.float32),
+            logsumexp=(top + arrays["logsumexp_gap"] * SCALAR_STEP).astype(np.float32),
+            entropy=(arrays["entropy"] * SCALAR_STEP).astype(np.float32),
+            gold_logit=np.where(gold_gap == INFINITY_GOLD, -np.inf, gold).astype(np.float32),
             gold_rank=arrays["gold_rank"],
         )
 
 
-def _blocks(width: int) -> list[slice]:
-    return [slice(start, min(start + RANK_BLOCK, width)) for start in range(0, width, RANK_BLOCK)]
-
-
-def _quantise(
-    name: str, below: NDArray[np.floating[Any]], step: float, infinity: np.unsignedinteger[Any]
-) -> NDArray[Any]:
-    """Round to steps; +inf becomes the type's marker, a value too large for the type is refused."""
-    steps = np.rint(below / step)
-    unbounded = np.isposinf(steps)
-    largest = int(infinity) - 1
-    if (steps[~unbounded] > largest).any():
-        worst = float(steps[~unbounded].max() * step)
+def _steps(
+    name: str, steps: NDArray[np.floating[Any]], infinite: NDArray[np.bool_], marker: int, step: float
+) -> NDArray[np.int64]:
+    """Whole steps with the marker where infinite; a distance too large for its type is refused."""
+    if (steps[~infinite] > marker - 1).any():
+        worst = float(steps[~infinite].max() * step)
         raise StoreError(
-            f"store.encoding: compact holds {name} up to {largest * step:g} nats from the largest logit, "
-            f"got {worst:g}; use exact"
+            f"store.encoding: compact holds {name} up to {(marker - 1) * step:g} nats apart, got {worst:g}; use exact"
         )
-    steps[unbounded] = int(infinity)
-    return np.maximum(steps, 0).astype(infinity.dtype)
+    return np.where(infinite, marker, np.maximum(np.where(infinite, 0, steps), 0)).astype(np.int64)
 
 
 ENCODINGS: dict[str, Callable[[], Encoding]] = {

@@ -10,13 +10,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
-from zarr.codecs.numcodecs import PCodec, Shuffle
+from zarr.codecs.numcodecs import PCodec
 
 from storage.errors import StoreError
 
 FORMAT = "logitbank-store"
-FORMAT_VERSION = 1
-RANK_BLOCK = 64  # ranks per object: the first k ranks cost the bytes of ceil(k / 64) blocks
+FORMAT_VERSION = 2
+RANK_BLOCK = 16  # ranks per object: the first k ranks cost the bytes of ceil(k / 16) blocks
 FLAT_CHUNK = 1 << 18  # elements per chunk of arrays that are not on the answer-token axis
 
 
@@ -115,15 +115,20 @@ class ArraySpec:
     coder: str
 
 
-def coder(name: str, itemsize: int = 4) -> dict[str, Any]:
+def rank_blocks(width: int) -> list[slice]:
+    """The columns of each block of ranks; the last block may be narrower."""
+    return [slice(start, min(start + RANK_BLOCK, width)) for start in range(0, width, RANK_BLOCK)]
+
+
+def coder(name: str) -> dict[str, Any]:
     """Zarr codecs of a chain; each ends in zstd with a content checksum, which all readers check."""
     if name == "pcodec":
         return {"serializer": PCodec(level=8), "compressors": [ZstdCodec(level=1, checksum=True)]}
+    if name == "pcodec-as-is":  # the values are differences already: pcodec need not look for any
+        serializer = PCodec(level=8, mode_spec="classic", delta_spec="try_consecutive", delta_encoding_order=0)
+        return {"serializer": serializer, "compressors": [ZstdCodec(level=1, checksum=True)]}
     if name == "zstd":
-        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=9, checksum=True)]}
-    if name == "shuffle-zstd":
-        shuffle = Shuffle(elementsize=itemsize)
-        return {"serializer": BytesCodec(), "compressors": [shuffle, ZstdCodec(level=9, checksum=True)]}
+        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=19, checksum=True)]}
     raise ValueError(name)
 
 
@@ -146,7 +151,7 @@ def create_token_array(group: zarr.Group, spec: ArraySpec, rows: int, shard_toke
         filters=(),
         fill_value=0,
         config={"write_empty_chunks": True},
-        **coder(spec.coder, dtype.itemsize),
+        **coder(spec.coder),
     )
 
 
@@ -160,6 +165,6 @@ def create_flat_array(group: zarr.Group, name: str, data: NDArray[Any], coder_na
         filters=(),
         fill_value=0,
         config={"write_empty_chunks": True},
-        **coder(coder_name, data.dtype.itemsize),
+        **coder(coder_name),
     )
     array[:] = data

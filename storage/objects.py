@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,17 @@ class ObjectStore:
             found = [name[len(self._root) :].lstrip("/") for name in listed]
         yield from sorted(key for key in found if not key.endswith(PARTIAL_SUFFIX))
 
-    def remove_partials(self, prefix: str = "") -> int:
-        """Remove what killed writers left under `prefix`; returns how many files."""
+    def remove_partials(self, older_than: float = 0.0) -> int:
+        """Remove what killed writers left, if last written `older_than` seconds ago; returns how many files."""
         if self.local_root is None:
             return 0
-        partials = list((self.local_root / prefix).rglob("*" + PARTIAL_SUFFIX))
-        for path in partials:
-            path.unlink(missing_ok=True)
-        return len(partials)
+        removed = 0
+        for path in self.local_root.rglob("*" + PARTIAL_SUFFIX):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= older_than:
+                    path.unlink()
+                    removed += 1
+        return removed
 
 
 def _umask() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from storage.encoding import ENTROPY_STEP, GAP_STEP, GOLD_STEP, LOGSUMEXP_STEP
+from storage.encoding import GAP_STEP, SCALAR_STEP
 from storage.errors import StoreError
 from storage.lock import LOCK_NAME
 from storage.manifest import BASE_KEY, read_manifest, read_object, shard_key, view_key
@@ -124,7 +124,7 @@ def _check_shard(store: TeacherStore, view: str, shard: int) -> Iterator[str]:
 def _meaning(rows: TeacherRows, answer_ids: np.ndarray, store: TeacherStore) -> Iterator[str]:
     compact = store.info.encoding == "compact"
     relative = float(np.abs(rows.logits[:, 0]).max()) * 2e-3 if store.info.encoding == "float16" else 0.0
-    slack = 1e-3 + relative + (LOGSUMEXP_STEP + ENTROPY_STEP + GOLD_STEP if compact else 0.0)
+    slack = 1e-3 + relative + (SCALAR_STEP if compact else 0.0)
     if (rows.logsumexp < rows.logits[:, 0] - slack).any():
         yield "logsumexp: below the largest logit"
     if (rows.entropy < -slack).any() or (rows.entropy > math.log(store.info.vocab_size) + slack).any():

@@ -30,6 +30,7 @@ from storage.layout import (
     create_flat_array,
     create_token_array,
     plan_shards,
+    rank_blocks,
 )
 from storage.lock import builder_lock
 from storage.manifest import (
@@ -161,12 +162,16 @@ class StoreBuilder:
         memory = self._memory[view]
         group = zarr.open_group(memory, mode="r+")
         metadata = set(_contents(memory))
-        first = shard * self.plan.shard_tokens
+        region = slice(shard * self.plan.shard_tokens, (shard + 1) * self.plan.shard_tokens)
         for name, values in self._encoding.encode(rows, self._code_of_token).items():
             padded = np.zeros((self.plan.shard_tokens, *values.shape[1:]), dtype=values.dtype)
             padded[: len(values)] = values
             with zarr.config.set({"array.write_empty_chunks": True}):  # zeros are data: write them
-                group[name][first : first + self.plan.shard_tokens] = padded  # type: ignore[index]
+                if padded.ndim == 1:
+                    group[name][region] = padded  # type: ignore[index]
+                for block in rank_blocks(padded.shape[1]) if padded.ndim == 2 else ():
+                    # pcodec takes contiguous memory only
+                    group[name][region, block] = np.ascontiguousarray(padded[:, block])  # type: ignore[index]
         written = {key: data for key, data in _contents(memory).items() if key not in metadata}
         entries = {}
         for key, data in written.items():
@@ -225,8 +230,8 @@ def open_builder(
     """
     objects = ObjectStore(url)
     with builder_lock(objects, worker, workers):
-        if worker is None:
-            objects.remove_partials()
+        # Alone, whatever is half-written is a dead process's; beside other workers only what is old is.
+        objects.remove_partials(older_than=0.0 if worker is None else 3600.0)
         plan, chunk_tokens = plan_shards(
             [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
         )

@@ -12,7 +12,7 @@ from storage.encoding import ENCODINGS
 from storage.layout import RANK_BLOCK
 
 VOCAB = 300
-VALUE_BOUND = 1 / 32  # nats: half of compact's step
+VALUE_BOUND = 5 / 128  # nats: half of compact's step
 
 
 @st.composite
@@ -136,7 +136,7 @@ def test_first_ranks_do_not_need_the_rest(name: str, rows: TeacherRows, wanted: 
 
 def test_compact_top_token_is_the_teachers_unless_tied_within_a_step() -> None:
     logits = np.zeros((1, VOCAB), dtype=np.float32)
-    logits[0, 7], logits[0, 3] = 5.0, 4.9
+    logits[0, 7], logits[0, 3] = 5.0, 4.8
     again = round_trip("compact", signal_of(logits, np.array([7]), 64))
     assert again.token_ids[0, :2].tolist() == [7, 3]
 

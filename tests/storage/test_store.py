@@ -66,10 +66,10 @@ def test_reads_what_the_teacher_said(tmp_path: Path, encoding: str, top_k: int) 
             rows = store.read(list(members), view)
             if encoding != "float16":
                 np.testing.assert_array_equal(rows.logits[:, 0], said.logits[:, 0])
-            np.testing.assert_allclose(rows.logits, said.logits, atol=1 / 32, rtol=1e-6)
-            np.testing.assert_allclose(rows.logsumexp, said.logsumexp, atol=1e-3)
-            np.testing.assert_allclose(rows.entropy, said.entropy, atol=1e-3)
-            np.testing.assert_allclose(rows.gold_logit, said.gold_logit, atol=1e-3)
+            np.testing.assert_allclose(rows.logits, said.logits, atol=5 / 128, rtol=1e-6)
+            np.testing.assert_allclose(rows.logsumexp, said.logsumexp, atol=2e-3)
+            np.testing.assert_allclose(rows.entropy, said.entropy, atol=2e-3)
+            np.testing.assert_allclose(rows.gold_logit, said.gold_logit, atol=2e-3)
             np.testing.assert_array_equal(rows.gold_rank, said.gold_rank)
 
 
@@ -107,7 +107,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_fewer_ranks_cost_fewer_blocks(tmp_path: Path, encoding: str, fetched: list[tuple[str, int]]) -> None:
     path = str(tmp_path / "store")
     stores.build(path, EXAMPLES, views=("zeroshot",), encoding=encoding, top_k=200)
-    blocks = {1: 1, 64: 1, 65: 2, 128: 2, 129: 3, 200: 4}
+    blocks = {1: 1, 16: 1, 17: 2, 64: 4, 65: 5, 200: 13}
     for top_k, expected in blocks.items():
         store = TeacherStore.open(path)
         fetched.clear()

@@ -1,0 +1,108 @@
+"""What each encoding costs and keeps: python tests/benchmarks/bench_codec.py STORE (built with store.encoding=exact).
+
+Rebuilds the whole store, everything included, once per encoding and K, and prints a Markdown table: bytes of all
+objects per answer token and view, encode and decode time, largest error of a value, mean KL(teacher ‖ reconstruction)
+with the mass outside the top K as one more outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, open_builder
+from storage.encoding import ENCODINGS
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store")
+    parser.add_argument("--top-k", type=int, nargs="+", default=[256, 128, 64])
+    parser.add_argument("--encoding", nargs="+", default=sorted(ENCODINGS))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    store = TeacherStore.open(arguments.store, cache_bytes=1)
+    print("| encoding | K | bytes/token | encode µs/token | decode µs/token | largest error | mean KL |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for encoding in arguments.encoding:
+        for top_k in arguments.top_k:
+            print(measure(store, encoding, top_k), flush=True)
+
+
+def measure(store: TeacherStore, encoding: str, top_k: int) -> str:
+    """One row of the table."""
+    view = store.views[0]
+    spec = StoreSpec(
+        **{
+            name: getattr(store.info, name)
+            for name in StoreSpec.__dataclass_fields__
+            if name not in ("top_k", "encoding", "identity")
+        },
+        top_k=top_k,
+        encoding=encoding,
+        identity={},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        encode = decode = 0.0
+        error, divergence = 0.0, 0.0
+        vocabulary = np.asarray(store._token_of_code)
+        with open_builder(
+            folder, spec, records(store, "examples"), records(store, "validation"), vocabulary=lambda: vocabulary
+        ) as builder:
+            builder.add_view(view, {}, {})
+            for shard in builder.missing_shards(view):
+                rows = store.read_shard(view, shard, top_k)
+                started = time.process_time()
+                builder.write_shard(view, shard, rows)
+                encode += time.process_time() - started
+        again = TeacherStore.open(folder, cache_bytes=1)
+        for shard in range(again.info.shards):
+            started = time.process_time()
+            rows = again.read_shard(view, shard)
+            decode += time.process_time() - started
+            truth = store.read_shard(view, shard, top_k)
+            error = max(error, float(np.abs(rows.logits - truth.logits).max()))
+            divergence += float(kl(truth, rows).sum())
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    tokens = store.info.answer_tokens
+    return (
+        f"| {encoding} | {top_k} | {size / tokens:.1f} | {1e6 * encode / tokens:.1f} | {1e6 * decode / tokens:.1f} "
+        f"| {error:.4f} | {divergence / tokens:.1e} |"
+    )
+
+
+def records(store: TeacherStore, name: str) -> list[ExampleRecord]:
+    """The examples as they were given to the builder."""
+    table = getattr(store, name)
+    return [
+        ExampleRecord(
+            table.example_id[i],
+            store.info.tasks[table.task[i]],
+            store.info.languages[table.language[i]],
+            table.prompt_ids(i).tolist(),
+            table.answer_ids(i).tolist(),
+        )
+        for i in range(len(table))
+    ]
+
+
+def kl(truth: TeacherRows, rows: TeacherRows) -> np.ndarray:
+    """KL(truth ‖ rows) per token in float64, over the K ranks' tokens and one outcome for all others; ids may be
+    ordered differently where values tie."""
+    true_order, order = np.argsort(truth.token_ids, axis=1), np.argsort(rows.token_ids, axis=1)
+    log_p = np.take_along_axis(truth.logits.astype(np.float64) - truth.logsumexp[:, None], true_order, axis=1)
+    log_q = np.take_along_axis(rows.logits.astype(np.float64) - rows.logsumexp[:, None], order, axis=1)
+    p, q = np.exp(log_p), np.exp(log_q)
+    tail_p, tail_q = np.maximum(1 - p.sum(axis=1), 1e-12), np.maximum(1 - q.sum(axis=1), 1e-12)
+    total_q = q.sum(axis=1) + tail_q
+    return (p * (log_p - log_q)).sum(axis=1) + tail_p * np.log(tail_p / tail_q) + np.log(total_q)
+
+
+if __name__ == "__main__":
+    main()
