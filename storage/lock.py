@@ -45,3 +45,21 @@ def builder_lock(objects: ObjectStore, worker: int | None = None, workers: int |
                     "or give every builder --worker I/N"
                 ) from None
         yield
+
+
+@contextlib.contextmanager
+def base_lock(objects: ObjectStore) -> Iterator[None]:
+    """Hold the right to create the base; other workers wait, then find it made.
+
+    The base holds a table learnt from a pilot, which on an accelerator need not come out the same
+    twice: two workers that both made one would mix their objects.
+    """
+    if objects.local_root is None:
+        yield
+        return
+    descriptor = os.open(objects.local_root / f"{LOCK_NAME}.base", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

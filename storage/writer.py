@@ -32,7 +32,7 @@ from storage.layout import (
     plan_shards,
     rank_blocks,
 )
-from storage.lock import builder_lock
+from storage.lock import base_lock, builder_lock
 from storage.manifest import (
     BASE_KEY,
     ObjectEntry,
@@ -236,13 +236,14 @@ def open_builder(
             [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
         )
         identity = _identity(spec, plan, chunk_tokens, examples, validation)
-        if objects.exists(BASE_KEY):
-            attributes, token_of_code = _reopen(objects, identity)
-        else:
-            token_of_code = vocabulary()
-            if not np.array_equal(np.sort(token_of_code), np.arange(spec.tokenizer_size)):
-                raise StoreError(f"vocabulary: expected a permutation of {spec.tokenizer_size} token ids")
-            attributes = _create(objects, spec, identity, plan, examples, validation, token_of_code)
+        with base_lock(objects):
+            if objects.exists(BASE_KEY):
+                attributes, token_of_code = _reopen(objects, identity)
+            else:
+                token_of_code = vocabulary()
+                if not np.array_equal(np.sort(token_of_code), np.arange(spec.tokenizer_size)):
+                    raise StoreError(f"vocabulary: expected a permutation of {spec.tokenizer_size} token ids")
+                attributes = _create(objects, spec, identity, plan, examples, validation, token_of_code)
         yield StoreBuilder(objects, plan, ENCODINGS[spec.encoding](), attributes, token_of_code)
 
 

@@ -249,6 +249,43 @@ def test_workers_make_the_store_that_one_builder_makes(tmp_path: Path, url: str)
     assert contents(shared) == contents(Path(url))
 
 
+def work(url: str, worker: int, made: Any) -> None:
+    """Subprocess: one of two workers whose pilots come out differently."""
+
+    def pilot() -> np.ndarray:
+        made.send(worker)
+        time.sleep(0.3)
+        return np.random.default_rng(worker).permutation(stores.TOKENIZER_SIZE).astype(np.int32)
+
+    with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=pilot, worker=worker, workers=2) as builder:
+        builder.add_view("fewshot", {}, {})
+        for shard in builder.missing_shards("fewshot"):
+            if shard % 2 == worker:
+                builder.write_shard("fewshot", shard, shard_rows(builder, "fewshot", shard))
+
+
+def test_workers_that_start_together_make_one_base(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    url = str(tmp_path / "store")
+    processes = [fork.Process(target=work, args=(url, worker, sender)) for worker in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    sender.close()
+    pilots = 0
+    while receiver.poll(0):
+        try:
+            receiver.recv()
+        except EOFError:
+            break
+        pilots += 1
+    assert pilots == 1
+    assert verify(url) == []
+
+
 def hold_lock(url: str, worker: int | None, ready: Any) -> None:
     """Subprocess: hold a builder's lock until killed."""
     workers = None if worker is None else 2
