@@ -231,7 +231,7 @@ def _prediction(
         "demonstrations": prompt.demonstrations,
         "question": task.user_message(example),
         "output": output,
-        "parsed": None if parsed is None else json.dumps(parsed, ensure_ascii=False),
+        "parsed": None if parsed is None else json.dumps(parsed, ensure_ascii=False, default=str),
         "gold": json.dumps(reference, ensure_ascii=False),
         "score": float(task.metrics(statistics)[task.primary_metric]),
         "statistics": statistics,
