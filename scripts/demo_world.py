@@ -342,41 +342,54 @@ def pretrain(model: Qwen3ForCausalLM, conversations: Conversations, plan: Pretra
     return losses
 
 
-def make(output: Path, world: World, plan: Pretraining) -> None:
-    """Write `output/hub` and `output/model`, unless they are there, made in the same way.
-
-    `output/world.json` says how they were made; it is written last.
-    """
-    record = output / "world.json"
-    settings = json.dumps({"world": dataclasses.asdict(world), "pretraining": dataclasses.asdict(plan)}, indent=2)
-    if record.exists() and record.read_text(encoding="utf-8") == settings:
-        logger.info("%s: the world and its model are there already", output)
+def make_model(folder: Path, plan: Pretraining) -> None:
+    """Write model and tokenizer to `folder`, unless they are there, made by the same plan."""
+    settings = json.dumps(dataclasses.asdict(plan))
+    if _made(folder, settings):
         return
-    record.unlink(missing_ok=True)
-    for part in ("hub", "model"):
-        shutil.rmtree(output / part, ignore_errors=True)
-    write_mirror(output / "hub", world)
-    logger.info("%s: %d files of synthetic rows in hub layout", output / "hub", len(_splits()))
     started = time.monotonic()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, plan)
     losses = pretrain(model, Conversations(tokenizer, plan), plan)
-    tokenizer.save_pretrained(output / "model")
-    model.save_pretrained(output / "model")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    _mark_made(folder, settings)
     logger.info(
-        "%s: %d parameters, vocabulary of %d words; loss %.2f -> %.2f nats per answer token in %d steps, %.0f s",
-        output / "model",
-        parameters,
+        "%s: %d parameters, vocabulary of %d words, loss %.2f -> %.2f nats per token in %d steps and %.0f s",
+        folder,
+        sum(parameter.numel() for parameter in model.parameters()),
         len(tokenizer),
         losses[0],
         sum(losses[-50:]) / len(losses[-50:]),
         plan.steps,
         time.monotonic() - started,
     )
-    temporary = record.with_suffix(".tmp")
+
+
+def make_mirror(folder: Path, world: World) -> None:
+    """Write the world's data sets to `folder`, unless they are there."""
+    settings = json.dumps(dataclasses.asdict(world))
+    if _made(folder, settings):
+        return
+    write_mirror(folder, world)
+    _mark_made(folder, settings)
+    logger.info("%s: %d files of synthetic rows in hub layout", folder, len(_splits()))
+
+
+def _made(folder: Path, settings: str) -> bool:
+    """Whether the folder was made by these settings; what was made otherwise or in part is removed."""
+    record = folder / "made-by.json"
+    if record.exists() and record.read_text(encoding="utf-8") == settings:
+        logger.info("%s: is there already", folder)
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _mark_made(folder: Path, settings: str) -> None:
+    temporary = folder / "made-by.tmp"
     temporary.write_text(settings, encoding="utf-8")
-    temporary.rename(record)
+    temporary.rename(folder / "made-by.json")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -396,7 +409,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_rows=arguments.train_rows,
         label_noise=arguments.label_noise,
     )
-    make(arguments.output, world, Pretraining())
+    make_mirror(arguments.output / "hub", world)
+    make_model(arguments.output / "model", Pretraining())
 
 
 if __name__ == "__main__":

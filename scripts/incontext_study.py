@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo_world import CLASSES, Pretraining, World, make_mirror, make_model
+from demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
 
 from evaluation.evaluate_command import main as evaluate_model
 from storage.catalogue import Catalogue
@@ -36,7 +36,7 @@ SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primar
 def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """One world with its store and students; returns scores as fractions by condition and task."""
     work = output / f"seed-{seed}"
-    make_mirror(work / "hub", World(seed=seed, scheme=seed % CLASSES))
+    make_mirror(work / "hub", World(seed=seed, scheme=seed % SCHEMES))
     paths = [f"model.name={output / 'model'}", f"data.mirror={work / 'hub'}", f"seed={seed}"]
     settings = ["--config", "demo", *paths, *overrides]
     results = ["--results", str(work / "results")]
