@@ -241,12 +241,12 @@ class Pretraining:
 
     layers: int = 4
     width: int = 128
-    steps: int = 500
+    steps: int = 420
     batch: int = 32
     learning_rate: float = 6e-4
     warmup: int = 40
     noises: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)  # shares of wrong labels, one drawn for a conversation
-    noisy_from: float = 0.6  # before this share of the steps every label is right
+    noisy_from: float = 0.7  # before this share of the steps every label is right
     seed: int = 0
 
 

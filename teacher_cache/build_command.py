@@ -24,7 +24,7 @@ from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
 from teacher_cache.workers import find_worker
 
 # Measured on a small Qwen3 over six tasks, everything counted; see docs/benchmarks.md.
-BYTES_PER_RANK = {"compact": 1.1, "float16": 3.3, "exact": 4.6}
+BYTES_PER_RANK = {"compact": 1.2, "float16": 2.6, "exact": 4.3}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
