@@ -38,8 +38,19 @@ imports: install
 pytest: install
 	$(BIN)/python -m pytest
 
+# Takes the better part of an hour on two cores; each script says what it measures and takes arguments of its own.
+SHARED ?= ../shared
+BENCH_STORE := runs/bench/store
+PROXY := model.name=$(SHARED)/models/proxy-qwen3 data.mirror=$(SHARED)/hub
+
 bench: install
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-columns=median,min,max,rounds -s
+	$(BIN)/build-teacher-cache --store $(BENCH_STORE) --view zeroshot $(PROXY) "tasks=[gsm8k,nli,pa,qa,ner,pos]" \
+		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
+	$(BIN)/python tests/benchmarks/bench_codec.py $(BENCH_STORE)
+	$(BIN)/python tests/benchmarks/bench_student.py --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python tests/benchmarks/bench_prefix_reuse.py --shared $(SHARED)
+	$(BIN)/python tests/benchmarks/bench_scale.py
+	$(BIN)/python tests/benchmarks/bench_results.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
