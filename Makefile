@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,plots,tensorboard,s3]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,plots,tensorboard,s3,zarrs]"
 	touch $@
 
 install: $(VENV)/.installed
