@@ -23,7 +23,8 @@ from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
 from teacher_cache.workers import find_worker
 
-# Measured on a small Qwen3 over six tasks at K=256, everything counted (docs/benchmarks.md); a smaller K costs more a rank.
+# Measured at K=256 on a small Qwen3 over six tasks, everything counted (docs/benchmarks.md).
+# A smaller K costs more for each rank.
 BYTES_PER_RANK = {"compact": 1.2, "float16": 2.6, "exact": 4.3}
 
 
