@@ -97,8 +97,9 @@ def test_a_question_alone_leaves_its_answer_open_and_the_scheme_decides_it(task:
         draw = demo.Draw(demo.LEXICON[:4], scheme, 0.0, random.Random(scheme))
         for _ in range(400):
             example = demo.to_example(task, draw.row(task))
-            # The word that decides the first label begins the last five.
-            word = TASKS[task].user_message(example).split()[-demo.SENTENCE_WORDS]
+            # The word that decides the first label begins the sentence or question that ends the message.
+            words = demo.SENTENCE_WORDS if task in ("pos", "ner") else demo.QUESTION_WORDS
+            word = TASKS[task].user_message(example).split()[-words]
             answers[word][scheme].add(example.answer.split()[0])
     assert len(answers) == demo.CLASSES
     assert all(len(found) == 1 for by_scheme in answers.values() for found in by_scheme.values())
