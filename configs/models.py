@@ -91,8 +91,12 @@ def require_quantization(key: str, device: torch.device) -> None:
 
 def lm_head_rows(model: ModelConfig) -> int:
     """Rows of the model's `lm_head`, padding included, read from its configuration alone."""
-    config = _open(AutoConfig, model)
-    return int(config.get_text_config().vocab_size)
+    return int(text_config(model).vocab_size)
+
+
+def text_config(model: ModelConfig) -> Any:
+    """The configuration of the model's language part, without its weights; ConfigError where there is none."""
+    return _open(AutoConfig, model).get_text_config()
 
 
 def default_device() -> torch.device:

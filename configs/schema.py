@@ -64,6 +64,16 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """How vLLM runs, where `teacher.engine` or `evaluation.engine` is vllm."""
+
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.9
+    kv_cache_gib: float | None = None
+    max_sequences: int = 256
+
+
+@dataclass(frozen=True)
 class StoreConfig:
     """How the teacher store is laid out on disk."""
 
@@ -156,6 +166,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     fewshot: FewshotConfig = field(default_factory=FewshotConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

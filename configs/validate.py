@@ -13,7 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.train_languages": ("english", "in_language"),
     "fewshot.selection": ("per_example", "fixed"),
-    "teacher.engine": ("hf",),
+    "teacher.engine": ("hf", "vllm"),
     "teacher.device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
     "store.encoding": ("compact", "float16", "exact"),
     "distillation.schedule": ("constant", "warmup_then_sft", "linear", "cosine"),
@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "distillation.meta_init": ("uniform", "per_task"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "evaluation.method": ("generate", "likelihood"),
-    "evaluation.engine": ("hf",),
+    "evaluation.engine": ("hf", "vllm"),
     "evaluation.split": ("test", "validation"),
 }
 STRATEGIES = ("fixed", "per_task", "entropy", "gradient_conflict", "loss_ratio", "meta")
@@ -35,6 +35,10 @@ AT_LEAST: dict[str, float] = {
     "data.max_teacher_tokens": 8,
     "teacher.top_k": 1,
     "teacher.batch_tokens": 1,
+    "vllm.tensor_parallel": 1,
+    "vllm.gpu_memory_utilization": 0.01,
+    "vllm.kv_cache_gib": 1e-3,
+    "vllm.max_sequences": 1,
     "store.shard_tokens": 1,
     "store.chunk_tokens": 1,
     "distillation.lambda_distill": 0,
@@ -96,6 +100,7 @@ def validate(config: Config) -> None:
     _check_distillation(config)
     if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
         raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
+    _check_vllm(config)
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
     if config.training.global_batch_size % config.training.micro_batch_size:
@@ -103,6 +108,26 @@ def validate(config: Config) -> None:
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "
             f"({config.training.micro_batch_size}), got {config.training.global_batch_size}"
         )
+
+
+def _check_vllm(config: Config) -> None:
+    if config.vllm.gpu_memory_utilization > 1:
+        raise ConfigError(
+            f"vllm.gpu_memory_utilization: expected a share of at most 1, got {config.vllm.gpu_memory_utilization:g}"
+        )
+    if config.teacher.engine != "vllm":
+        return
+    if config.teacher.device_map is not None:
+        raise ConfigError(
+            f"teacher.device_map: only teacher.engine=hf spreads layers (got {config.teacher.device_map}); "
+            "with vllm set vllm.tensor_parallel"
+        )
+    for bits in (4, 8):
+        if getattr(config.teacher, f"load_in_{bits}bit"):
+            raise ConfigError(
+                f"teacher.load_in_{bits}bit: only teacher.engine=hf quantises while it loads; "
+                "give vllm a quantised checkpoint as teacher.model"
+            )
 
 
 def _check_distillation(config: Config) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from configs import Config, ConfigError
+from configs import Config
 from evaluation.checkpoints import Checkpoint
 
 
@@ -49,8 +49,10 @@ def open_engine(config: Config, checkpoint: Checkpoint | None) -> Engine:
     Raises:
         ConfigError: a model, tokenizer or checkpoint that cannot be opened.
     """
-    if config.evaluation.engine == "hf":
-        from evaluation.hf_engine import HfEngine
+    if config.evaluation.engine == "vllm":
+        from evaluation.vllm_engine import VllmEngine
 
-        return HfEngine.open(config, checkpoint)
-    raise ConfigError(f"evaluation.engine: expected hf, got {config.evaluation.engine!r}")
+        return VllmEngine.open(config, checkpoint)
+    from evaluation.hf_engine import HfEngine
+
+    return HfEngine.open(config, checkpoint)

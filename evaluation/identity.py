@@ -12,6 +12,7 @@ from typing import Any
 
 from configs import Config, config_to_dict
 from configs.schema import DistillationConfig
+from configs.vllm import vllm_version
 from evaluation.checkpoints import Checkpoint
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
@@ -25,6 +26,7 @@ NOT_SETUP = (
     "distillation.",
     "teacher.",
     "store.",
+    "vllm.",
     "fewshot.",
     "evaluation.",
     "training.max_steps",  # the checkpoint's step says it
@@ -90,7 +92,7 @@ def identify(config: Config, condition: str, checkpoint: Checkpoint | None) -> I
         "store_fingerprint": training.get("store_fingerprint"),
         "config": json.dumps(config_to_dict(config), sort_keys=True),
         "config_hash": _hash(config_to_dict(config)),
-        "versions": json.dumps({name: importlib.metadata.version(name) for name in PACKAGES}, sort_keys=True),
+        "versions": json.dumps(_versions(config), sort_keys=True),
         "created_at": datetime.datetime.now(datetime.UTC),
     }
     return Identity(run, columns, run_row)
@@ -109,6 +111,13 @@ def describe_variant(view: str | None, distillation: Mapping[str, Any]) -> str |
         if field.name not in ("lambda_distill", "strategy") and value not in (None, default):
             parts.append(f"{field.name}={value}")
     return " ".join(parts)
+
+
+def _versions(config: Config) -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    if config.evaluation.engine == "vllm":
+        versions["vllm"] = vllm_version("evaluation.engine")
+    return versions
 
 
 def _training_setup(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -222,7 +222,8 @@ def _score_within(
         groups[item.prefix].append(i)
     parts: dict[int, TeacherRows] = {}
     for members in groups.values():
-        for chosen in batches_by_length([sequences[i].own for i in members], token_budget):
+        own = [sequences[i].own for i in members]
+        for chosen in [list(range(len(own)))] if engine.batches_itself else batches_by_length(own, token_budget):
             batch = [members[j] for j in chosen]
             rows = engine.score([sequences[i] for i in batch], top_k)
             start = 0
@@ -233,7 +234,7 @@ def _score_within(
             tokens = sum(len(sequences[i]) for i in batch)
             tally.tokens += tokens
             tally.reused_tokens += sum(sequences[i].shared for i in batch)
-            tally.padded_tokens += len(batch) * sequences[batch[0]].own
+            tally.padded_tokens += sum(own) if engine.batches_itself else len(batch) * sequences[batch[0]].own
             tally.answer_tokens += start
             advance(tokens)
     return concatenate([parts[i] for i in range(len(sequences))])

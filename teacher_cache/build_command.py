@@ -16,11 +16,14 @@ from configs import Config, ConfigError
 from configs.command import add_config_arguments, load, run_command
 from configs.models import default_device, lm_head_rows, load_tokenizer
 from configs.schema import ModelConfig
+from configs.vllm import require_vllm
 from storage import TeacherStore
 from tasks.prompts import PromptEncoder
 from teacher_cache.build import Tally, build
+from teacher_cache.carriers import CARRIERS
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
+from teacher_cache.vllm_engine import VllmTeacher
 from teacher_cache.workers import find_worker
 
 # Measured at K=256 on a small Qwen3 over six tasks, everything counted (docs/benchmarks.md).
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments)
     worker = find_worker(arguments.worker, os.environ)
+    if config.teacher.engine == "vllm" and not arguments.dry_run:
+        _check_vllm()
     views = tuple(dict.fromkeys(arguments.view or DEFAULT_VIEWS))
     teacher = _teacher_model(config)
     encoder = PromptEncoder(load_tokenizer(config.model))
@@ -60,16 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _print_plan(config, plan)
         return
-    engine = HFTeacher(
-        teacher,
-        dtype=config.teacher.dtype,
-        tokenizer_size=len(encoder.tokenizer),
-        device=_device(config),
-        prefix_reuse=config.teacher.prefix_reuse,
-        device_map=config.teacher.device_map,
-        load_in_8bit=config.teacher.load_in_8bit,
-        load_in_4bit=config.teacher.load_in_4bit,
-    )
+    engine = _open_engine(config, teacher, encoder, plan)
     if worker is not None:
         print(f"{worker}; --worker 0/1 would do all shards", flush=True)
     tally = build(
@@ -83,6 +79,33 @@ def _run(arguments: argparse.Namespace) -> None:
         workers=worker.count if worker else None,
     )
     _print_done(arguments.store, tally)
+
+
+def _open_engine(
+    config: Config, teacher: ModelConfig, encoder: PromptEncoder, plan: TeacherPlan
+) -> HFTeacher | VllmTeacher:
+    """The engine that `teacher.engine` names."""
+    if config.teacher.engine == "vllm":
+        return VllmTeacher(
+            teacher,
+            config.vllm,
+            dtype=config.teacher.dtype,
+            tokenizer_size=len(encoder.tokenizer),
+            top_k=config.teacher.top_k,
+            batch_tokens=config.teacher.batch_tokens,
+            max_tokens=plan.longest,
+            prefix_reuse=config.teacher.prefix_reuse,
+        )
+    return HFTeacher(
+        teacher,
+        dtype=config.teacher.dtype,
+        tokenizer_size=len(encoder.tokenizer),
+        device=_device(config),
+        prefix_reuse=config.teacher.prefix_reuse,
+        device_map=config.teacher.device_map,
+        load_in_8bit=config.teacher.load_in_8bit,
+        load_in_4bit=config.teacher.load_in_4bit,
+    )
 
 
 def _print_done(url: str, tally: Tally) -> None:
@@ -129,9 +152,21 @@ def _check_teacher(config: Config, teacher: ModelConfig, encoder: PromptEncoder)
                 "logits can only be shared between models with the same token ids"
             )
     rows = min(lm_head_rows(teacher), len(encoder.tokenizer))
-    if config.teacher.top_k > rows:
+    taken = CARRIERS if config.teacher.engine == "vllm" else 0
+    if config.teacher.top_k > rows - taken:
+        less = f" less the {taken} that vllm needs" if taken else ""
         raise ConfigError(
-            f"teacher.top_k: expected at most {rows}, the size of the vocabulary, got {config.teacher.top_k}"
+            f"teacher.top_k: expected at most {rows - taken}, the size of the vocabulary{less}, "
+            f"got {config.teacher.top_k}"
+        )
+
+
+def _check_vllm() -> None:
+    require_vllm("teacher.engine")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and default_device().type != "cpu":
+        raise ConfigError(
+            "teacher.engine: vllm takes all devices it sees, but several processes were launched on this machine; "
+            "start each with its own CUDA_VISIBLE_DEVICES and --worker I/N, or launch one with vllm.tensor_parallel"
         )
 
 

@@ -51,6 +51,10 @@ class TeacherEngine(Protocol):
     def reuses_prefixes(self) -> bool:
         """Whether it makes use of `Sequenced.shared`."""
 
+    @property
+    def batches_itself(self) -> bool:
+        """Whether it takes any number of sequences at once and forms batches of its own."""
+
     def identity(self) -> Mapping[str, Any]:
         """What of the model and engine changes numbers: weights, dtype, engine, versions."""
 

@@ -5,16 +5,14 @@ Shape letters: B sequences, L tokens, T answer tokens of the batch, V rows of th
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from packaging.version import Version
 
 from configs.models import load_causal_lm, require_quantization
 from configs.schema import ConfigError, ModelConfig
@@ -22,10 +20,10 @@ from storage import TeacherRows
 from storage.rows import concatenate
 from teacher_cache.engine import Sequenced
 from teacher_cache.prefix_cache import PrefixCache
+from teacher_cache.signal import rows_at_once, signal
+from teacher_cache.weights import weights_hash
 
-# Logits worked on at once in float32: few enough for a CPU's cache, many enough to fill a GPU.
-LOGIT_ELEMENTS = {"cpu": 1 << 21}
-LOGIT_ELEMENTS_ACCELERATOR = 1 << 27
+BOOLEAN_LOGITS_TO_KEEP = Version("5.21")  # the first transformers that takes a mask of positions
 
 
 class HFTeacher:
@@ -42,8 +40,11 @@ class HFTeacher:
         load_in_4bit: quantise linear layers to 4 bits.
 
     Raises:
-        ConfigError: the model cannot be opened or quantised, or its state is not one of keys and values.
+        ConfigError: transformers is too old, the model cannot be opened or quantised, or its state is not one of
+            keys and values.
     """
+
+    batches_itself = False
 
     def __init__(
         self,
@@ -57,6 +58,11 @@ class HFTeacher:
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
     ) -> None:
+        if Version(transformers.__version__) < BOOLEAN_LOGITS_TO_KEEP:
+            raise ConfigError(
+                f"teacher.engine: hf needs transformers {BOOLEAN_LOGITS_TO_KEEP} or newer, got "
+                f"{transformers.__version__}; install it, or set teacher.engine=vllm"
+            )
         self._config = model
         self._quantization = "nf4" if load_in_4bit else "int8" if load_in_8bit else None
         if self._quantization is not None:
@@ -141,61 +147,9 @@ class HFTeacher:
                 f"(expected {len(gold_T)} rows of logits, got {len(logits_TV)}); "
                 "its architecture cannot be a teacher"
             )
-        step = max(1, LOGIT_ELEMENTS.get(self._device.type, LOGIT_ELEMENTS_ACCELERATOR) // self.vocab_size)
+        step = rows_at_once(self._device, self.vocab_size)
         parts = [
             signal(logits_TV[i : i + step], gold_T[i : i + step].to(logits_TV.device), top_k, self._tokenizer_size)
             for i in range(0, len(gold_T), step)
         ]
         return concatenate(parts)
-
-
-def signal(logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, tokenizer_size: int) -> TeacherRows:
-    """Top K and exact scalars of full logits, computed in float32 on the logits' device.
-
-    Args:
-        logits_TV: (T, V) raw logits, any float dtype.
-        gold_T: (T,) int64, gold answer tokens.
-        top_k: K, at most `tokenizer_size`.
-        tokenizer_size: only ids below this enter the top K and the gold rank; `logsumexp` and
-            `entropy` range over all V rows.
-    """
-    logits_TV = logits_TV.float()
-    real_TV = logits_TV[:, :tokenizer_size]
-    values_TK, ids_TK = real_TV.topk(top_k, dim=-1)
-    peak_T1 = logits_TV.amax(dim=-1, keepdim=True)
-    # H = log Σ e^d − Σ d·e^d / Σ e^d with d = logit − peak. The clamp keeps 0·(−inf) from becoming NaN.
-    below_TV = (logits_TV - peak_T1).clamp_min_(-1e4)
-    weight_TV = below_TV.exp()
-    total_T = weight_TV.sum(dim=-1)
-    logsumexp_T = peak_T1[:, 0] + total_T.log()
-    entropy_T = total_T.log() - torch.linalg.vecdot(weight_TV, below_TV) / total_T
-    gold_logit_T = logits_TV.gather(1, gold_T[:, None])[:, 0]
-    gold_rank_T = (real_TV > gold_logit_T[:, None]).sum(dim=-1)
-    return TeacherRows(
-        token_ids=ids_TK.to(torch.int32).cpu().numpy(),
-        logits=values_TK.cpu().numpy(),
-        logsumexp=logsumexp_T.cpu().numpy(),
-        entropy=entropy_T.cpu().numpy(),
-        gold_logit=gold_logit_T.cpu().numpy(),
-        gold_rank=gold_rank_T.to(torch.int32).cpu().numpy(),
-    )
-
-
-def weights_hash(model: ModelConfig) -> str:
-    """SHA-256 over the model's weight files and configuration, names included.
-
-    Raises:
-        ConfigError: no weight files where the model was loaded from.
-    """
-    folder = Path(model.name).expanduser()
-    if not folder.is_dir():
-        folder = Path(huggingface_hub.snapshot_download(model.name, revision=model.revision, local_files_only=True))
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
-    if not any(path.suffix != ".json" for path in files):
-        raise ConfigError(f"model.name: no weight files in {folder}")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

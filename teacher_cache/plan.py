@@ -74,6 +74,15 @@ class TeacherPlan:
         """Answer tokens of all training examples."""
         return sum(len(record.answer_ids) for record in self.examples)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and answer together, over all views."""
+        return max(
+            len(prompt) + len(record.answer_ids)
+            for view in self.views.values()
+            for prompt, record in zip(view.prompts, self.examples, strict=True)
+        )
+
 
 def make_plan(config: Config, encoder: PromptEncoder, views: Sequence[str]) -> TeacherPlan:
     """Load, draw, encode and order everything.

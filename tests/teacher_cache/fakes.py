@@ -54,6 +54,7 @@ class FakeTeacher:
     """
 
     vocab_size = ROWS
+    batches_itself = False
 
     def __init__(
         self,

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from configs.schema import ModelConfig
 from teacher_cache.engine import Sequenced, batches_by_length
-from teacher_cache.hf_engine import HFTeacher, signal, weights_hash
+from teacher_cache.hf_engine import HFTeacher
+from teacher_cache.signal import signal
+from teacher_cache.weights import weights_hash
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))

@@ -1,0 +1,78 @@
+"""What the vLLM engines refuse, wherever vLLM itself is not needed to say so."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from configs import ConfigError, load_config
+from configs.schema import ModelConfig
+from evaluation import evaluate_command
+from teacher_cache import build_command
+from teacher_cache.hf_engine import HFTeacher
+
+without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
+
+
+def _error(capsys: pytest.CaptureFixture[str], run: Callable[[], None]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@without_vllm
+def test_a_missing_package_is_named_before_any_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = _error(
+        capsys,
+        lambda: build_command.main(["--store", str(tmp_path / "s"), "model.name=/nowhere", "teacher.engine=vllm"]),
+    )
+    assert "teacher.engine: the package vllm is not installed" in line
+    assert "pip install vllm" in line
+    assert not (tmp_path / "s").exists()
+    line = _error(
+        capsys,
+        lambda: evaluate_command.main(
+            ["--condition", "base", "--results", str(tmp_path / "r"), "model.name=m", "evaluation.engine=vllm"]
+        ),
+    )
+    assert "evaluation.engine: the package vllm is not installed" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("teacher.device_map=auto", "vllm.tensor_parallel"),
+        ("teacher.load_in_8bit=true", "quantised checkpoint"),
+        ("teacher.load_in_4bit=true", "quantised checkpoint"),
+        ("vllm.gpu_memory_utilization=1.5", "at most 1"),
+        ("vllm.tensor_parallel=0", "at least 1"),
+    ],
+)
+def test_keys_that_vllm_has_no_use_for_are_refused(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]) as error:
+        load_config([], ["model.name=m", "teacher.engine=vllm", override])
+    assert advice in str(error.value)
+
+
+def test_ranks_leave_room_for_the_scalars(
+    wear: Callable[[str, str | None], Path], shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--store", str(tmp_path / "s"), "--dry-run", f"model.name={wear('qwen3', 'own')}"]
+    arguments += [f"data.mirror={shared / 'hub'}", "tasks=[nli]", "languages=[en]", "data.max_train_per_task=2"]
+    line = _error(capsys, lambda: build_command.main([*arguments, "teacher.engine=vllm", "teacher.top_k=151665"]))
+    assert "teacher.top_k: expected at most 151661, the size of the vocabulary less the 8 that vllm needs" in line
+    build_command.main([*arguments, "teacher.engine=vllm", "teacher.top_k=64"])
+    assert "answer tokens" in capsys.readouterr().out
+
+
+def test_transformers_without_masks_of_positions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.19.0")
+    with pytest.raises(ConfigError, match=r"teacher.engine: hf needs transformers 5.21 or newer, got 5.19.0"):
+        HFTeacher(ModelConfig("unused"), dtype=None, tokenizer_size=1, device=torch.device("cpu"))
