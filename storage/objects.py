@@ -1,4 +1,4 @@
-"""Whole objects under a URL: a directory, or any store that fsspec can reach.
+"""Whole objects under a URL: a directory, or any object store that fsspec can reach.
 
 Objects are written once, whole. On a file system that is a temporary name, fsync, rename; on an
 object store it is one PUT. Temporary names end in `.partial`, and no reader ever looks at those.
@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,35 @@ PARTIAL_SUFFIX = ".partial"
 
 
 class ObjectStore:
-    """Get, put, list and delete objects by key (`a/b/c`) below one URL."""
+    """Get, put, list and delete objects by key (`a/b/c`) below one URL.
+
+    Attributes:
+        url: as given, without a slash at its end.
+        local_root: the directory, or None for an object store.
+        guard: called before each put; raises where this process may write no longer.
+
+    Raises:
+        StoreError: a URL that fsspec does not know; from any method, an object store that does not answer
+            or refuses.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.local_root: Path | None = None
+        self.guard: Callable[[], object] = lambda: None
         if "://" not in url or url.startswith("file://"):
             self.local_root = Path(url.removeprefix("file://")).expanduser().absolute()
             self._filesystem: Any = None
             self._root = str(self.local_root)
-        else:
-            try:
-                self._filesystem, self._root = fsspec.core.url_to_fs(self.url)
-            except (ImportError, ValueError) as error:
-                raise StoreError(f"--store {url}: {error}") from None
+            return
+        try:  # what other processes have written in the meantime must be seen: no cached listings
+            self._filesystem, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            scheme = url.split("://")[0]
+            raise StoreError(f"--store {url}: {error}; {scheme}:// needs a package that is not installed") from None
+        except ValueError as error:
+            raise StoreError(f"--store {url}: {error}") from None
+        self._root = self._root.rstrip("/")
 
     def get(self, key: str) -> bytes:
         """The object's bytes.
@@ -45,24 +60,25 @@ class ObjectStore:
         """
         if self.local_root is not None:
             return (self.local_root / key).read_bytes()
-        return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
+        with self._remote():
+            return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of that key."""
         if self.local_root is not None:
             return (self.local_root / key).is_file()
-        return bool(self._filesystem.isfile(f"{self._root}/{key}"))
-
-    def size(self, key: str) -> int:
-        """The object's size in bytes; FileNotFoundError where there is none."""
-        if self.local_root is not None:
-            return (self.local_root / key).stat().st_size
-        return int(self._filesystem.info(f"{self._root}/{key}")["size"])
+        try:
+            with self._remote():
+                return bool(self._filesystem.info(f"{self._root}/{key}")["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def put(self, key: str, data: bytes) -> None:
         """Write the object whole; after a crash it is either there or not."""
+        self.guard()
         if self.local_root is None:
-            self._filesystem.pipe_file(f"{self._root}/{key}", data)
+            with self._remote():
+                self._filesystem.pipe_file(f"{self._root}/{key}", data)
             return
         target = self.local_root / key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,25 +99,29 @@ class ObjectStore:
         """Remove the object if it is there."""
         if self.local_root is not None:
             (self.local_root / key).unlink(missing_ok=True)
-        elif self.exists(key):
+            return
+        with contextlib.suppress(FileNotFoundError), self._remote():
             self._filesystem.rm_file(f"{self._root}/{key}")
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Keys of all objects below `prefix`, sorted, with their bytes; unfinished writes are left out."""
+        base = f"{self._root}/{prefix}".rstrip("/")
+        found: dict[str, int] = {}
+        if self.local_root is not None:
+            for directory, _, names in os.walk(base):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # renamed or removed since it was listed
+                        path = Path(directory) / name
+                        found[path.relative_to(self._root).as_posix()] = path.stat().st_size
+        else:
+            with contextlib.suppress(FileNotFoundError), self._remote():
+                for name, about in self._filesystem.find(base, detail=True).items():
+                    found[name[len(self._root) :].lstrip("/")] = int(about["size"])
+        return {key: found[key] for key in sorted(found) if not key.endswith(PARTIAL_SUFFIX)}
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Keys of all objects below `prefix`, sorted; unfinished writes are left out."""
-        base = f"{self._root}/{prefix}".rstrip("/")
-        if self.local_root is not None:
-            if not Path(base).is_dir():
-                return
-            found = [
-                (Path(directory) / name).relative_to(self._root).as_posix()
-                for directory, _, names in os.walk(base)
-                for name in names
-            ]
-        else:
-            self._filesystem.invalidate_cache()
-            listed = self._filesystem.find(base)
-            found = [name[len(self._root) :].lstrip("/") for name in listed]
-        yield from sorted(key for key in found if not key.endswith(PARTIAL_SUFFIX))
+        yield from self.sizes(prefix)
 
     def remove_partials(self, older_than: float = 0.0) -> int:
         """Remove what killed writers left, if last written `older_than` seconds ago; returns how many files."""
@@ -114,6 +134,17 @@ class ObjectStore:
                     path.unlink()
                     removed += 1
         return removed
+
+    @contextlib.contextmanager
+    def _remote(self) -> Iterator[None]:
+        """Errors of an object store's own client as one line."""
+        try:
+            yield
+        except (FileNotFoundError, StoreError):
+            raise
+        except Exception as error:  # each client has its own family: no credentials, no connection …
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise StoreError(f"--store {self.url}: {lines[0]}; what is finished is kept") from error
 
 
 def _umask() -> int:

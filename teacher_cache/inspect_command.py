@@ -85,11 +85,11 @@ def summary(store: TeacherStore) -> dict[str, Any]:
         views[view] = {
             "complete": not store.missing_shards(view),
             "missing_shards": len(store.missing_shards(view)),
-            "bytes": sum(store.objects.size(key) for key in store.objects.keys(f"teachers/{view}")),
+            "bytes": sum(store.objects.sizes(f"teachers/{view}").values()),
             "fingerprint": attributes["fingerprint"],
             **attributes["details"],
         }
-    size = sum(store.objects.size(key) for key in store.objects.keys(""))
+    size = sum(store.objects.sizes().values())
     tokens = store.info.answer_tokens
     return {
         "store": store.url,

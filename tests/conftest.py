@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +23,46 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(f"real data and models are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """`bucket()` gives a fresh `s3://` URL below a bucket of an S3 server that runs as its own process."""
+    pytest.importorskip("moto.server", reason="the S3 server needs moto[server]")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        try:
+            _await(endpoint, server)
+            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/teachers", method="PUT")).close()
+            numbers = itertools.count()
+            yield lambda: f"s3://teachers/{os.getpid()}/{next(numbers)}"
+        finally:
+            server.kill()
+            server.wait()
+            log.close()
+
+
+def _await(endpoint: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the S3 server ended"
+        try:
+            urllib.request.urlopen(f"{endpoint}/moto-api/").close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("the S3 server did not start")

@@ -49,6 +49,20 @@ def test_building_again_changes_nothing_and_a_view_can_be_added(store: Path, arg
     assert any("shuffled_answers" in str(path) for path in after)
 
 
+def test_a_bucket_holds_what_a_directory_holds(
+    store: Path, arguments: list[str], bucket: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, facts = bucket(), []
+    build_command.main(["--store", url, "--view", "zeroshot", *arguments])
+    assert "zeroshot complete" in capsys.readouterr().out
+    inspect_command.main(["--store", url, "--verify"])
+    assert "sound" in capsys.readouterr().out
+    for where in (url, str(store)):
+        inspect_command.main(["--store", where, "--format", "json"])
+        facts.append(json.loads(capsys.readouterr().out))
+    assert facts[0] | {"store": ""} == facts[1] | {"store": ""}
+
+
 def test_inspection_counts_and_verifies(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect_command.main(["--store", str(store), "--format", "json"])
     facts = json.loads(capsys.readouterr().out)
