@@ -4,6 +4,7 @@ from storage.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from storage.examples import ExampleRecord, ExampleTable
 from storage.reader import StoreInfo, TeacherStore
 from storage.rows import TeacherRows
+from storage.vocabulary import Vocabulary
 from storage.writer import StoreBuilder, StoreSpec, open_builder
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "StoreSpec",
     "TeacherRows",
     "TeacherStore",
+    "Vocabulary",
     "open_builder",
 ]

@@ -89,7 +89,7 @@ def _shard_batch(
         "gold_rank": rows.gold_rank.astype(np.int64),
         "entropy": rows.entropy.astype(np.float64),
         "logsumexp": logsumexp,
-        "top_k_mass": np.minimum(np.exp(logprobs).sum(axis=1), 1.0),
+        "top_k_mass": -np.expm1(rows.log_tail.astype(np.float64)),
         "top_ids": rows.token_ids[:, :TOP].tolist(),
         "top_logprobs": logprobs[:, :TOP].tolist(),
     }

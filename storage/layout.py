@@ -15,7 +15,7 @@ from zarr.codecs.numcodecs import PCodec
 from storage.errors import StoreError
 
 FORMAT = "logitbank-store"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RANK_BLOCK = 16  # ranks per object: the first k ranks cost the bytes of ceil(k / 16) blocks
 FLAT_CHUNK = 1 << 18  # elements per chunk of arrays that are not on the answer-token axis
 
@@ -106,13 +106,22 @@ class ArraySpec:
         name: its name below the view's group.
         dtype: NumPy dtype name.
         width: columns, or None for one value per answer token.
-        coder: key of `CODERS`.
+        coder: key of `coder`.
+        per_block: its columns are blocks of ranks, not ranks.
     """
 
     name: str
     dtype: str
     width: int | None
     coder: str
+    per_block: bool = False
+
+    def columns_for(self, top_k: int, stored: int) -> int | None:
+        """How many columns the first `top_k` of the `stored` ranks need: whole blocks of them."""
+        if self.width is None:
+            return None
+        blocks = -(-top_k // RANK_BLOCK)
+        return blocks if self.per_block else min(blocks * RANK_BLOCK, stored)
 
 
 def rank_blocks(width: int) -> list[slice]:
@@ -156,12 +165,12 @@ def create_token_array(group: zarr.Group, spec: ArraySpec, rows: int, shard_toke
 
 
 def create_flat_array(group: zarr.Group, name: str, data: NDArray[Any], coder_name: str) -> None:
-    """Create and fill a one-dimensional array in chunks of `FLAT_CHUNK`."""
+    """Create and fill an array in chunks of `FLAT_CHUNK` rows."""
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(max(1, min(len(data), FLAT_CHUNK)),),
+        chunks=(max(1, min(len(data), FLAT_CHUNK)), *data.shape[1:]),
         filters=(),
         fill_value=0,
         config={"write_empty_chunks": True},

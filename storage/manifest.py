@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from storage.errors import CorruptStoreError
 from storage.objects import ObjectStore
 
 BASE_KEY = "manifest/base.json"
+REQUESTS = 16  # objects that are fetched at the same time from an object store
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,34 @@ def read_object(objects: ObjectStore, key: str, entry: ObjectEntry, what: str = 
     if google_crc32c.value(data) != entry.crc32c:
         raise CorruptStoreError(f"{where}: damaged (CRC-32C differs from the manifest's)")
     return data
+
+
+def read_objects(
+    objects: ObjectStore, keys: Sequence[str], entries: Mapping[str, ObjectEntry], what: str
+) -> list[bytes]:
+    """Several objects as `read_object` gives them; at the same time where each is a request over a network.
+
+    Raises:
+        CorruptStoreError: also where no entry tells what an object should be.
+    """
+
+    def read(key: str) -> bytes:
+        if key not in entries:
+            raise CorruptStoreError(f"{key} ({what}): no manifest lists it")
+        return read_object(objects, key, entries[key], what)
+
+    if objects.local_root is not None:
+        return [read(key) for key in keys]
+    with ThreadPoolExecutor(max_workers=REQUESTS) as pool:
+        return list(pool.map(read, keys))
+
+
+def covers(details: Mapping[str, Any]) -> str:
+    """In words, what the objects of a shard's manifest hold; nothing for another manifest."""
+    if "shard" not in details:
+        return ""
+    first, stop = details["examples"]
+    return f"view {details['view']}, shard {details['shard']}, examples {first} to {stop - 1}"
 
 
 def _seal(content: Any) -> str:

@@ -1,7 +1,9 @@
 """Reading a teacher store. Every byte is checked against the manifest before it becomes a number.
 
-Zarr decodes from a mapping that fetches whole objects and verifies size and CRC-32C first, so a
-flipped bit, a truncated or a missing object is an error, never data, whichever codecs are in use.
+Whole objects are fetched and their size and CRC-32C verified first, so a flipped bit, a truncated or a
+missing object is an error, never data, whichever codecs are in use. Zarr decodes the metadata and the
+examples; teacher arrays are decoded here, a shard at a time, and kept as they are stored: only the rows
+that are asked for become ids and logits.
 """
 
 from __future__ import annotations
@@ -18,13 +20,24 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from storage.chunks import decode_object
 from storage.encoding import ENCODINGS
 from storage.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from storage.examples import ExampleTable
-from storage.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan
-from storage.manifest import BASE_KEY, ObjectEntry, read_manifest, read_object, shard_key, view_key
+from storage.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ArraySpec, ShardPlan, rank_blocks
+from storage.manifest import (
+    BASE_KEY,
+    ObjectEntry,
+    covers,
+    read_manifest,
+    read_object,
+    read_objects,
+    shard_key,
+    view_key,
+)
 from storage.objects import ObjectStore
-from storage.rows import TeacherRows, concatenate
+from storage.rows import TeacherRows
+from storage.vocabulary import Vocabulary
 from storage.writer import done_shards
 
 
@@ -66,6 +79,7 @@ class TeacherStore:
         validation: held-out examples, without teacher rows.
         views: names of the views it has, finished or not.
         plan: which rows belong to which example.
+        vocabulary: the numbering of tokens that was frozen in it.
     """
 
     def __init__(self, url: str, cache_bytes: int) -> None:
@@ -84,7 +98,7 @@ class TeacherStore:
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
                 f"--store {url}: expected {FORMAT} version {FORMAT_VERSION}, "
-                f"got {attributes.get('format')} version {attributes.get('format_version')}"
+                f"got {attributes.get('format')} version {attributes.get('format_version')}; build it again"
             )
         names = set(StoreInfo.__dataclass_fields__)
         values = {key: value for key, value in attributes.items() if key in names}
@@ -93,7 +107,7 @@ class TeacherStore:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"))
         self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"))
-        self._token_of_code: NDArray[np.int32] = np.asarray(self._array("vocabulary")[:])
+        self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
         shard_of = self.examples.answer_start // self.info.shard_tokens
         first = np.searchsorted(shard_of, np.arange(self.info.shards + 1))
         self.plan = ShardPlan(
@@ -106,7 +120,7 @@ class TeacherStore:
         self.views = tuple(sorted(found))
         self._encoding = ENCODINGS[self.info.encoding]()
         self._view_attributes: dict[str, dict[str, Any]] = {}
-        self._decoded = _Cache(cache_bytes)
+        self._shards = _Cache(cache_bytes)
 
     @classmethod
     def open(cls, url: str, *, cache_bytes: int = 1 << 30) -> TeacherStore:
@@ -114,7 +128,7 @@ class TeacherStore:
 
         Args:
             url: directory or fsspec URL.
-            cache_bytes: how much decoded teacher signal to keep in memory.
+            cache_bytes: how much decompressed teacher signal to keep in memory.
 
         Raises:
             StoreError: there is none, or one of another format version.
@@ -128,9 +142,10 @@ class TeacherStore:
             have = ", ".join(self.views) or "none yet"
             raise StoreError(f"--view {view}: the store at {self.url} has no such view (it has: {have})")
         if view not in self._view_attributes:
-            self._source.add_manifest(view_key(view))
-            document = self._source[f"teachers/{view}/zarr.json"].to_bytes()
-            self._view_attributes[view] = json.loads(document)["attributes"]
+            entries, _ = read_manifest(self.objects, view_key(view))
+            keys = list(entries)  # the metadata of its arrays is checked as well, though nothing reads it here
+            documents = dict(zip(keys, read_objects(self.objects, keys, entries, f"view {view}"), strict=True))
+            self._view_attributes[view] = json.loads(documents[f"teachers/{view}/zarr.json"])["attributes"]
         return self._view_attributes[view]
 
     def missing_shards(self, view: str) -> list[int]:
@@ -160,50 +175,69 @@ class TeacherStore:
             StoreError: no such view, more ranks than stored, or no examples asked for.
             CorruptStoreError: bytes that are missing or damaged.
         """
-        top_k = self.info.top_k if top_k is None else top_k
-        if not 1 <= top_k <= self.info.top_k:
-            raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")
+        top_k = self._checked(top_k)
         if len(examples) == 0:
             raise StoreError("examples: expected at least one, got none")
         parts = []
         for example in examples:
-            start = int(self.plan.answer_start[example])
-            shard = start // self.plan.shard_tokens
-            rows = self.read_shard(view, shard, top_k)
-            row = start - shard * self.plan.shard_tokens
-            parts.append(rows.take(np.arange(row, row + int(self.plan.answer_length[example]))))
-        return concatenate(parts)
+            shard, row = divmod(int(self.plan.answer_start[example]), self.plan.shard_tokens)
+            rows = slice(row, row + int(self.plan.answer_length[example]))
+            arrays = self._shard_arrays(view, shard, top_k)
+            parts.append({name: values[rows] for name, values in arrays.items()})
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._encoding.decode(joined, top_k, self.vocabulary)
 
     def read_shard(self, view: str, shard: int, top_k: int | None = None) -> TeacherRows:
-        """All used rows of one shard; the latest are kept decoded."""
+        """All used rows of one shard."""
+        top_k = self._checked(top_k)
+        return self._encoding.decode(self._shard_arrays(view, shard, top_k), top_k, self.vocabulary)
+
+    def _checked(self, top_k: int | None) -> int:
         top_k = self.info.top_k if top_k is None else top_k
-        key = (view, shard, top_k)
-        if (cached := self._decoded.get(key)) is not None:
+        if not 1 <= top_k <= self.info.top_k:
+            raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")
+        return top_k
+
+    def _shard_arrays(self, view: str, shard: int, top_k: int) -> Mapping[str, NDArray[Any]]:
+        """The used rows of a shard's arrays, as stored, columns as the first `top_k` ranks need them."""
+        key = (view, shard, -(-top_k // RANK_BLOCK))
+        if (cached := self._shards.get(key)) is not None:
             return cached
         self.view_attributes(view)
         try:
-            self._source.add_manifest(shard_key(view, shard))
+            entries, details = read_manifest(self.objects, shard_key(view, shard))
         except FileNotFoundError:
             self.require_view(view)
             raise
-        first = shard * self.plan.shard_tokens
-        region = slice(first, first + self.plan.used_rows(shard))
-        columns = min(-(-top_k // RANK_BLOCK) * RANK_BLOCK, self.info.top_k)
+        keys: dict[str, ArraySpec] = {}
+        specs = self._encoding.arrays(self.info.top_k)
+        for spec in specs:
+            base = f"teachers/{view}/{spec.name}/c/{shard}"
+            columns = spec.columns_for(top_k, self.info.top_k)
+            keys |= {base: spec} if columns is None else {f"{base}/{i}": spec for i in range(len(rank_blocks(columns)))}
+        objects = read_objects(self.objects, list(keys), entries, covers(details))
+        parts: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
+        for (name, spec), data in zip(keys.items(), objects, strict=True):
+            parts[spec.name].append(self._decode_object(name, data, spec, shard))
         arrays = {}
-        for spec in self._encoding.arrays(self.info.top_k):
-            array = self._array(f"teachers/{view}/{spec.name}")
-            ranks = slice(0, columns) if spec.width == self.info.top_k else slice(None)
-            try:
-                arrays[spec.name] = np.asarray(array[region] if spec.width is None else array[region, ranks])
-            except CorruptStoreError:
-                raise
-            except Exception as error:  # a codec that chokes on bytes whose checksum matched
-                raise CorruptStoreError(
-                    f"teachers/{view}/{spec.name}, shard {shard}: cannot be decoded: {error}"
-                ) from error
-        rows = self._encoding.decode(arrays, top_k, self._token_of_code)
-        self._decoded.put(key, rows)
-        return rows
+        for spec in specs:
+            columns = spec.columns_for(top_k, self.info.top_k)
+            arrays[spec.name] = np.concatenate(parts[spec.name], axis=1)[:, 0 if columns is None else slice(columns)]
+        self._shards.put(key, arrays)
+        return arrays
+
+    def _decode_object(self, key: str, data: bytes, spec: ArraySpec, shard: int) -> NDArray[Any]:
+        try:
+            return decode_object(
+                data,
+                spec.dtype,
+                min(RANK_BLOCK, spec.width or 1),  # Zarr fills a narrower last block up
+                rows=self.plan.used_rows(shard),
+                shard_tokens=self.info.shard_tokens,
+                chunk_tokens=self.info.chunk_tokens,
+            )
+        except Exception as error:  # a codec that chokes on bytes whose checksum matched
+            raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
 
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._arrays:
@@ -217,31 +251,22 @@ class _VerifiedObjects(MutableMapping[str, Buffer]):
 
     def __init__(self, objects: ObjectStore, keep_bytes: int = 1 << 26) -> None:
         self._objects = objects
-        self._entries: dict[str, tuple[ObjectEntry, str]] = {}
-        self._manifests: set[str] = set()
+        self._entries: dict[str, ObjectEntry] = {}
         self._recent: OrderedDict[str, Buffer] = OrderedDict()
         self._recent_bytes = 0
         self._keep_bytes = keep_bytes
 
     def add_manifest(self, key: str) -> None:
         """Make the objects of one manifest readable."""
-        if key in self._manifests:
-            return
-        entries, details = read_manifest(self._objects, key)
-        what = ""
-        if "shard" in details:
-            first, stop = details["examples"]
-            what = f"view {details['view']}, shard {details['shard']}, examples {first} to {stop - 1}"
-        self._entries.update({name: (entry, what) for name, entry in entries.items()})
-        self._manifests.add(key)
+        entries, _ = read_manifest(self._objects, key)
+        self._entries |= entries
 
     def __getitem__(self, key: str) -> Buffer:
         if key in self._recent:
             return self._recent[key]
         if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
             raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
-        entry, what = self._entries[key]
-        data = read_object(self._objects, key, entry, what)
+        data = read_object(self._objects, key, self._entries[key])
         buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
         self._recent[key] = buffer
         self._recent_bytes += len(data)
@@ -264,25 +289,25 @@ class _VerifiedObjects(MutableMapping[str, Buffer]):
 
 
 class _Cache:
-    """Least recently used decoded shards, up to a number of bytes (one shard is always kept)."""
+    """Least recently used shards, up to a number of bytes (one shard is always kept)."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._rows: OrderedDict[tuple[str, int, int], TeacherRows] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, int, int], Mapping[str, NDArray[Any]]] = OrderedDict()
 
-    def get(self, key: tuple[str, int, int]) -> TeacherRows | None:
-        if key in self._rows:
-            self._rows.move_to_end(key)
-        return self._rows.get(key)
+    def get(self, key: tuple[str, int, int]) -> Mapping[str, NDArray[Any]] | None:
+        if key in self._shards:
+            self._shards.move_to_end(key)
+        return self._shards.get(key)
 
-    def put(self, key: tuple[str, int, int], rows: TeacherRows) -> None:
-        self._rows[key] = rows
-        self._bytes += _bytes(rows)
-        while self._bytes > self._limit and len(self._rows) > 1:
-            _, dropped = self._rows.popitem(last=False)
+    def put(self, key: tuple[str, int, int], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._shards[key] = arrays
+        self._bytes += _bytes(arrays)
+        while self._bytes > self._limit and len(self._shards) > 1:
+            _, dropped = self._shards.popitem(last=False)
             self._bytes -= _bytes(dropped)
 
 
-def _bytes(rows: TeacherRows) -> int:
-    return len(rows) * (rows.token_ids.shape[1] * 8 + 20)
+def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    return sum(values.nbytes for values in arrays.values())

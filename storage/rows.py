@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from storage.errors import StoreError
 
+TAIL_FLOOR = 1e-6  # float32 logits of size 20 leave an error of about this in a sum of probabilities
+
 
 @dataclass(frozen=True)
 class TeacherRows:
@@ -25,6 +27,8 @@ class TeacherRows:
         entropy: (T,) float32, of the full distribution at temperature 1.
         gold_logit: (T,) float32, raw logit of the gold answer token.
         gold_rank: (T,) int32, how many tokens have a larger logit than the gold one.
+        log_tail: (T,) float32, log of the probability of all tokens that are not among the K. Where it is
+            not given, one minus the K probabilities, which is exact for logits that are.
     """
 
     token_ids: NDArray[np.int32]
@@ -33,6 +37,11 @@ class TeacherRows:
     entropy: NDArray[np.float32]
     gold_logit: NDArray[np.float32]
     gold_rank: NDArray[np.int32]
+    log_tail: NDArray[np.float32] = None  # type: ignore[assignment]  # never None once constructed
+
+    def __post_init__(self) -> None:
+        if self.log_tail is None:
+            object.__setattr__(self, "log_tail", _log_tail(self.logits, self.logsumexp))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -61,6 +70,7 @@ class TeacherRows:
             ("entropy", np.float32),
             ("gold_logit", np.float32),
             ("gold_rank", np.int32),
+            ("log_tail", np.float32),
         ):
             array = getattr(self, name)
             shape = (tokens, k) if name in ("token_ids", "logits") else (tokens,)
@@ -79,6 +89,8 @@ class TeacherRows:
                 found.append(f"{name}: expected finite numbers, got NaN or infinity")
         if np.isnan(self.gold_logit).any() or np.isposinf(self.gold_logit).any():
             found.append("gold_logit: expected numbers, got NaN or +inf")
+        if np.isnan(self.log_tail).any() or (self.log_tail > 0).any():
+            found.append("log_tail: expected logarithms of probabilities, got NaN or more than 0")
         if self.token_ids.min() < 0 or self.token_ids.max() >= tokenizer_size:
             found.append(f"token_ids: expected 0 to {tokenizer_size - 1}, got up to {self.token_ids.max()}")
         if self.gold_rank.min() < 0 or self.gold_rank.max() >= vocab_size:
@@ -89,3 +101,10 @@ class TeacherRows:
 def concatenate(parts: Sequence[TeacherRows]) -> TeacherRows:
     """Join rows end to end; all parts hold the same K."""
     return TeacherRows(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TeacherRows)})
+
+
+def _log_tail(logits: NDArray[np.float32], logsumexp: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused by `check`
+        mass = np.exp(logits - logsumexp[:, None].astype(np.float64)).sum(axis=1)
+        tail: NDArray[np.float32] = np.log(np.clip(1 - mass, TAIL_FLOOR, 1.0)).astype(np.float32)
+    return tail

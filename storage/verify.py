@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from storage.encoding import GAP_STEP, SCALAR_STEP
+from storage.encoding import GAP_STEP, SCALAR_STEP, TAIL_STEP
 from storage.errors import StoreError
 from storage.lock import LOCK_NAME
-from storage.manifest import BASE_KEY, read_manifest, read_object, shard_key, view_key
+from storage.manifest import BASE_KEY, covers, read_manifest, read_object, shard_key, view_key
 from storage.objects import ObjectStore
 from storage.reader import TeacherStore
 from storage.rows import TeacherRows
@@ -64,10 +64,8 @@ def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Ite
     except StoreError as error:
         yield str(error)
         return
-    what = ""
+    what = covers(details)
     if "shard" in details:
-        first, stop = details["examples"]
-        what = f"view {details['view']}, shard {details['shard']}, examples {first} to {stop - 1}"
         expected = shard_key(details["view"], details["shard"])
     else:
         expected = view_key(details["view"]) if "view" in details else BASE_KEY
@@ -137,6 +135,11 @@ def _meaning(rows: TeacherRows, answer_ids: np.ndarray, store: TeacherStore) -> 
     at_rank = rows.logits[stored, rows.gold_rank[stored]]
     if (np.abs(at_rank - rows.gold_logit[stored]) > value_slack).any():
         yield "gold_rank: the logit of that rank is not the gold logit"
+    mass = np.exp(rows.logits - rows.logsumexp[:, None].astype(np.float64)).sum(axis=1)
+    tail = np.exp(rows.log_tail.astype(np.float64))
+    tolerance = mass * np.expm1(value_slack) + tail * np.expm1(TAIL_STEP if compact else 1e-2) + 1e-5
+    if (np.abs(mass + tail - 1) > tolerance).any():
+        yield "log_tail: it and the stored ranks do not add up to probability 1"
     if store.info.encoding == "exact":
         ids = np.sort(rows.token_ids, axis=1)
         if (ids[:, 1:] == ids[:, :-1]).any():

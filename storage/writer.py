@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -44,6 +43,7 @@ from storage.manifest import (
 )
 from storage.objects import ObjectStore
 from storage.rows import TeacherRows
+from storage.vocabulary import Vocabulary
 
 VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -92,15 +92,14 @@ class StoreBuilder:
         plan: ShardPlan,
         encoding: Encoding,
         attributes: Mapping[str, Any],
-        token_of_code: Any,
+        vocabulary: Vocabulary,
     ) -> None:
         self.objects = objects
         self.plan = plan
         self.fingerprint: str = attributes["fingerprint"]
         self._attributes = attributes
         self._encoding = encoding
-        self._code_of_token = np.empty(len(token_of_code), dtype=np.int32)
-        self._code_of_token[token_of_code] = np.arange(len(token_of_code), dtype=np.int32)
+        self._vocabulary = vocabulary
         self._memory: dict[str, MemoryStore] = {}
 
     def add_view(self, view: str, identity: Mapping[str, Any], details: Mapping[str, Any]) -> None:
@@ -163,7 +162,7 @@ class StoreBuilder:
         group = zarr.open_group(memory, mode="r+")
         metadata = set(_contents(memory))
         region = slice(shard * self.plan.shard_tokens, (shard + 1) * self.plan.shard_tokens)
-        for name, values in self._encoding.encode(rows, self._code_of_token).items():
+        for name, values in self._encoding.encode(rows, self._vocabulary).items():
             padded = np.zeros((self.plan.shard_tokens, *values.shape[1:]), dtype=values.dtype)
             padded[: len(values)] = values
             with zarr.config.set({"array.write_empty_chunks": True}):  # zeros are data: write them
@@ -208,7 +207,7 @@ def open_builder(
     examples: Sequence[ExampleRecord],
     validation: Sequence[ExampleRecord],
     *,
-    vocabulary: Callable[[], NDArray[np.int32]],
+    vocabulary: Callable[[], Vocabulary],
     worker: int | None = None,
     workers: int | None = None,
 ) -> Iterator[StoreBuilder]:
@@ -219,8 +218,8 @@ def open_builder(
         spec: what the store is built from.
         examples: in store order.
         validation: held-out examples; they get no teacher rows.
-        vocabulary: makes the (tokenizer_size,) int32 permutation `token_of_code`, most frequent
-            token first; called only when the store is new, then frozen in it.
+        vocabulary: learns the numbering of the tokenizer_size tokens; called only when the store is
+            new, then frozen in it.
         worker: index of this worker, where several were started on purpose.
         workers: how many there are.
 
@@ -238,13 +237,13 @@ def open_builder(
         identity = _identity(spec, plan, chunk_tokens, examples, validation)
         with base_lock(objects):
             if objects.exists(BASE_KEY):
-                attributes, token_of_code = _reopen(objects, identity)
+                attributes, numbering = _reopen(objects, identity)
             else:
-                token_of_code = vocabulary()
-                if not np.array_equal(np.sort(token_of_code), np.arange(spec.tokenizer_size)):
-                    raise StoreError(f"vocabulary: expected a permutation of {spec.tokenizer_size} token ids")
-                attributes = _create(objects, spec, identity, plan, examples, validation, token_of_code)
-        yield StoreBuilder(objects, plan, ENCODINGS[spec.encoding](), attributes, token_of_code)
+                numbering = vocabulary()
+                if len(numbering.tokens) != spec.tokenizer_size:
+                    raise StoreError(f"vocabulary: expected {spec.tokenizer_size} tokens, got {len(numbering.tokens)}")
+                attributes = _create(objects, spec, identity, plan, examples, validation, numbering)
+        yield StoreBuilder(objects, plan, ENCODINGS[spec.encoding](), attributes, numbering)
 
 
 def done_shards(objects: ObjectStore, view: str) -> set[int]:
@@ -260,13 +259,12 @@ def _create(
     plan: ShardPlan,
     examples: Sequence[ExampleRecord],
     validation: Sequence[ExampleRecord],
-    token_of_code: NDArray[np.int32],
+    vocabulary: Vocabulary,
 ) -> dict[str, Any]:
-    vocabulary_hash = hashlib.sha256(token_of_code.astype("<i4").tobytes()).hexdigest()
     attributes = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "fingerprint": _hash([identity, vocabulary_hash]),
+        "fingerprint": _hash([identity, vocabulary.hash()]),
         "identity": identity,
         "shards": plan.shards,
         "answer_tokens": int(plan.answer_length.sum()),
@@ -275,7 +273,9 @@ def _create(
     }
     memory = MemoryStore()
     root = zarr.create_group(memory, attributes=attributes)
-    create_flat_array(root, "vocabulary", token_of_code.astype(np.int32), "pcodec")
+    group = root.create_group("vocabulary")
+    for name, values in vocabulary.arrays().items():
+        create_flat_array(group, name, values, "pcodec")
     write_examples(root.create_group("examples"), examples, plan.answer_start, spec.tasks, spec.languages)
     lengths = np.array([len(record.answer_ids) for record in validation], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -305,19 +305,20 @@ _ROOT_FIELDS = (
 )
 
 
-def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str, Any], NDArray[np.int32]]:
+def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str, Any], Vocabulary]:
     entries, _ = read_manifest(objects, BASE_KEY)
     root = json.loads(read_object(objects, "zarr.json", entries["zarr.json"]))["attributes"]
     if root.get("format_version") != FORMAT_VERSION:
         raise StoreError(
-            f"--store {objects.url}: expected format version {FORMAT_VERSION}, got {root.get('format_version')}"
+            f"--store {objects.url}: expected format version {FORMAT_VERSION}, got {root.get('format_version')}; "
+            "build into another --store"
         )
     _refuse_difference(f"--store {objects.url}", root["identity"], identity)
     documents = {key: read_object(objects, key, entry) for key, entry in entries.items() if "vocabulary/" in key}
     buffer = default_buffer_prototype().buffer
     memory = MemoryStore({key: buffer.from_bytes(data) for key, data in documents.items()})
-    array = zarr.open_array(memory, path="vocabulary", mode="r")
-    return root, np.asarray(array[:])
+    group = zarr.open_group(memory, path="vocabulary", mode="r")
+    return root, Vocabulary.from_arrays(lambda name: group[name])
 
 
 def _identity(

@@ -262,6 +262,7 @@ def _teacher_logits(rows: Any, zeroshot: Any | None) -> TeacherLogits:
         entropy_T=_tensor(rows.entropy, torch.float32),
         gold_logit_T=_tensor(rows.gold_logit, torch.float32),
         gold_rank_T=_tensor(rows.gold_rank, torch.int64),
+        log_tail_T=_tensor(rows.log_tail, torch.float32),
     )
     if zeroshot is None:
         return teacher

@@ -1,8 +1,8 @@
 """KD terms between the teacher's top-K logits and the student's logits, per answer token.
 
 The divergences compare K + 1 outcomes: the teacher's top-K tokens, and *any other token*, the tail. Both
-sides are normalised over the full vocabulary first (the store keeps the teacher's `logsumexp`), so the
-outcomes' probabilities are the true ones, and merging the tail can only lower a divergence, never make it
+sides are normalised over the full vocabulary first (the store keeps the teacher's `logsumexp` and tail), so
+the outcomes' probabilities are the true ones, and merging the tail can only lower a divergence, never make it
 negative (data-processing inequality). With K = V there is no tail and the formulas are the dense ones.
 
 A temperature τ is applied to these K + 1 log-probabilities, which are then normalised again; with K = V
@@ -76,8 +76,13 @@ def bucketed(
 ) -> torch.Tensor:
     """A divergence between the K + 1 outcomes of both sides, (T,), at a temperature; K outcomes if K = V."""
     has_tail = student.top_TK.shape[1] < vocab_size
-    theirs_TB = _bucket_log_probabilities(teacher.logits_TK, teacher.logsumexp_T, temperature, has_tail)
-    ours_TB = _bucket_log_probabilities(student.top_TK, student.logsumexp_T, temperature, has_tail)
+    tails = teacher_tail_mass(teacher), tail_mass(student.top_TK, student.logsumexp_T)
+    theirs_TB = _bucket_log_probabilities(
+        teacher.logits_TK, teacher.logsumexp_T, tails[0] if has_tail else None, temperature
+    )
+    ours_TB = _bucket_log_probabilities(
+        student.top_TK, student.logsumexp_T, tails[1] if has_tail else None, temperature
+    )
     scale = 1.0 if divergence is tvd else temperature**2
     return scale * divergence(theirs_TB, ours_TB).clamp(min=0)  # rounding alone can go below zero
 
@@ -116,14 +121,20 @@ def tail_mass(logits_TK: torch.Tensor, logsumexp_T: torch.Tensor) -> torch.Tenso
     return (1 - (logits_TK - logsumexp_T[:, None]).exp().sum(dim=1)).clamp(min=0)
 
 
+def teacher_tail_mass(teacher: TeacherLogits) -> torch.Tensor:
+    """Probability outside the teacher's logits, (T,): as its store says, or what they leave of 1."""
+    if teacher.log_tail_T is None:
+        return tail_mass(teacher.logits_TK, teacher.logsumexp_T)
+    return teacher.log_tail_T.exp()
+
+
 def _bucket_log_probabilities(
-    logits_TK: torch.Tensor, logsumexp_T: torch.Tensor, temperature: float, has_tail: bool
+    logits_TK: torch.Tensor, logsumexp_T: torch.Tensor, tail_T: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
     """Log-probabilities of the K tokens and, where there is one, of the tail, (T, K + 1)."""
     log_TB = (logits_TK - logsumexp_T[:, None]).clamp(min=LOG_FLOOR)
-    if has_tail:
-        tail_T = tail_mass(logits_TK, logsumexp_T).clamp(min=TAIL_FLOOR)
-        log_TB = torch.cat([log_TB, tail_T.log()[:, None]], dim=1)
+    if tail_T is not None:
+        log_TB = torch.cat([log_TB, tail_T.clamp(min=TAIL_FLOOR).log()[:, None]], dim=1)
     return (log_TB / temperature).log_softmax(dim=1)
 
 

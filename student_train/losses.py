@@ -38,13 +38,18 @@ class StudentLogits(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """What the store says about the same answer tokens; scalars (T,) in nats."""
+    """What the store says about the same answer tokens; scalars (T,) in nats.
+
+    `log_tail_T` is the log-probability of all tokens but the K, where the store has it: one minus the K
+    probabilities would be noise where rounded values say little about so small a rest.
+    """
 
     logits_TK: torch.Tensor
     logsumexp_T: torch.Tensor
     entropy_T: torch.Tensor
     gold_logit_T: torch.Tensor
     gold_rank_T: torch.Tensor
+    log_tail_T: torch.Tensor | None = None
     zeroshot_cross_entropy_T: torch.Tensor | None = None  # for the gate that asks what few shots gained
 
     @property

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configs.schema import ConfigError
 from student_train.data import Batch
-from student_train.divergences import tail_mass
+from student_train.divergences import teacher_tail_mass
 from student_train.losses import StepLoss
 from student_train.trackers import Trackers
 
@@ -84,7 +84,7 @@ class TrainingLog:
             terms[TEACHER_CE] = batch.teacher.cross_entropy_T
             if len(loss.argmax_T):
                 terms[DIAGNOSED] = zeros_T + 1
-                terms[TAIL_MASS] = tail_mass(batch.teacher.logits_TK, batch.teacher.logsumexp_T)
+                terms[TAIL_MASS] = teacher_tail_mass(batch.teacher)
                 terms[AGREE] = (loss.argmax_T == batch.top_ids_TK[:, 0]).float()
         terms_TS = torch.stack([term.double() for term in terms], dim=1)
         self._sums.index_add_(0, batch.task_T, terms_TS)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from configs import Config, ConfigError, config_to_dict
-from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, open_builder
+from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
 from storage.rows import concatenate
 from tasks.prompts import PromptEncoder
 from teacher_cache.engine import Sequenced, TeacherEngine, batches_by_length
@@ -25,7 +25,7 @@ from teacher_cache.sharing import shared_prefixes
 
 logger = logging.getLogger(__name__)
 
-PILOT_TOKENS = 2048  # answer tokens whose top K order the vocabulary by frequency
+PILOT_TOKENS = 2048  # answer tokens whose top K the vocabulary is learnt from
 
 
 @dataclass
@@ -240,15 +240,12 @@ def _score_within(
     return concatenate([parts[i] for i in range(len(sequences))])
 
 
-def _vocabulary(
-    plan: TeacherPlan, view: str, engine: TeacherEngine, config: Config, tokenizer_size: int
-) -> NDArray[np.int32]:
-    """Token ids by how often a pilot's top K holds them, most frequent first, ties by id."""
+def _vocabulary(plan: TeacherPlan, view: str, engine: TeacherEngine, config: Config, tokenizer_size: int) -> Vocabulary:
+    """The numbering of tokens that the teacher's answers to the first examples suggest."""
     pilot = list(_first_tokens(plan.examples, PILOT_TOKENS))
     sequences = [_sequence(plan, view, i) for i in pilot]
     rows, _ = score(sequences, engine, config.teacher.top_k, config.teacher.batch_tokens, Tally())
-    frequency = np.bincount(rows.token_ids.ravel(), minlength=tokenizer_size)
-    return np.argsort(-frequency, kind="stable").astype(np.int32)
+    return Vocabulary.learn(rows.token_ids, tokenizer_size)
 
 
 def _first_tokens(examples: Sequence[ExampleRecord], tokens: int) -> Iterator[int]:

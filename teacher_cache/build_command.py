@@ -26,9 +26,9 @@ from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
 from teacher_cache.vllm_engine import VllmTeacher
 from teacher_cache.workers import find_worker
 
-# Measured at K=256 on a small Qwen3 over six tasks, everything counted (docs/benchmarks.md).
-# A smaller K costs more for each rank.
-BYTES_PER_RANK = {"compact": 1.2, "float16": 2.6, "exact": 4.3}
+# Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
+# 256, everything counted (docs/benchmarks.md).
+BYTES_PER_TOKEN = {"compact": (17.0, 1.0), "float16": (10.0, 2.57), "exact": (12.0, 4.3)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -209,12 +209,18 @@ def _print_plan(config: Config, plan: TeacherPlan) -> None:
                 row.append(f"{view_plan.dropped[cell]:,}")
         table.add_row(*row, f"{plan.too_long[cell]:,}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
-    size = plan.answer_tokens * config.teacher.top_k * BYTES_PER_RANK[config.store.encoding] * len(plan.views)
+    size = plan.answer_tokens * len(plan.views) * bytes_per_token(config.store.encoding, config.teacher.top_k)
     total = sum(sum(counter.values()) for counter in tokens.values())
     print(
         f"{len(plan.examples):,} examples, {plan.answer_tokens:,} answer tokens, {len(plan.views)} views: "
         f"{total:,} teacher tokens, about {size / 1e6:,.1f} MB at K={config.teacher.top_k} ({config.store.encoding})"
     )
+
+
+def bytes_per_token(encoding: str, top_k: int) -> float:
+    """Expected bytes of one answer token under one view."""
+    fixed, per_rank = BYTES_PER_TOKEN[encoding]
+    return fixed + per_rank * top_k
 
 
 if __name__ == "__main__":

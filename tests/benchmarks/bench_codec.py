@@ -2,7 +2,7 @@
 
 Rebuilds the whole store, everything included, once per encoding and K, and prints a Markdown table: bytes of all
 objects per answer token and view, encode and decode time, largest error of a value, mean KL(teacher ‖ reconstruction)
-with the mass outside the top K as one more outcome: given the true mass, and with what the stored values leave of 1.
+with the mass outside the top K as one more outcome: as the store has it, and as what the stored values leave of 1.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, open_builder
+from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 from storage.encoding import ENCODINGS
+
+PILOT = 2048  # answer tokens, as in teacher_cache.build
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     store = TeacherStore.open(arguments.store, cache_bytes=1)
     print(
         "| encoding | K | bytes/token | encode µs/token | decode µs/token "
-        "| largest error | KL, true tail | KL, tail 1 − Σ |"
+        "| largest error | KL, stored tail | KL, tail 1 − Σ |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for encoding in arguments.encoding:
@@ -54,9 +56,12 @@ def measure(store: TeacherStore, encoding: str, top_k: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         encode = decode = 0.0
         error, divergence = 0.0, np.zeros(2)
-        vocabulary = np.asarray(store._token_of_code)
         with open_builder(
-            folder, spec, records(store, "examples"), records(store, "validation"), vocabulary=lambda: vocabulary
+            folder,
+            spec,
+            records(store, "examples"),
+            records(store, "validation"),
+            vocabulary=lambda: learn(store, view, top_k),
         ) as builder:
             builder.add_view(view, {}, {})
             for shard in builder.missing_shards(view):
@@ -80,6 +85,12 @@ def measure(store: TeacherStore, encoding: str, top_k: int) -> str:
     )
 
 
+def learn(store: TeacherStore, view: str, top_k: int) -> Vocabulary:
+    """What the builder learns from its pilot: the first answer tokens of the store."""
+    parts = [store.read_shard(view, shard, top_k).token_ids for shard in range(-(-PILOT // store.info.shard_tokens))]
+    return Vocabulary.learn(np.concatenate(parts)[:PILOT], store.info.tokenizer_size)
+
+
 def records(store: TeacherStore, name: str) -> list[ExampleRecord]:
     """The examples as they were given to the builder."""
     table = getattr(store, name)
@@ -96,7 +107,7 @@ def records(store: TeacherStore, name: str) -> list[ExampleRecord]:
 
 
 def kl(truth: TeacherRows, rows: TeacherRows) -> np.ndarray:
-    """Summed KL(truth ‖ rows) in float64 over the K tokens and one outcome for all others, (2,): true tail, 1 − Σ.
+    """Summed KL(truth ‖ rows) in float64 over the K tokens and one outcome for all others, (2,): stored tail, 1 − Σ.
 
     Tokens whose values tie may be ordered differently, so both are put in the order of their ids.
     """
@@ -107,7 +118,8 @@ def kl(truth: TeacherRows, rows: TeacherRows) -> np.ndarray:
     tail = np.maximum(1 - p, 1e-12)
     stored = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     totals = [
-        (stored + tail * np.log(tail / other) + np.log(q + other)).sum() for other in (tail, np.maximum(1 - q, 1e-12))
+        (stored + tail * np.log(tail / other) + np.log(q + other)).sum()
+        for other in (np.exp(rows.log_tail.astype(np.float64)), np.maximum(1 - q, 1e-12))
     ]
     return np.array(totals)
 

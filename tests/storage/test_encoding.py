@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import StoreError, TeacherRows
+from storage import StoreError, TeacherRows, Vocabulary
 from storage.encoding import ENCODINGS
 from storage.layout import RANK_BLOCK
 
@@ -56,17 +56,25 @@ def round_trip(name: str, rows: TeacherRows, top_k: int | None = None, seed: int
     stored_k = rows.token_ids.shape[1]
     top_k = stored_k if top_k is None else top_k
     encoding = ENCODINGS[name]()
-    token_of_code = np.random.default_rng(seed).permutation(VOCAB).astype(np.int32)
-    code_of_token = np.argsort(token_of_code).astype(np.int32)
-    arrays = encoding.encode(rows, code_of_token)
+    arrays = encoding.encode(rows, vocabulary(seed, rows))
     kept = {}
     for spec in encoding.arrays(stored_k):
         values = arrays[spec.name]
         assert values.dtype == spec.dtype
         assert values.shape == ((len(rows),) if spec.width is None else (len(rows), spec.width))
-        columns = -(-top_k // RANK_BLOCK) * RANK_BLOCK
-        kept[spec.name] = values[:, :columns] if spec.width == stored_k else values
-    return encoding.decode(kept, top_k, token_of_code)
+        columns = spec.columns_for(top_k, stored_k)
+        kept[spec.name] = values if columns is None else values[:, :columns]
+        if columns is not None:
+            assert columns == (-(-top_k // 16) if spec.per_block else min(-(-top_k // 16) * 16, stored_k))
+    return encoding.decode(kept, top_k, vocabulary(seed, rows))
+
+
+def vocabulary(seed: int, rows: TeacherRows) -> Vocabulary:
+    """A numbering whose contexts are the top tokens of every other row, with fronts of 20 random tokens."""
+    rng = np.random.default_rng(seed)
+    contexts = np.unique(rows.token_ids[::2, 0])
+    fronts = np.stack([np.arange(20), *(rng.permutation(VOCAB)[:20] for _ in contexts)])
+    return Vocabulary(rng.permutation(VOCAB).astype(np.int32), contexts, fronts.astype(np.uint32))
 
 
 def assert_within(actual: np.ndarray, expected: np.ndarray, bound: float) -> None:
@@ -84,6 +92,7 @@ def test_exact_gives_back_every_bit(rows: TeacherRows) -> None:
     again = round_trip("exact", rows)
     for name in ("token_ids", "logits", "logsumexp", "entropy", "gold_logit", "gold_rank"):
         np.testing.assert_array_equal(getattr(again, name), getattr(rows, name), err_msg=name)
+    np.testing.assert_allclose(again.log_tail, rows.log_tail, atol=2e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,6 +120,25 @@ def test_compact_keeps_its_bounds(rows: TeacherRows) -> None:
     assert_within(again.logsumexp, rows.logsumexp, 1 / 512)
     assert_within(again.gold_logit, rows.gold_logit, 1 / 512)
     assert_within(again.entropy, rows.entropy, 1 / 512)
+    first = slice(0, RANK_BLOCK)
+    np.testing.assert_array_equal(again.token_ids[:, first], rows.token_ids[:, first])
+
+
+@settings(max_examples=120, deadline=None)
+@given(teacher_signal(), st.integers(1, VOCAB))
+@pytest.mark.parametrize("name", sorted(ENCODINGS))
+def test_log_tail_is_what_the_ranks_that_are_read_leave(name: str, rows: TeacherRows, wanted: int) -> None:
+    """Against the sum over all other tokens, in float64; a tail below 1e-6 is drowned by float32's logsumexp."""
+    wanted = min(wanted, rows.token_ids.shape[1])
+    try:
+        again = round_trip(name, rows, wanted)
+    except StoreError:  # float16 and compact refuse a range that is too wide
+        return
+    beyond = np.exp(rows.logits[:, wanted:].astype(np.float64) - rows.logsumexp[:, None]).sum(axis=1)
+    tail = np.maximum(np.exp(rows.log_tail.astype(np.float64)) + beyond, 1e-6)
+    # What is read and not asked for carries the error of its values, the rest that of its own logarithm.
+    bound = {"compact": VALUE_BOUND + 1 / 16, "exact": 0.0, "float16": 0.5}[name]
+    assert (np.abs(again.log_tail - np.log(np.minimum(tail, 1))) <= bound + 0.02).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore, open_builder
+from storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore, Vocabulary, open_builder
 from storage.objects import ObjectStore
 from storage.verify import verify
 from tests.storage import stores
@@ -151,14 +151,14 @@ def test_a_view_with_another_identity_is_refused(url: str) -> None:
         builder.add_view("fewshot", {"demonstrations": 8}, {})
 
 
-def no_vocabulary() -> np.ndarray:
+def no_vocabulary() -> Vocabulary:
     """Stands for a pilot that must not run a second time."""
     raise AssertionError(NO_VOCABULARY)
 
 
 def test_a_half_built_store_says_what_is_missing_and_is_completed(tmp_path: Path, url: str) -> None:
     half = str(tmp_path / "half")
-    with open_builder(half, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary) as builder:
+    with open_builder(half, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary) as builder:
         builder.add_view("fewshot", {"demonstrations": 7}, {})
         assert builder.missing_shards("fewshot") == list(range(builder.plan.shards))
         write_some(builder, "fewshot", 2)
@@ -174,11 +174,6 @@ def test_a_half_built_store_says_what_is_missing_and_is_completed(tmp_path: Path
     stores.build(half, EXAMPLES, validation=VALIDATION)
     assert contents(Path(half)) == contents(Path(url))
     assert done.items() <= contents(Path(half)).items()
-
-
-def vocabulary() -> np.ndarray:
-    """The permutation that `stores.build` freezes."""
-    return np.random.default_rng(3).permutation(stores.TOKENIZER_SIZE).astype(np.int32)
 
 
 def write_some(builder: Any, view: str, count: int) -> None:
@@ -213,7 +208,7 @@ def test_a_finished_store_is_left_alone(url: str) -> None:
 @pytest.mark.parametrize("damage", ["nan", "shape", "ids", "rising", "rank"])
 def test_a_bad_signal_leaves_its_shard_unwritten(tmp_path: Path, damage: str) -> None:
     path = str(tmp_path / "store")
-    with open_builder(path, stores.spec(), EXAMPLES, [], vocabulary=vocabulary) as builder:
+    with open_builder(path, stores.spec(), EXAMPLES, [], vocabulary=stores.vocabulary) as builder:
         builder.add_view("fewshot", {}, {})
         before = contents(Path(path))
         rows = shard_rows(builder, "fewshot", 0)
@@ -239,7 +234,7 @@ def test_workers_make_the_store_that_one_builder_makes(tmp_path: Path, url: str)
     shared = tmp_path / "shared"
     for worker in (1, 0):
         with open_builder(
-            str(shared), stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=2
+            str(shared), stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=2
         ) as builder:
             for view in ("fewshot", "zeroshot"):
                 builder.add_view(view, {"demonstrations": len(view)}, {})
@@ -252,10 +247,11 @@ def test_workers_make_the_store_that_one_builder_makes(tmp_path: Path, url: str)
 def work(url: str, worker: int, made: Any) -> None:
     """Subprocess: one of two workers whose pilots come out differently."""
 
-    def pilot() -> np.ndarray:
+    def pilot() -> Vocabulary:
         made.send(worker)
         time.sleep(0.3)
-        return np.random.default_rng(worker).permutation(stores.TOKENIZER_SIZE).astype(np.int32)
+        tokens = np.random.default_rng(worker).permutation(stores.TOKENIZER_SIZE).astype(np.int32)
+        return Vocabulary.learn(tokens[:, None], stores.TOKENIZER_SIZE)
 
     with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=pilot, worker=worker, workers=2) as builder:
         builder.add_view("fewshot", {}, {})
@@ -289,7 +285,9 @@ def test_workers_that_start_together_make_one_base(tmp_path: Path) -> None:
 def hold_lock(url: str, worker: int | None, ready: Any) -> None:
     """Subprocess: hold a builder's lock until killed."""
     workers = None if worker is None else 2
-    with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers):
+    with open_builder(
+        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
+    ):
         ready.send(True)
         time.sleep(60)
 
@@ -313,13 +311,13 @@ def test_an_undeclared_builder_excludes_all_others_until_it_dies(holder: Any, ur
     workers = None if worker is None else 2
     with pytest.raises(StoreError, match="another process is building it"):
         open_builder(
-            url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+            url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
         ).__enter__()
     holder.kill()
     holder.join()
     assert holder.exitcode == -signal.SIGKILL
     with open_builder(
-        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
     ) as builder:
         assert builder.missing_shards("fewshot") == []
 
@@ -329,9 +327,11 @@ def test_declared_builders_share_but_not_the_same_part(holder: Any, url: str) ->
     for worker, workers in ((None, None), (0, 2)):
         with pytest.raises(StoreError, match="another process is building it"):
             open_builder(
-                url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=worker, workers=workers
+                url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
             ).__enter__()
-    with open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=vocabulary, worker=1, workers=2) as builder:
+    with open_builder(
+        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=1, workers=2
+    ) as builder:
         assert builder.missing_shards("zeroshot") == []
 
 

@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import Config, load_config
-from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, open_builder
+from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 from tasks.prompts import PromptEncoder
 
 VOCAB, TOKENS = 104, 97  # rows of the lm_head (padding included), length of the tokenizer
@@ -99,8 +99,10 @@ def make_store(
             identity={},
         )
         teacher = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-        vocabulary = lambda: np.arange(spec.tokenizer_size, dtype=np.int32)  # noqa: E731
-        with open_builder(url, spec, records, validation, vocabulary=vocabulary) as builder:
+        pilot = np.arange(spec.tokenizer_size, dtype=np.int32)[:, None]
+        with open_builder(
+            url, spec, records, validation, vocabulary=lambda: Vocabulary.learn(pilot, spec.tokenizer_size)
+        ) as builder:
             for view, view_prompts in prompts.items():
                 builder.add_view(view, {"view": view}, {})
                 for shard in range(builder.plan.shards):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import DistillationConfig
-from student_train.divergences import DIVERGENCES, kd_term, tail_mass
+from student_train.divergences import DIVERGENCES, kd_term, tail_mass, teacher_tail_mass
 from student_train.losses import StudentLogits, TeacherLogits
 
 V = 50
@@ -159,3 +159,40 @@ def test_tail_mass_is_what_the_top_k_leaves() -> None:
     assert tail_mass(theirs.logits_TK, theirs.logsumexp_T).tolist() == pytest.approx(
         probabilities[:, :-8].sum(1).tolist()
     )
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_stored_tail_is_used_not_what_rounded_values_leave(name: str) -> None:
+    """A teacher whose tail is far smaller than the rounding of its values, and a student that equals it."""
+    logits = random_logits(3, 4.0, tokens=40)
+    student, teacher = sides(logits, logits, 8)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    p = np.take_along_axis(np.exp(logits - np.log(np.exp(logits).sum(1))[:, None]), order, axis=1)
+    true_tail = p[:, 8:].sum(axis=1)
+    rounding = torch.tensor(np.random.default_rng(4).uniform(-0.04, 0.04, (40, 8)))
+    rounding[:, 0] = 0
+    rounded = dataclasses.replace(teacher, logits_TK=teacher.logits_TK + rounding)
+    with_tail = dataclasses.replace(rounded, log_tail_T=torch.tensor(np.log(true_tail)))
+    term = kd_term(DistillationConfig(loss=name), V)
+    # Float64, token by token: the rounded probabilities and the true tail, normalised, against the true ones.
+    outcomes = np.concatenate([p[:, :8] * np.exp(rounding.numpy()), true_tail[:, None]], axis=1)
+    outcomes /= outcomes.sum(axis=1, keepdims=True)
+    truth = np.concatenate([p[:, :8], true_tail[:, None]], axis=1)
+    m = (outcomes + truth) / 2
+    kl = lambda a, b: (a * np.log(a / b)).sum(axis=1)  # noqa: E731
+    expected = {
+        "forward_kl": kl(outcomes, truth),
+        "reverse_kl": kl(truth, outcomes),
+        "jsd": (kl(outcomes, m) + kl(truth, m)) / 2,
+        "tvd": np.abs(outcomes - truth).sum(axis=1) / 2,
+    }[name]
+    assert term(student, with_tail).detach().numpy() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    if name == "reverse_kl":
+        assert term(student, with_tail).mean() < 1e-3 < term(student, rounded).mean()
+
+
+def test_the_tail_that_a_loss_sees_is_the_stores() -> None:
+    _, theirs = sides(random_logits(1, 1.0), random_logits(2, 1.0), 5)
+    stored = dataclasses.replace(theirs, log_tail_T=torch.full((4,), 0.25).log())
+    assert teacher_tail_mass(stored).tolist() == pytest.approx([0.25] * 4)
+    assert teacher_tail_mass(theirs).tolist() == tail_mass(theirs.logits_TK, theirs.logsumexp_T).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -212,3 +213,11 @@ def test_a_teacher_with_a_longer_lm_head_teaches_a_student_with_a_shorter_one(
     )
     saved = json.loads((tmp_path / "student/final/config.json").read_text())
     assert saved["vocab_size"] == store.info.tokenizer_size + 8  # the student's own, as it was
+
+
+def test_the_expected_size_is_what_was_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    rows = re.findall(r"^\| (compact|exact|float16) \| (\d+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert {int(top_k) for _, top_k, _ in rows} >= {16, 64, 256}
+    for encoding, top_k, measured in rows:
+        assert build_command.bytes_per_token(encoding, int(top_k)) == pytest.approx(float(measured), rel=0.06)
