@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,22 +20,9 @@ from configs.command import run_command
 from configs.models import load_tokenizer
 from configs.schema import ModelConfig
 from storage import StoreError, TeacherStore
-from storage.cache_rows import TOKEN_SCHEMA, token_batches
 from storage.verify import verify
-
-SUMMARY_SQL = """
-    SELECT task, language, view,
-           count(DISTINCT example_id) AS examples,
-           count(*) AS answer_tokens,
-           avg(entropy) AS mean_entropy,
-           -avg(logprob) AS teacher_ce,
-           avg((gold_rank = 0)::INT) AS teacher_accuracy,
-           avg(top_k_mass) AS top_k_mass_mean,
-           quantile_cont(top_k_mass, 0.05) AS top_k_mass_p05
-    FROM cache_tokens
-    GROUP BY ALL
-    ORDER BY task, language, view
-"""
+from teacher_cache.inspection import Inspection
+from teacher_cache.plots import draw, require_matplotlib
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--verify", action="store_true", help="check every byte and every number")
     parser.add_argument("--example", metavar="ID", help="show one example token by token")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart as PNG files")
     arguments = parser.parse_args(argv)
     run_command(lambda: _run(arguments))
 
@@ -56,7 +43,12 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.example:
         _example(TeacherStore.open(arguments.store), arguments.example, arguments.format)
     else:
-        _summary(TeacherStore.open(arguments.store), arguments.format)
+        if arguments.plot is not None:
+            require_matplotlib()  # before a large store is read for nothing
+        inspection = Inspection(TeacherStore.open(arguments.store))
+        _summary(inspection, arguments.format)
+        for path in draw(inspection, arguments.plot) if arguments.plot is not None else ():
+            print(path, file=sys.stderr if arguments.format == "json" else sys.stdout)
 
 
 def _verify(url: str, output: str) -> None:
@@ -72,45 +64,8 @@ def _verify(url: str, output: str) -> None:
         raise StoreError(f"--store {url}: {len(problems)} problems found")
 
 
-def summary(store: TeacherStore) -> dict[str, Any]:
-    """What `inspect-cache --format json` prints: the store as a whole, and rows per task, language and view."""
-    connection = duckdb.connect()
-    connection.register("cache_tokens", pa.RecordBatchReader.from_batches(TOKEN_SCHEMA, token_batches(store)))
-    result = connection.execute(SUMMARY_SQL)
-    names = [column[0] for column in result.description]
-    rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-    views: dict[str, Any] = {}
-    for view in store.views:
-        attributes = store.view_attributes(view)
-        views[view] = {
-            "complete": not store.missing_shards(view),
-            "missing_shards": len(store.missing_shards(view)),
-            "bytes": sum(store.objects.sizes(f"teachers/{view}").values()),
-            "fingerprint": attributes["fingerprint"],
-            **attributes["details"],
-        }
-    size = sum(store.objects.sizes().values())
-    tokens = store.info.answer_tokens
-    return {
-        "store": store.url,
-        "model": store.info.model,
-        "teacher": dict(store.info.teacher),
-        "fingerprint": store.info.fingerprint,
-        "encoding": store.info.encoding,
-        "top_k": store.info.top_k,
-        "examples": len(store.examples),
-        "validation_examples": len(store.validation),
-        "answer_tokens": tokens,
-        "shards": store.info.shards,
-        "bytes": size,
-        "bytes_per_answer_token_and_view": size / (tokens * max(1, len(store.views))),
-        "views": views,
-        "rows": rows,
-    }
-
-
-def _summary(store: TeacherStore, output: str) -> None:
-    facts = summary(store)
+def _summary(inspection: Inspection, output: str) -> None:
+    facts = inspection.summary()
     if output == "json":
         print(json.dumps(facts, indent=2))
         return
@@ -125,26 +80,49 @@ def _summary(store: TeacherStore, output: str) -> None:
         state = "complete" if about["complete"] else f"{about['missing_shards']} of {facts['shards']} shards missing"
         dropped = sum(about.get("demonstrations_dropped", {}).values())
         print(
-            f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length"
+            f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length, "
+            f"fingerprint {about['fingerprint']}"
         )
-    table = Table()
-    headings = ("task", "language", "view", "examples", "answer tokens", "entropy", "teacher CE", "teacher accuracy")
-    for name in (*headings, f"top-{facts['top_k']} mass", "5th percentile"):
-        table.add_column(name, justify="left" if name in headings[:3] else "right")
+    if inspection.views:
+        _console().print(_table(facts, inspection.views))
+
+
+def _table(facts: dict[str, Any], views: Sequence[str]) -> Table:
+    """A line per task and language; where there are several views, their values side by side."""
+    measures = {
+        "bytes per token": ("bytes_per_token", "{:,.0f}"),
+        "entropy": ("mean_entropy", "{:.3f}"),
+        "teacher CE": ("teacher_ce", "{:.3f}"),
+        "teacher accuracy": ("teacher_accuracy", "{:.1%}"),
+        f"top-{facts['top_k']} mass": ("top_k_mass_mean", "{:.4f}"),
+        "5th percentile": ("top_k_mass_p05", "{:.4f}"),
+        "demonstrations dropped": ("demonstrations_dropped", "{:,}"),
+    }
+    table = Table(title=f"side by side: {' | '.join(views)}" if len(views) > 1 else f"view {views[0]}")
+    for name in ("task", "language"):
+        table.add_column(name)
+    for name in ("examples", "answer tokens", *measures):
+        table.add_column(name, justify="right")
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
     for row in facts["rows"]:
-        table.add_row(
-            row["task"],
-            row["language"],
-            row["view"],
-            f"{row['examples']:,}",
-            f"{row['answer_tokens']:,}",
-            f"{row['mean_entropy']:.3f}",
-            f"{row['teacher_ce']:.3f}",
-            f"{row['teacher_accuracy']:.1%}",
-            f"{row['top_k_mass_mean']:.4f}",
-            f"{row['top_k_mass_p05']:.4f}",
-        )
-    _console().print(table)
+        cells.setdefault((row["task"], row["language"]), {})[row["view"]] = row
+    cells[("all", "")] = {
+        view: {
+            **facts["views"][view],
+            "demonstrations_dropped": sum(facts["views"][view].get("demonstrations_dropped", {}).values()),
+        }
+        for view in views
+    }
+    for (task, language), by_view in cells.items():
+        if task == "all":
+            table.add_section()
+        most = max(by_view.values(), key=lambda row: row["answer_tokens"])  # a half-built view has fewer
+        shown = [
+            " | ".join(form.format(by_view[view][key]) if view in by_view else "–" for view in views)
+            for key, form in measures.values()
+        ]
+        table.add_row(task, language, f"{most['examples']:,}", f"{most['answer_tokens']:,}", *shown)
+    return table
 
 
 def _example(store: TeacherStore, example_id: str, output: str) -> None:
@@ -152,7 +130,8 @@ def _example(store: TeacherStore, example_id: str, output: str) -> None:
     answer_ids = store.examples.answer_ids(example)
     text = _decoder(store)
     tokens = []
-    views = {view: store.read([example], view) for view in store.views if not store.missing_shards(view)}
+    written = [view for view in store.views if store.plan.shard_of(example) not in store.missing_shards(view)]
+    views = {view: store.read([example], view) for view in written}
     for position, token in enumerate(answer_ids.tolist()):
         entry: dict[str, Any] = {"position": position, "token_id": token, "token": text(token), "views": {}}
         for view, rows in views.items():
@@ -172,14 +151,17 @@ def _example(store: TeacherStore, example_id: str, output: str) -> None:
         return
     prompt = "".join(text(int(token)) for token in store.examples.prompt_ids(example))
     print(f"{example_id}\n{prompt}")
+    for view in store.views:
+        if view not in views:
+            print(f"view {view}: not written yet")
     table = Table()
-    for name in ("#", "answer token", *(f"{view} top 5" for view in views)):
+    for name in ("#", "answer token", *(name for view in views for name in (f"{view}: p, rank", f"{view}: top 5"))):
         table.add_column(name)
     for entry in tokens:
-        cells = [
-            "  ".join(f"{escape(repr(top['token']))} {top['probability']:.2f}" for top in about["top"])
-            for about in entry["views"].values()
-        ]
+        cells = []
+        for about in entry["views"].values():
+            cells.append(f"{about['gold_probability']:.2f}, {about['gold_rank']:,}")
+            cells.append("  ".join(f"{escape(repr(top['token']))} {top['probability']:.2f}" for top in about["top"]))
         table.add_row(str(entry["position"]), escape(repr(entry["token"])), *cells)
     _console().print(table)
 
