@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from configs.schema import ConfigError, ModelConfig
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,6 +29,16 @@ def load_tokenizer(model: ModelConfig) -> Any:
         ConfigError: no such directory or hub repository, or no tokenizer in it.
     """
     return _open(AutoTokenizer, model)
+
+
+def token_text(model: str) -> Callable[[int], str]:
+    """Text of single token ids, for people to read; `<id>`, with a warning, where the tokenizer cannot be opened."""
+    try:
+        tokenizer = load_tokenizer(ModelConfig(name=model))
+    except ConfigError as error:
+        logger.warning("warning: %s; token ids are shown instead", error)
+        return lambda token: f"<{token}>"
+    return lambda token: str(tokenizer.decode([token]))
 
 
 def load_causal_lm(

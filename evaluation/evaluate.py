@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from configs import Config, ConfigError
+from configs.workers import Worker
 from evaluation.checkpoints import Checkpoint
 from evaluation.engine import Engine, Request, open_engine
 from evaluation.identity import Identity, identify
+from storage.errors import StoreError
 from storage.results import write_rows
 from tasks import TASKS, Example, Task
 from tasks.data import cells, demonstration_pool, get_source, load_examples
@@ -38,12 +40,14 @@ class Evaluation:
         condition: name under which the rows appear; `fewshot` shows demonstrations, no other does.
         checkpoint: the trained weights, or None for the base model.
         results: directory of the result rows.
+        worker: which share of the cells is this process's; None does all.
     """
 
     config: Config
     condition: str
     checkpoint: Checkpoint | None
     results: Path
+    worker: Worker | None = None
 
 
 def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], Engine] = open_engine) -> Identity:
@@ -59,11 +63,13 @@ def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], E
     if grid.absent:
         print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
     identity = identify(job.config, job.condition, job.checkpoint)
-    pending = [cell for cell in grid.present if not _result_file(job, "metrics", identity, cell).exists()]
-    if done := len(grid.present) - len(pending):
-        print(f"{job.condition}: {done} of {len(grid.present)} cells are finished already and skipped")
-    if not _run_file(job, identity).exists():
-        write_rows(job.results, "runs", [identity.run_row], identity.run)
+    mine = grid.present[job.worker.index :: job.worker.count] if job.worker else grid.present
+    if job.worker:
+        print(f"{job.worker}: {len(mine)} of {len(grid.present)} cells")
+    pending = [cell for cell in mine if not _result_file(job, "metrics", identity, cell).exists()]
+    if done := len(mine) - len(pending):
+        print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")
+    _write_run(job, identity)
     engine: Engine | None = None
     for number, cell in enumerate(pending, start=done + 1):
         started = time.monotonic()
@@ -75,7 +81,7 @@ def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], E
         metrics = metric_rows(rows, TASKS[cell[0]])
         write_rows(job.results, "metrics", metrics, _file_name(identity, cell))
         seconds = time.monotonic() - started
-        print(f"[{number}/{len(grid.present)}] {cell_line(job.condition, metrics)} in {seconds:.1f} s", flush=True)
+        print(f"[{number}/{len(mine)}] {cell_line(job.condition, metrics)} in {seconds:.1f} s", flush=True)
     return identity
 
 
@@ -113,7 +119,7 @@ def predict_cell(job: Evaluation, identity: Identity, engine: Engine, cell: tupl
         "method": config.evaluation.method,
     }
     return [
-        {**shared, **_prediction(task, example, prompt, output, options)}
+        {**shared, **_prediction(task, example, prompt, output, options), "prompt": engine.tokenizer.decode(prompt.ids)}
         for (example, prompt), output in zip(asked, outputs, strict=True)
     ]
 
@@ -252,5 +258,13 @@ def _result_file(job: Evaluation, table: str, identity: Identity, cell: tuple[st
     return job.results / table / f"{_file_name(identity, cell)}.parquet"
 
 
-def _run_file(job: Evaluation, identity: Identity) -> Path:
-    return job.results / "runs" / f"{identity.run}.parquet"
+def _write_run(job: Evaluation, identity: Identity) -> None:
+    """The row of `runs`, unless it is there: it holds the time at which the first worker began."""
+    path = job.results / "runs" / f"{identity.run}.parquet"
+    if path.exists():
+        return
+    try:
+        write_rows(job.results, "runs", [identity.run_row], identity.run)
+    except StoreError:
+        if not path.exists():
+            raise

@@ -87,7 +87,8 @@ function showExample() {
   place.replaceChildren();
   if (!e) return;
   place.append(element("h3", "Question"), element("pre", e.question));
-  place.append(element("h3", "Gold"), element("pre", e.gold), element("h3", "Answers"));
+  place.append(element("h3", "Gold"), element("pre", e.gold));
+  if (e.answers.length) place.append(element("h3", "Answers"));
   const grid = element("div", "", "answers");
   for (const a of e.answers) {
     const box = element("div", "", "answer"), detail = [a.variant, a.seed === null ? "" : "seed " + a.seed];
@@ -95,14 +96,29 @@ function showExample() {
     box.append(element("div", "score " + a.score.toFixed(2), a.score >= 1 ? "right" : "wrong"));
     box.append(element("pre", a.output === "" ? "(empty)" : a.output));
     if (a.parsed === null) box.append(element("div", "could not be read", "wrong"));
+    if (a.prompt !== null) {
+      const more = element("details", "");
+      more.append(element("summary", "prompt"), element("pre", e.prompts[a.prompt]));
+      box.append(more);
+    }
     grid.append(box);
   }
   place.append(grid);
   if (e.teacher.length) {
-    place.append(element("h3", "Teacher: five likeliest token ids with log-probabilities"));
-    const lines = e.teacher.map(t => t.view + " " + t.position + ": gold " + t.token_id + " | " +
-      t.top_ids.map((id, rank) => id + " " + t.top_logprobs[rank].toFixed(2)).join("  "));
-    place.append(element("pre", lines.join("\\n")));
+    place.append(element("h3", "Teacher: five likeliest tokens at each place of the gold answer"));
+    const views = [...new Set(e.teacher.map(t => t.view))], side = element("div", "", "answers");
+    for (const view of views) {
+      const box = element("div", "", "answer");
+      box.append(element("h4", view));
+      for (const t of e.teacher.filter(t => t.view === view)) {
+        const line = element("div", "", t.top[0][0] === t.gold ? "right" : "wrong");
+        line.append(element("code", JSON.stringify(t.gold)), " ← ");
+        line.append(t.top.map(([text, p]) => JSON.stringify(text) + " " + (100 * p).toFixed(1) + "%").join("  "));
+        box.append(line);
+      }
+      side.append(box);
+    }
+    place.append(side);
   }
 }
 if (examples.length) {
@@ -127,8 +143,9 @@ def html_page(
         body.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
     body += [_table(table) for table in tables]
     body.append(
-        '<section id="browser"><h2>Examples</h2><p class="note">A few of each cell, those first on which the answers '
-        'differ most.</p><div class="controls"><label>Cell <select id="cell"></select></label> '
+        '<section id="browser"><h2>Examples</h2><p class="note">A few of each cell: those evaluated on which the '
+        "answers differ most, and some that the teacher store was built on.</p>"
+        '<div class="controls"><label>Cell <select id="cell"></select></label> '
         '<label>Example <select id="example"></select></label></div><div id="shown"></div></section>'
     )
     return (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evaluation.labels import Row, key_of, ordered_conditions, ordered_tasks, setup_label, short_names
 from evaluation.render import MISSING, Table, average, percent
-from evaluation.result_tables import Results
+from evaluation.result_tables import UNRESOLVED, Results, cell_key, with_interval
 from storage.catalogue import Catalogue
 
 
@@ -35,12 +35,29 @@ def transfer_table(catalogue: Catalogue, results: Results) -> list[Table]:
         cells = [cell for cell in results.cells_of(any_row) if cell["task"] in own]
         english = _mean([cell["value"] for cell in cells if cell["language"] == "en"])
         others = _mean([cell["value"] for cell in cells if cell["language"] != "en"])
-        gaps = [percent(own[task]["transfer_gap"], signed=True) if task in own else MISSING for task in tasks]
-        text = [percent(english), percent(others), percent(english - others, signed=True)]
+        gaps = [
+            _transfer_gap(results, own[task]["transfer_gap"], [cell for cell in cells if cell["task"] == task])
+            if task in own
+            else MISSING
+            for task in tasks
+        ]
+        text = [percent(english), percent(others), _transfer_gap(results, english - others, cells)]
         shown.append([results.labels.series(any_row), *text, *gaps])
     header = ["model and condition", "English", "other languages", "gap", *(f"{task} gap" for task in tasks)]
-    note = "English → X transfer gap in points: English minus the mean over all cells of other languages, same tasks."
+    note = (
+        "English → X transfer gap in points: English minus the mean over all cells of other languages, same tasks. "
+        f"{UNRESOLVED}: the interval contains zero."
+    )
     return [Table("Transfer gap", header, shown, [note])]
+
+
+def _transfer_gap(results: Results, gap: float, cells: Sequence[Row]) -> str:
+    english = [cell_key(cell) for cell in cells if cell["language"] == "en"]
+    others = [cell_key(cell) for cell in cells if cell["language"] != "en"]
+    metric = {cell["task"]: cell["metric"] for cell in cells}
+    return with_interval(
+        percent(gap, signed=True), results.replicates.contrast(english, others, metric), difference=True
+    )
 
 
 def checkpoint_tables(catalogue: Catalogue, results: Results) -> list[Table]:
@@ -55,18 +72,19 @@ def checkpoint_tables(catalogue: Catalogue, results: Results) -> list[Table]:
         shown = []
         for key in sorted({key_of(row) for row in own}):
             by_step = {row["step"]: row for row in own if key_of(row) == key}
-            texts = [
-                average(by_step[s]["language_mean"], by_step[s]["languages"], by_step[s]["expected_languages"])
-                if s in by_step
-                else MISSING
-                for s in steps
-            ]
+            texts = [_at_step(results, by_step[step]) if step in by_step else MISSING for step in steps]
             shown.append([results.labels.series(next(iter(by_step.values()))), *texts])
         metric = own[0]["metric"]
         header = ["model and condition", *(f"step {step}" for step in steps)]
         note = "`language_mean` of each checkpoint, in %."
         tables.append(Table(f"Checkpoints: {task} ({metric})", header, shown, [note]))
     return tables
+
+
+def _at_step(results: Results, row: Row) -> str:
+    cells = [cell_key(cell) for cell in results.cells_of(row, task=row["task"])]
+    shown = average(row["language_mean"], row["languages"], row["expected_languages"])
+    return with_interval(shown, results.replicates.at_step(cells, row["step"]))
 
 
 def sweep_tables(catalogue: Catalogue, results: Results) -> list[Table]:
@@ -79,11 +97,11 @@ def sweep_tables(catalogue: Catalogue, results: Results) -> list[Table]:
             continue
         several = len({row["setup"] for row in rows if row["model"] == model}) > 1
         detail = f" ({setup_label(setup)})" if several else ""
-        tables.append(_sweep_table(own, f"λ sweep: {results.labels.models[model]}{detail}"))
+        tables.append(_sweep_table(results, own, f"λ sweep: {results.labels.models[model]}{detail}"))
     return tables
 
 
-def _sweep_table(own: Sequence[Row], title: str) -> Table:
+def _sweep_table(results: Results, own: Sequence[Row], title: str) -> Table:
     tasks = ordered_tasks(row["task"] for row in own)
     shown = []
     for condition in ordered_conditions(row["condition"] for row in own):
@@ -94,14 +112,22 @@ def _sweep_table(own: Sequence[Row], title: str) -> Table:
             texts = []
             for task in tasks:
                 row = by_task.get(task)
-                texts.append(
-                    average(row["language_mean"], row["languages"], row["expected_languages"]) if row else MISSING
-                )
-                texts.append(percent(row["difference_to_finetuned"], signed=True) if row else MISSING)
+                texts.append(results.task_average(row) if row else MISSING)
+                texts.append(_difference_to_finetuned(results, row) if row else MISSING)
             shown.append([f"{condition} λ={value:g}", *texts])
     header = ["condition", *(name for task in tasks for name in (task, f"{task} −finetuned"))]
-    note = "`language_mean` in % and its difference to finetuned in points; no interval: see the gaps above."
+    note = (
+        "`language_mean` in % and its difference to finetuned in points, by a paired bootstrap over the same examples. "
+        f"{UNRESOLVED}: the interval contains zero."
+    )
     return Table(title, header, shown, [note])
+
+
+def _difference_to_finetuned(results: Results, row: Row) -> str:
+    if row["difference_to_finetuned"] is None:
+        return MISSING
+    found = results.gap_interval({**row, "gap": f"{row['condition']}-finetuned"})
+    return with_interval(percent(row["difference_to_finetuned"], signed=True), found, difference=True)
 
 
 def learned_lambda_table(catalogue: Catalogue) -> list[Table]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from configs import ConfigError
+from evaluation.example_browser import browsed_examples
 from evaluation.html_page import html_page
-from evaluation.labels import Row, ordered_conditions, ordered_languages, ordered_models, ordered_tasks
+from evaluation.labels import Row, ordered_models, ordered_tasks
 from evaluation.plots import Plot, all_plots
 from evaluation.render import Table, percent
 from evaluation.result_tables import GAPS, INTERVAL_NOTE, Results, tables_of
@@ -18,7 +19,6 @@ from storage.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES_PER_CELL = 6
 MANY_FAILURES = 0.05
 
 
@@ -67,7 +67,7 @@ def collect(catalogue: Catalogue) -> Report:
     except ImportError:
         logger.warning("warning: no plots, matplotlib is missing; pip install 'logitbank[plots]'")
         plots = []
-    return Report(facts(catalogue, results), tables_of(catalogue, results), plots, disagreements(catalogue))
+    return Report(facts(catalogue, results), tables_of(catalogue, results), plots, browsed_examples(catalogue))
 
 
 def facts(catalogue: Catalogue, results: Results) -> list[str]:
@@ -123,56 +123,6 @@ def _gap_sentence(results: Results, model: str, gap: str, variant: str, rows: Se
     ]
     detail = f" ({variant})" if variant else ""
     return f"{results.labels.models[model]}, {gap.replace('-', ' against ')}{detail}: {'; '.join(parts)}."
-
-
-def disagreements(catalogue: Catalogue) -> list[dict[str, Any]]:
-    """A few examples of each cell with every condition's answer, those first on which answers differ most."""
-    rows = catalogue.rows(
-        f"""
-        WITH shown AS (
-            SELECT p.*, f.variant FROM predictions AS p
-            JOIN final_scores AS f ON f.run = p.run AND f.task = p.task AND f.language = p.language
-            WHERE f.is_primary AND f.method = p.method),
-        ranked AS (
-            SELECT task, language, example_id,
-                   row_number() OVER (PARTITION BY task, language
-                                      ORDER BY stddev_pop(score) DESC, hash(example_id)) AS place
-            FROM shown GROUP BY task, language, example_id)
-        SELECT s.task, s.language, s.example_id, s.question, s.gold, s.model, s.condition, s.variant, s.seed, s.output,
-               s.parsed, s.score
-        FROM shown AS s JOIN ranked AS r USING (task, language, example_id)
-        WHERE r.place <= {EXAMPLES_PER_CELL}
-        """
-    )
-    teacher = _teacher_tokens(catalogue)
-    order = ordered_conditions(row["condition"] for row in rows)
-    tasks = ordered_tasks(row["task"] for row in rows)
-    languages = ordered_languages(row["language"] for row in rows)
-    examples: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda r: (r["model"], order.index(r["condition"]), r["variant"], r["seed"] or 0)):
-        example = examples.setdefault(
-            row["example_id"],
-            {name: row[name] for name in ("task", "language", "example_id", "question", "gold")}
-            | {"answers": [], "teacher": teacher.get(row["example_id"], [])},
-        )
-        names = ("model", "condition", "variant", "seed", "output", "parsed", "score")
-        example["answers"].append({name: row[name] for name in names})
-    return sorted(
-        examples.values(), key=lambda e: (tasks.index(e["task"]), languages.index(e["language"]), e["example_id"])
-    )
-
-
-def _teacher_tokens(catalogue: Catalogue) -> dict[str, list[dict[str, Any]]]:
-    """The teacher's five likeliest tokens at each answer position, for examples that a store has too."""
-    rows = catalogue.rows(
-        "SELECT DISTINCT ON (c.view, c.example_id, c.position) c.* FROM cache_tokens AS c "
-        "SEMI JOIN predictions AS p USING (example_id) ORDER BY c.view, c.example_id, c.position"
-    )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        names = ("view", "position", "token_id", "top_ids", "top_logprobs")
-        found.setdefault(row["example_id"], []).append({name: row[name] for name in names})
-    return found
 
 
 def markdown(report: Report, folder: str) -> str:

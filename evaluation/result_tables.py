@@ -87,9 +87,7 @@ class Results:
         """A row of `task_gaps` with its paired interval and, where it is not resolved, the mark."""
         found = self.gap_interval(row)
         shown = average(row["difference"], row["languages"], row["expected_languages"], signed=True)
-        if found is None:
-            return f"{shown} ±?"
-        return with_interval(shown, found) + ("" if found.excludes_zero else f" {UNRESOLVED}")
+        return with_interval(shown, found, difference=True)
 
     def gap_interval(self, row: Row) -> Interval | None:
         """Paired bootstrap interval of a row of `task_gaps`."""
@@ -197,9 +195,17 @@ def gap_cells(gap: Row) -> tuple[Cell, Cell]:
     )
 
 
-def with_interval(text: str, found: Interval | None) -> str:
-    """`56.7 ±4.3`; the text alone where there are no predictions to bootstrap."""
-    return text if found is None or text == MISSING else f"{text} ±{percent(found.half_width)}"
+def with_interval(text: str, found: Interval | None, *, difference: bool = False) -> str:
+    """`56.7 ±4.3`; a difference says besides whether it is resolved, or that nothing can be said.
+
+    Without predictions to bootstrap: the text alone, a difference as `+1.2 ±?`.
+    """
+    if text == MISSING:
+        return text
+    if found is None:
+        return f"{text} ±?" if difference else text
+    mark = f" {UNRESOLVED}" if difference and not found.excludes_zero else ""
+    return f"{text} ±{percent(found.half_width)}{mark}"
 
 
 def _mean_text(results: Results, row: Row, name: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from storage.cache_rows import EXAMPLES_SQL, TOKEN_SCHEMA, token_rows
 from storage.errors import StoreError
+from storage.migrations import select_rows, sql_list
 from storage.result_cache import cached, renew, signatures
 from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
 from storage.tables import VIEWS
@@ -61,10 +62,12 @@ class Catalogue:
         self.connection = duckdb.connect(":memory:", config={"python_enable_replacements": False})
         readable: list[str] = []
         for table in SCHEMAS:
-            names = SCHEMAS[table].names
-            paths = [path for directory in directories for path in self._readable_files(directory / table, names)]
-            self.connection.execute(f"CREATE VIEW {table} AS {_select_rows(table, paths)}")
-            readable += map(str, paths)
+            paths: dict[int, list[Path]] = {}
+            for directory in directories:
+                for version, found in self._readable_files(directory / table).items():
+                    paths.setdefault(version, []).extend(found)
+            self.connection.execute(f"CREATE VIEW {table} AS {select_rows(table, paths) if paths else _no_rows(table)}")
+            readable += [str(path) for found in paths.values() for path in found]
         self.connection.register("cache_tokens", _cache_tokens(stores))
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
         for name, sql in VIEWS.items():
@@ -90,19 +93,23 @@ class Catalogue:
         """The result of a query as a list of dicts."""
         return list(self.query(sql).to_pylist())
 
-    def _readable_files(self, directory: Path, columns: Sequence[str]) -> list[Path]:
-        """What to read for one table of one directory: a copy of many files where there is one, and the rest."""
+    def _readable_files(self, directory: Path) -> dict[int, list[Path]]:
+        """What to read for one table of one directory: a copy of many files where there is one, and the rest.
+
+        By schema version; the copy is of today's.
+        """
         files = signatures(directory)
         copy, covered = cached(directory, files)
-        rest = self._whole_files(directory, [name for name in files if name not in covered])
-        sources = [*([copy] if copy is not None else []), *rest]
+        sources = self._whole_files(directory, [name for name in files if name not in covered])
+        if copy is not None:
+            sources.setdefault(SCHEMA_VERSION, []).insert(0, copy)
         whole = {name: signature for name, signature in files.items() if directory / name not in self.torn}
         self.files[directory.name] = self.files.get(directory.name, 0) + len(whole)
-        renewed = renew(directory, whole, sources, columns)
-        return sources if renewed is None else [renewed]
+        renewed = renew(directory, whole, sources)
+        return sources if renewed is None else {SCHEMA_VERSION: [renewed]}
 
-    def _whole_files(self, directory: Path, names: Sequence[str]) -> list[Path]:
-        whole = []
+    def _whole_files(self, directory: Path, names: Sequence[str]) -> dict[int, list[Path]]:
+        whole: dict[int, list[Path]] = {}
         for path in (directory / name for name in names):
             version = footer_version(path)
             if version is None:
@@ -112,12 +119,12 @@ class Catalogue:
                 raise StoreError(
                     f"{path}: written by a newer version (schema {version}, known {SCHEMA_VERSION}); update"
                 )
-            whole.append(path)
+            whole.setdefault(version, []).append(path)
         return whole
 
     def _close_the_rest_of_the_world(self, readable: Sequence[str]) -> None:
         """No query reads any other file, whatever it says."""
-        self.connection.execute(f"SET allowed_paths = {_sql_list(readable)}")
+        self.connection.execute(f"SET allowed_paths = {sql_list(readable)}")
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
@@ -154,17 +161,9 @@ def one_line(error: duckdb.Error) -> str:
     return " ".join(str(error).split("\nLINE ")[0].split())
 
 
-def _select_rows(table: str, paths: Sequence[Path]) -> str:
-    names = ", ".join(SCHEMAS[table].names)
-    if paths:
-        return f"SELECT {names} FROM read_parquet({_sql_list(map(str, paths))})"
+def _no_rows(table: str) -> str:
     typed = ", ".join(f"CAST(NULL AS {_duckdb_type(field.type)}) AS {field.name}" for field in SCHEMAS[table])
     return f"SELECT {typed} WHERE false"
-
-
-def _sql_list(values: object) -> str:
-    quoted = ("'" + str(value).replace("'", "''") + "'" for value in values)  # type: ignore[attr-defined]
-    return f"[{', '.join(quoted)}]"
 
 
 def _duckdb_type(kind: pa.DataType) -> str:

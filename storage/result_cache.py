@@ -12,11 +12,12 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 
+from storage.migrations import select_rows, sql_list
 from storage.results import SCHEMA_VERSION
 
 ENOUGH = 300  # files of one table that are worth a copy
@@ -52,16 +53,15 @@ def cached(directory: Path, files: dict[str, Signature]) -> tuple[Path | None, s
     return copy, set(covered)
 
 
-def renew(directory: Path, files: dict[str, Signature], sources: Sequence[Path], columns: Sequence[str]) -> Path | None:
+def renew(directory: Path, files: dict[str, Signature], sources: Mapping[int, Sequence[Path]]) -> Path | None:
     """Copy the sources into one file where that is worth it; None where it is not, or cannot be.
 
     Args:
         directory: `RESULTS/<table>`.
         files: the whole files that the sources hold the rows of.
-        sources: what to read: single files, or the copy before and what is new.
-        columns: of the table.
+        sources: what to read, by schema version: single files, or the copy before and what is new.
     """
-    new = len(sources)
+    new = sum(len(paths) for paths in sources.values())
     if new <= max(ENOUGH, SHARE * len(files)):
         return None
     index = _index_path(directory)
@@ -69,11 +69,10 @@ def renew(directory: Path, files: dict[str, Signature], sources: Sequence[Path],
     partial = copy.with_suffix(".partial")
     try:
         index.parent.mkdir(exist_ok=True)
-        quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in sources)
         with duckdb.connect(":memory:") as connection:
             connection.execute(
-                f"COPY (SELECT {', '.join(columns)} FROM read_parquet([{quoted}])) "
-                f"TO '{str(partial).replace(chr(39), chr(39) * 2)}' (FORMAT parquet, COMPRESSION zstd)"
+                f"COPY ({select_rows(directory.name, sources)}) "
+                f"TO {sql_list([partial])[1:-1]} (FORMAT parquet, COMPRESSION zstd)"
             )
         partial.rename(copy)
         content = {

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # a change needs a step in storage.migrations
 VERSION_KEY = "logitbank.results.v"  # footer key, version appended: found without decoding the footer
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]*")
 
@@ -50,6 +50,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             _required("example_id", pa.string()),
             _required("prompt_hash", pa.string()),  # of the prompt's token ids
             _required("demonstrations", pa.int64()),  # kept in the prompt
+            pa.field("prompt", pa.string()),  # all that the model read, as text
             _required("question", pa.string()),  # the user's turn, without demonstrations
             _required("output", pa.string()),  # raw model text
             pa.field("parsed", pa.string()),  # JSON; null where nothing could be parsed

@@ -112,8 +112,8 @@ VIEWS: dict[str, str] = {
     """,
     # Fixed λ only: under any other strategy λ is a starting point or an upper bound.
     "lambda_sweep": """
-        SELECT t.model, t.condition, t.setup, t.lambda_distill, t.task, t.metric, t.language_mean, t.languages,
-               t.expected_languages, t.language_mean - f.language_mean AS difference_to_finetuned
+        SELECT t.model, t.condition, t.setup, t.variant, t.lambda_distill, t.task, t.metric, t.language_mean,
+               t.languages, t.expected_languages, t.language_mean - f.language_mean AS difference_to_finetuned
         FROM task_averages AS t
         LEFT JOIN task_averages AS f
           ON f.model = t.model AND f.setup = t.setup AND f.task = t.task AND f.metric = t.metric

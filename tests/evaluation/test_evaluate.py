@@ -81,6 +81,8 @@ def test_only_fewshot_shows_demonstrations(config: Any, tokenizer: Any, tmp_path
         parrot = Parrot(tokenizer)
         evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), condition, None, tmp_path), opener=parrot)
         assert {text.count("<start>user") for text in parrot.asked} == {turns}
+        asked = _rows(tmp_path, f"SELECT prompt FROM predictions WHERE condition = '{condition}'")
+        assert {row["prompt"] for row in asked} == set(parrot.asked), "the rows keep what the model read"
     kept = _rows(tmp_path, "SELECT condition, min(demonstrations) AS n FROM predictions GROUP BY ALL ORDER BY ALL")
     assert kept == [{"condition": "base", "n": 0}, {"condition": "fewshot", "n": 5}]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from evaluation.intervals import DRAWS, bootstrap_metrics, draw_counts, interval, load_replicates
+from evaluation.intervals import DRAWS, Interval, bootstrap_metrics, draw_counts, interval, load_replicates
 from evaluation.result_tables import Results
 from storage.catalogue import Catalogue
 from storage.results import write_rows
@@ -175,3 +176,57 @@ def test_published_gaps_carry_no_interval(tmp_path: Path) -> None:
     results = Results.load(Catalogue([tmp_path]))
     (gap,) = results.task_gaps
     assert results.gap(gap) == "+10.0 ±?"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_cell_without_a_miss_or_a_hit_is_not_certain(right: bool, tmp_path: Path) -> None:
+    """Jeffreys' interval of 50 out of 50; the bootstrap alone would say ±0."""
+    add_predictions(tmp_path, ("nli", "en"), correct([right] * 50))
+    add_predictions(tmp_path, ("nli", "hi"), correct([right] * 50), day=2)
+    replicates = load_replicates(Catalogue([tmp_path]))
+    cells = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
+    one, both = replicates.cell(cells[0], "accuracy"), replicates.average(cells, "accuracy")
+    assert one is not None
+    assert both is not None
+    rare = scipy.stats.beta.ppf([0.025, 0.975], 0.5, 50.5)
+    expected = 1 - rare[::-1] if right else rare
+    assert [one.low, one.high] == pytest.approx(expected, abs=2e-3)
+    assert 0 < both.half_width < one.half_width
+    assert replicates.difference([(cells[0], cells[0])], "accuracy") == Interval(0.0, 0.0)
+
+
+def test_checkpoints_have_intervals_of_their_own(tmp_path: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(5)
+    early, late = rng.random(200) < 0.5, rng.random(200) < 0.9
+    for step, outcome in ((100, early), (200, late)):
+        add_predictions(tmp_path, ("nli", "en"), correct(outcome), condition="distilled", step=step)
+    found = load_replicates(Catalogue([tmp_path]))
+    cell = ("m", "distilled", "s", "", "nli", "en")
+    for step, outcome in ((100, early), (200, late)):
+        interval_of_step = found.at_step([cell], step)
+        assert interval_of_step is not None
+        assert interval_of_step.half_width == pytest.approx(1.96 * outcome.std() / np.sqrt(200), rel=0.1)
+    assert found.cell(cell, "accuracy") == found.at_step([cell], 200), "the last step is the cell's"
+    run(tmp_path, "tables")
+    row = table_of(capsys.readouterr().out, "Checkpoints: nli (accuracy)")["m distilled"]
+    assert all(" ±" in text for text in row.values())
+
+
+def test_transfer_gap_and_sweep_have_intervals(tmp_path: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(6)
+    base = {language: rng.random(200) < 0.6 for language in ("en", "hi")}
+    for day, (language, outcome) in enumerate(base.items(), start=1):
+        add_predictions(tmp_path, ("nli", language), correct(outcome), condition="finetuned", day=day)
+        for value, better in ((0.05, 0.02), (0.5, 0.5)):
+            changed = outcome | (rng.random(200) < better)
+            about = {"variant": f"λ={value:g}", "lambda_distill": value, "day": day}
+            add_predictions(tmp_path, ("nli", language), correct(changed), condition="distilled", **about)
+    run(tmp_path, "tables")
+    text = capsys.readouterr().out
+    gap = table_of(text, "Transfer gap")["m finetuned"]["gap"]
+    width = 1.96 * np.sqrt(sum(outcome.var() / 200 for outcome in base.values()))
+    assert float(gap.split("±")[1].split()[0]) == pytest.approx(100 * width, abs=0.6)
+    sweep = table_of(text, "λ sweep: m")
+    assert "≈0" not in sweep["distilled λ=0.5"]["nli −finetuned"]
+    assert " ±" in sweep["distilled λ=0.5"]["nli −finetuned"]
+    assert " ±" in sweep["distilled λ=0.05"]["nli"]

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation.example_browser import browsed_examples
 from evaluation.html_page import html_page, script_json
 from evaluation.render import Table
 from evaluation.report import collect, write_report
+from storage import TeacherStore
 from storage.catalogue import Catalogue
+from storage.results import write_rows
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
 from tests.evaluation.test_query import run
+from tests.storage import stores
 
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CHROMIUM = next(
@@ -89,9 +93,53 @@ def test_examples_put_those_first_on_which_answers_differ(results: Path) -> None
     assert [answer["condition"] for answer in examples[0]["answers"]] == ["finetuned", "distilled"]
 
 
+def test_examples_carry_each_prompt_once_and_the_teachers_five_likeliest_tokens(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    stores.build(store, stores.records(3))
+    (example_id, *_) = TeacherStore.open(store).examples.example_id
+    task, language = example_id.split("/")[:2]
+    for condition, prompt in (("base", "short"), ("fewshot", "long"), ("finetuned", "short")):
+        name = add_run(tmp_path, {(task, language): 1.0}, condition=condition)
+        same = {"run": name, "model": "m", "condition": condition, "seed": 42, "task": task, "language": language}
+        asked = {"split": "test", "method": "generate", "example_id": example_id, "prompt_hash": "0", "prompt": prompt}
+        answer = {"demonstrations": 0, "question": "q", "output": "o", "gold": "1", "score": 1.0}
+        row = {**same, **asked, **answer, "statistics": {"correct": 1.0, "parse_failure": 0.0}}
+        write_rows(tmp_path, "predictions", [row], name)
+    found = {example["example_id"]: example for example in browsed_examples(Catalogue([tmp_path], [store]))}
+    assert len(found) == 3, "examples of the store alone are shown as well"
+    assert all(
+        len(other["teacher"]) >= 2 and other["question"] and other["gold"]
+        for other in found.values()
+        if other is not found[example_id]
+    )
+    example = found[example_id]
+    assert example["prompts"] == ["short", "long"]
+    assert [answer["prompt"] for answer in example["answers"]] == [0, 1, 0]
+    rows = TeacherStore.open(store).read([0], example["teacher"][0]["view"])
+    top = example["teacher"][0]["top"]
+    assert [text for text, _ in top] == [f"<{token}>" for token in rows.token_ids[0, :5]], "its tokenizer is not here"
+    assert [p for _, p in top] == pytest.approx(np.exp(rows.logits[0, :5] - rows.logsumexp[0]))
+
+
 def test_model_text_never_becomes_markup() -> None:
-    answer = {"model": "m", "condition": "c", "variant": "", "seed": 1, "output": ATTACK, "parsed": None, "score": 0.0}
-    example = {"task": "nli", "language": "en", "example_id": ATTACK, "question": ATTACK, "gold": ATTACK}
+    answer = {
+        "model": "m",
+        "condition": "c",
+        "variant": "",
+        "seed": 1,
+        "output": ATTACK,
+        "parsed": None,
+        "score": 0.0,
+        "prompt": 0,
+    }
+    example = {
+        "task": "nli",
+        "language": "en",
+        "example_id": ATTACK,
+        "question": ATTACK,
+        "gold": ATTACK,
+        "prompts": [ATTACK],
+    }
     page = html_page(
         [ATTACK], [Table(ATTACK, [ATTACK], [[ATTACK]], [ATTACK])], [], [{**example, "answers": [answer], "teacher": []}]
     )
@@ -117,9 +165,26 @@ def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
     """Headless: the example browser fills itself, sorting reorders rows, no script of a model runs."""
     *_, page = write_report(Catalogue([results]), tmp_path / "report.md")
     table = Table("T", ["model", "score"], [["a", "5.0 ±1.0"], ["b", "—"], ["c", "70.1"], ["d", "-3.0"]])
-    answer = {"model": "m", "condition": "c", "variant": "", "seed": 1, "output": ATTACK, "parsed": None, "score": 0.0}
-    example = {"task": "nli", "language": "en", "example_id": "e1", "question": ATTACK, "gold": "g"}
-    text = html_page([ATTACK], [table], [], [{**example, "answers": [answer], "teacher": []}])
+    answer = {
+        "model": "m",
+        "condition": "c",
+        "variant": "",
+        "seed": 1,
+        "output": ATTACK,
+        "parsed": None,
+        "score": 0.0,
+        "prompt": 0,
+    }
+    example = {
+        "task": "nli",
+        "language": "en",
+        "example_id": "e1",
+        "question": ATTACK,
+        "gold": "g",
+        "prompts": [ATTACK],
+    }
+    teacher = [{"view": "fewshot", "position": 0, "gold": ATTACK, "top": [[ATTACK, 0.75], ["no", 0.25]]}]
+    text = html_page([ATTACK], [table], [], [{**example, "answers": [answer], "teacher": teacher}])
     click = "<script>document.querySelectorAll('th button')[1].click()</script>"
     page.write_text(text.replace("</body>", f"{click}</body>"), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844", "--dump-dom"]
@@ -130,3 +195,5 @@ def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
     assert 'aria-sort="descending"' in dom
     assert "could not be read" in dom
     assert "score 0.00" in dom
+    assert "<summary>prompt</summary>" in dom
+    assert "75.0%" in dom

@@ -10,7 +10,7 @@ import pytest
 
 from storage.catalogue import Catalogue
 from storage.errors import StoreError
-from storage.results import SCHEMAS, VERSION_KEY, write_rows
+from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, write_rows
 
 LOG_ROW = {"run": "r", "model": "m", "step": 10, "task": "all", "metric": "ce", "value": 1.5}
 
@@ -56,7 +56,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "training_log" / "x.parquet"
     path.parent.mkdir()
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({f"{VERSION_KEY}99": "training_log"}), path)
-    with pytest.raises(StoreError, match=r"newer version \(schema 99, known 1\)"):
+    with pytest.raises(StoreError, match=rf"newer version \(schema 99, known {SCHEMA_VERSION}\)"):
         Catalogue([tmp_path])
 
 
