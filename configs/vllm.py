@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.models import default_device, text_config
 from configs.schema import ConfigError, ModelConfig, VllmConfig
 
@@ -71,7 +73,7 @@ def open_vllm(
             max_num_batched_tokens=max(batch_tokens, settings.max_sequences),
             max_num_seqs=settings.max_sequences,
             use_tqdm_on_load=False,
-            enforce_eager=on_cpu,  # compiling takes minutes and a C++ compiler there
+            enforce_eager=on_cpu,
             **options,
         )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -93,6 +95,9 @@ def _import_vllm(key: str) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     logging.getLogger("vllm").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    if default_device().type == "cpu":  # compiling takes longer than it saves, and needs a C++ compiler
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # for processes to come
+        torch.compiler.set_stance("force_eager")
     import vllm
 
     return vllm

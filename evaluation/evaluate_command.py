@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,24 +31,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[], metavar="N", help="evaluate DIR/checkpoint-N for each N"
     )
+    parser.add_argument(
+        "--worker",
+        metavar="I/N",
+        help="this process is worker I (from 0) of N that share the cells (default: as torchrun says)",
+    )
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
     run_command(lambda: _evaluate(parser.parse_intermixed_args(argv)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from configs.workers import find_worker
     from evaluation.evaluate import Evaluation, evaluate  # torch and transformers: not for --help
 
     config = load(arguments)
+    worker = find_worker(arguments.worker, os.environ, arrays=False)
     if arguments.steps and arguments.checkpoint is None:
         raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
     checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
     check_condition(arguments.condition, checkpoints)
     if not checkpoints:
-        evaluate(Evaluation(config, arguments.condition, None, arguments.results))
+        evaluate(Evaluation(config, arguments.condition, None, arguments.results, worker))
     for checkpoint in checkpoints:
         if len(checkpoints) > 1:
             print(f"step {checkpoint.step}: {checkpoint.path}")
-        evaluate(Evaluation(config, arguments.condition, checkpoint, arguments.results))
+        evaluate(Evaluation(config, arguments.condition, checkpoint, arguments.results, worker))
 
 
 if __name__ == "__main__":

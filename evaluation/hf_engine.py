@@ -6,6 +6,7 @@ Shape legend: B rows of a batch, S positions of the longest row, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from configs import Config, ConfigError
-from configs.models import default_device, load_causal_lm, load_tokenizer
+from configs.models import load_causal_lm, load_tokenizer
+from configs.workers import local_device
 from evaluation.checkpoints import Checkpoint
 from evaluation.engine import Request
 from tasks.prompts import PromptEncoder
@@ -49,7 +51,7 @@ class HfEngine:
         Raises:
             ConfigError: what cannot be opened, or an adapter that does not fit the model.
         """
-        device = default_device()
+        device = local_device(os.environ)
         if checkpoint is None or checkpoint.is_adapter:
             model = load_causal_lm(config.model, device=device)
             tokenizer = load_tokenizer(config.model)

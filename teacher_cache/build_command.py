@@ -17,6 +17,7 @@ from configs.command import add_config_arguments, load, run_command
 from configs.models import default_device, lm_head_rows, load_tokenizer
 from configs.schema import ModelConfig
 from configs.vllm import require_vllm
+from configs.workers import find_worker, local_device
 from storage import TeacherStore
 from tasks.prompts import PromptEncoder
 from teacher_cache.build import Tally, build
@@ -24,7 +25,6 @@ from teacher_cache.carriers import CARRIERS
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
 from teacher_cache.vllm_engine import VllmTeacher
-from teacher_cache.workers import find_worker
 
 # Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
 # 256, everything counted (docs/benchmarks.md).
@@ -171,17 +171,12 @@ def _check_vllm() -> None:
 
 
 def _device(config: Config) -> torch.device:
-    """The device of this process: its own accelerator where a launcher started several on one machine."""
-    device = default_device()
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
-        if config.teacher.device_map is not None:
-            raise ConfigError(
-                f"teacher.device_map: {config.teacher.device_map} spreads one teacher over all devices, but several "
-                "processes were launched on this machine; launch one, or set it to null"
-            )
-        if device.type != "cpu":
-            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
-    return device
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and config.teacher.device_map is not None:
+        raise ConfigError(
+            f"teacher.device_map: {config.teacher.device_map} spreads one teacher over all devices, but several "
+            "processes were launched on this machine; launch one, or set it to null"
+        )
+    return local_device(os.environ)
 
 
 def _print_plan(config: Config, plan: TeacherPlan) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from configs import ConfigError
+from configs.workers import find_worker
 from storage import TeacherStore
 from storage.verify import verify
 from teacher_cache.build import Tally, score
 from teacher_cache.engine import Sequenced
-from teacher_cache.workers import find_worker
 from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_plan
 
 FORK = multiprocessing.get_context("fork")
@@ -202,6 +202,14 @@ def test_an_array_with_gaps_is_refused() -> None:
     environment = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     with pytest.raises(ConfigError, match="expected a Slurm array without gaps"):
         find_worker(None, environment)
+
+
+def test_arrays_whose_tasks_do_other_things_are_no_workers() -> None:
+    environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
+    assert find_worker(None, environment, arrays=False) is None
+    worker = find_worker(None, {**environment, "RANK": "1", "WORLD_SIZE": "2"}, arrays=False)
+    assert worker is not None
+    assert (worker.index, worker.count) == (1, 2)
 
 
 def test_configuration_of_the_fakes_is_valid() -> None:

@@ -1,11 +1,14 @@
-"""Which share of the shards is this process's: said by `--worker`, or by the launcher's environment."""
+"""Which share of the work is this process's: said by `--worker`, or by the launcher's environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from configs import ConfigError
+import torch
+
+from configs.models import default_device
+from configs.schema import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Worker:
         return f"worker {self.index} of {self.count} ({self.source})"
 
 
-def find_worker(argument: str | None, environment: Mapping[str, str]) -> Worker | None:
+def find_worker(argument: str | None, environment: Mapping[str, str], *, arrays: bool = True) -> Worker | None:
     """The worker that `--worker I/N`, a Slurm array or torchrun (also accelerate launch) makes this process.
 
     A Slurm array whose tasks run torchrun has as many workers as processes in all its tasks.
@@ -28,6 +31,7 @@ def find_worker(argument: str | None, environment: Mapping[str, str]) -> Worker 
     Args:
         argument: of `--worker`, which comes first; None where it was not given.
         environment: of the process.
+        arrays: whether the tasks of a Slurm array share the work; otherwise each does something else.
 
     Returns:
         None for a process on its own.
@@ -41,11 +45,19 @@ def find_worker(argument: str | None, environment: Mapping[str, str]) -> Worker 
             raise ConfigError(f"--worker: expected I/N with I from 0 to N-1, got {argument!r}")
         return Worker(int(index), int(count), "--worker")
     rank, ranks = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
-    task, tasks = _array_task(environment)
+    task, tasks = _array_task(environment) if arrays else (0, 1)
     if ranks * tasks == 1:
         return None
     sources = [*(["Slurm array"] if tasks > 1 else []), *(["RANK and WORLD_SIZE"] if ranks > 1 else [])]
     return Worker(task * ranks + rank, tasks * ranks, " and ".join(sources))
+
+
+def local_device(environment: Mapping[str, str]) -> torch.device:
+    """The device of this process: its own accelerator where a launcher started several on one machine."""
+    device = default_device()
+    if device.type != "cpu" and int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        torch.accelerator.set_device_index(int(environment["LOCAL_RANK"]))
+    return device
 
 
 def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
