@@ -83,7 +83,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
-    """`PATH/checkpoint-<step>` for each step, or PATH itself without steps.
+    """The checkpoint of each step, or PATH itself without steps.
+
+    `PATH/checkpoint-<step>`; of the last step `PATH/final`, where training writes no other.
 
     Raises:
         ConfigError: a step that has no checkpoint; says which there are.
@@ -92,12 +94,16 @@ def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
         return [open_checkpoint(path)]
     if not path.is_dir():
         raise ConfigError(f"--checkpoint: no directory {path}")
-    found = {int(child.name.rpartition("-")[2]) for child in path.glob("checkpoint-*") if _has_step(child)}
+    found = {int(child.name.rpartition("-")[2]): child for child in path.glob("checkpoint-*") if _has_step(child)}
+    if (path / "final").is_dir():
+        final = open_checkpoint(path / "final")
+        if final.step is not None:
+            found.setdefault(final.step, final.path)
     for step in steps:
         if step not in found:
             known = ", ".join(map(str, sorted(found))) or "none"
-            raise ConfigError(f"--steps: {path} has no checkpoint-{step}; its steps are {known}")
-    return [open_checkpoint(path / f"checkpoint-{step}") for step in steps]
+            raise ConfigError(f"--steps: {path} has no checkpoint of step {step}; its steps are {known}")
+    return [open_checkpoint(found[step]) for step in steps]
 
 
 def check_condition(condition: str, checkpoints: list[Checkpoint]) -> None:

@@ -250,11 +250,12 @@ def test_engine_choice_is_checked_in_the_configuration(config: Any) -> None:
 
 
 def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
-    for step in (5, 10):
+    for step, name in ((5, "checkpoint-5"), (10, "final")):  # training writes its last step as `final`
         torch.manual_seed(step)
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
         lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-        peft.get_peft_model(base, lora).save_pretrained(tmp_path / "out" / f"checkpoint-{step}")
+        peft.get_peft_model(base, lora).save_pretrained(tmp_path / "out" / name)
+        (tmp_path / "out" / name / "training.json").write_text(json.dumps({"step": step}))
     command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]"]
     command += ["--results", str(tmp_path / "r"), "--condition", "mine", "--checkpoint", str(tmp_path / "out")]
     evaluate_command.main([*command, "--steps", "5", "10"])
