@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from evaluation.labels import Row, ordered_conditions, ordered_languages, ordered_tasks
+from evaluation.labels import Row, ordered_conditions, ordered_languages, ordered_tasks, short_names
 from storage import TeacherStore
 from storage.catalogue import Catalogue
 
@@ -50,6 +50,7 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
         """
     )
     order = ordered_conditions(row["condition"] for row in rows)
+    models = short_names(row["model"] for row in rows)
     examples: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda r: (r["model"], order.index(r["condition"]), r["variant"], r["seed"] or 0)):
         example = examples.setdefault(
@@ -57,8 +58,9 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
             {name: row[name] for name in ("task", "language", "example_id", "question", "gold")}
             | {"prompts": [], "answers": [], "teacher": []},
         )
-        names = ("model", "condition", "variant", "seed", "output", "parsed", "score")
-        example["answers"].append({name: row[name] for name in names} | {"prompt": _index(example["prompts"], row)})
+        names = ("condition", "variant", "seed", "output", "parsed", "score")
+        answer = {"model": models[row["model"]], "prompt": _index(example["prompts"], row)}
+        example["answers"].append(answer | {name: row[name] for name in names})
     return examples
 
 

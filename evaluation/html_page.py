@@ -34,7 +34,7 @@ select { font: inherit; max-width: 100%; } .controls { display: flex; flex-wrap:
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .6rem; border-radius: 4px; }
 .answers { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: .8rem; }
 .answer { border: 1px solid var(--line); border-radius: 4px; padding: .6rem; min-width: 0; }
-.answer h4 { margin: 0 0 .4rem; } .right { color: var(--good); } .wrong { color: var(--bad); }
+.answer h4 { margin: 0 0 .4rem; overflow-wrap: anywhere; } .right { color: var(--good); } .wrong { color: var(--bad); }
 """
 
 SCRIPT = """
