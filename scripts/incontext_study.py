@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
+from scipy.special import stdtrit
 
 from evaluation.evaluate_command import main as evaluate_model
 from storage.catalogue import Catalogue
@@ -25,11 +26,6 @@ from teacher_cache.build_command import main as build_teacher_cache
 STUDENTS = {"finetuned": "none", "control": "zeroshot", "distilled": "fewshot"}
 CONDITIONS = ("base", "fewshot", *STUDENTS)
 PAIRS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "control"))
-# 97.5% quantiles of Student's t, from one degree of freedom on
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primary GROUP BY ALL"
 
 
@@ -56,10 +52,8 @@ def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dic
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of its 95% confidence interval by Student's t."""
-    if len(values) - 1 not in range(1, len(T_QUANTILES) + 1):
-        raise ValueError(f"seeds: expected 2 to {len(T_QUANTILES) + 1}, got {len(values)}")
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), T_QUANTILES[len(values) - 2] * error
+    return statistics.mean(values), float(stdtrit(len(values) - 1, 0.975)) * error
 
 
 def table(by_seed: Sequence[dict[str, dict[str, float]]]) -> str:
@@ -91,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.seeds < 2:
+        parser.error(f"--seeds: expected at least 2, an interval needs them, got {arguments.seeds}")
     make_model(arguments.output / "model", Pretraining())
     by_seed = [run_seed(arguments.output, seed, arguments.overrides) for seed in range(arguments.seeds)]
     print(f"\n{len(by_seed)} seeds; in %, mean ±half of the 95% interval over seeds, differences paired by seed\n")
