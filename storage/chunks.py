@@ -6,40 +6,35 @@ of (offset, bytes) per chunk and its CRC-32C. What Zarr itself reads is the same
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numcodecs import PCodec, Zstd
+from numcodecs import Zstd
 from numpy.typing import NDArray
+from pcodec import standalone
 
 _INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
 _CRC_BYTES = 4
 
 
-def decode_object(
-    data: bytes, dtype: str, columns: int, *, rows: int, shard_tokens: int, chunk_tokens: int
-) -> NDArray[np.generic]:
-    """The first `rows` of an object's rows, (rows, columns).
+def decode_object(data: bytes, out: NDArray[Any], *, shard_tokens: int, chunk_tokens: int) -> None:
+    """Decode the first rows of an object.
 
     Args:
         data: the whole object, verified by its manifest.
-        dtype: NumPy dtype name.
-        columns: columns of the object.
-        rows: how many rows are in use.
+        out: (rows, columns) contiguous, filled here: the rows that are wanted, all columns of the object.
         shard_tokens: rows of the object.
         chunk_tokens: rows of an inner chunk.
 
     Raises:
-        ValueError: a chunk that does not hold what it should. The codecs have errors of their own.
+        ValueError: a chunk that holds too little. The codecs have errors of their own.
     """
     chunks = shard_tokens // chunk_tokens
     index = np.frombuffer(data[-chunks * _INDEX_ENTRY.itemsize - _CRC_BYTES : -_CRC_BYTES], _INDEX_ENTRY)
-    used = -(-rows // chunk_tokens)
-    out = np.empty((used, chunk_tokens, columns), dtype=dtype)
-    zstd, pcodec = Zstd(), PCodec()
-    for number in range(used):
+    for number in range(-(-len(out) // chunk_tokens)):
         offset = int(index["offset"][number])
-        coded = zstd.decode(data[offset : offset + int(index["bytes"][number])])
-        values = pcodec.decode(coded)
-        if values.dtype != out.dtype or values.size != out[number].size:
-            raise ValueError(f"expected {out[number].size} {dtype}, got {values.size} {values.dtype}")
-        out[number] = values.reshape(chunk_tokens, columns)
-    return out.reshape(-1, columns)[:rows]
+        coded = Zstd().decode(data[offset : offset + int(index["bytes"][number])])
+        wanted = out[number * chunk_tokens : (number + 1) * chunk_tokens].reshape(-1)
+        found = standalone.simple_decompress_into(coded, wanted).n_processed
+        if found != wanted.size:
+            raise ValueError(f"expected {wanted.size} values, got {found}")

@@ -35,6 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 GAP_STEP = 5 / 64  # nats between stored values
 SCALAR_STEP = 1 / 512  # nats between stored scalars
 TAIL_STEP = 1 / 8  # nats between stored log-probabilities of what is beyond a block
+TILE = 256  # rows that are decoded at a time: their arrays stay in a processor's cache
 INFINITY = 2**16 - 1  # marks -inf among gaps
 INFINITY_GOLD = 2**32 - 1
 
@@ -153,13 +154,15 @@ class CompactEncoding:
         """See `Encoding.decode`."""
         top = arrays["top_logit"].astype(np.float64)
         logsumexp = (top + arrays["logsumexp_gap"] * SCALAR_STEP).astype(np.float32)
-        codes, below = _decode_blocks(arrays["codes"], arrays["gaps"], arrays["block_gaps"])
-        # Float32 holds steps of 5/64 up to 10^5 nats exactly, so each value is rounded once.
-        logits = arrays["top_logit"][:, None] - below * np.float32(GAP_STEP)
-        codes = codes[:, :top_k]
-        top_tokens = vocabulary.top_tokens(codes[:, 0])
-        token_ids = vocabulary.token_ids(codes, top_tokens)
-        token_ids[:, 0] = top_tokens
+        token_ids = np.empty((len(top), top_k), dtype=np.int32)
+        logits = np.empty(arrays["codes"].shape, dtype=np.float32)
+        for start in range(0, len(top), TILE):
+            tile = slice(start, start + TILE)
+            codes, below = _decode_blocks(*(arrays[name][tile] for name in ("codes", "gaps", "block_gaps")))
+            # Float32 holds steps of 5/64 up to 10^5 nats exactly, so each value is rounded once.
+            below *= np.float32(GAP_STEP)
+            np.subtract(arrays["top_logit"][tile, None], below, out=logits[tile])
+            token_ids[tile] = vocabulary.token_ids(codes[:, :top_k])
         gold_gap = arrays["gold_gap"]
         gold = top - gold_gap * SCALAR_STEP
         log_tail = arrays["tails"].sum(axis=1, dtype=np.int64) * -TAIL_STEP
@@ -204,26 +207,26 @@ def _decode_blocks(
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     """Codes and steps below the top in rank order, (T, C) for the C columns given; steps are inf for -inf."""
     tokens, columns = codes.shape
-    infinite = gaps == INFINITY
-    below = np.empty((tokens, columns), dtype=np.float32)
-    below[:, :RANK_BLOCK] = np.cumsum(gaps[:, :RANK_BLOCK], axis=1, dtype=np.int32)
-    codes = codes.copy()
+    ranked, below = np.empty_like(codes), np.empty((tokens, columns), dtype=np.float32)
+    first = slice(0, RANK_BLOCK)
+    ranked[:, first], below[:, first] = codes[:, first], np.cumsum(gaps[:, first], axis=1, dtype=np.float32)
     for span, blocks, width in _sorted_spans(columns):
         shape = (tokens, blocks, width)
-        code, gap = _sort_by_value(
-            np.cumsum(codes[:, span].reshape(shape), axis=2, dtype=np.uint32), gaps[:, span].reshape(shape)
-        )
+        ascending = np.cumsum(codes[:, span].reshape(shape), axis=2, dtype=np.uint32)
+        code, gap = _sort_by_value(ascending, gaps[:, span].reshape(shape))
         # A block begins `block_gaps` below the last value of the one before.
         number = span.start // RANK_BLOCK
         largest = block_gaps[:, number : number + blocks].astype(np.float32)
         largest[:, 0] += below[:, span.start - 1]
         largest[:, 1:] += gap[:, :-1, -1]
-        codes[:, span] = code.reshape(tokens, -1)
-        below[:, span] = (gap + np.cumsum(largest, axis=1)[:, :, None]).reshape(tokens, -1)
-        infinite[:, span] = gap.reshape(tokens, -1) == INFINITY
-    if infinite.any():  # and so is every rank below
-        below[np.logical_or.accumulate(infinite, axis=1)] = np.inf
-    return codes, below
+        gap += np.cumsum(largest, axis=1)[:, :, None]
+        ranked[:, span], below[:, span] = code.reshape(tokens, -1), gap.reshape(tokens, -1)
+    if gaps.max(initial=0) == INFINITY or block_gaps.max(initial=0) == INFINITY:
+        infinite = np.repeat(block_gaps == INFINITY, RANK_BLOCK, axis=1)[:, :columns]
+        for block in rank_blocks(columns):  # inside a block, -inf comes last
+            infinite[:, block] |= np.sort(gaps[:, block] == INFINITY, axis=1)
+        below[np.logical_or.accumulate(infinite, axis=1)] = np.inf  # and so is every rank below
+    return ranked, below
 
 
 def _sorted_spans(columns: int) -> list[tuple[slice, int, int]]:
@@ -238,16 +241,16 @@ def _sorted_spans(columns: int) -> list[tuple[slice, int, int]]:
 
 def _sort_by_value(
     codes: NDArray[np.uint32], gaps: NDArray[np.uint16]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     """Both (T, B, W) sorted along W by gap, equal gaps by code: one sort of keys that hold both."""
-    bits = max(int(codes.max()).bit_length(), 1)
-    if int(gaps.max()).bit_length() + bits <= 32:
-        keys = gaps.astype(np.uint32) << np.uint32(bits) | codes
-    else:
-        keys = gaps.astype(np.uint64) << np.uint64(bits) | codes
+    bits = max(int(codes.max(initial=0)).bit_length(), 1)
+    whole = np.uint32 if int(gaps.max(initial=0)).bit_length() + bits <= 32 else np.uint64
+    keys = np.left_shift(gaps, bits, dtype=whole)
+    keys |= codes
     keys.sort(axis=-1)
-    mask = keys.dtype.type((1 << bits) - 1)
-    return (keys & mask).astype(np.uint32), (keys >> keys.dtype.type(bits)).astype(np.uint16)
+    ranked = (keys & whole((1 << bits) - 1)).astype(np.uint32, copy=False)
+    keys >>= whole(bits)
+    return ranked, keys.astype(np.float32)
 
 
 def _log_tails(rows: TeacherRows) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ that are asked for become ids and logits.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from storage.chunks import decode_object
 from storage.encoding import ENCODINGS
 from storage.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from storage.examples import ExampleTable
-from storage.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ArraySpec, ShardPlan, rank_blocks
+from storage.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
 from storage.manifest import (
     BASE_KEY,
     ObjectEntry,
@@ -39,6 +39,8 @@ from storage.objects import ObjectStore
 from storage.rows import TeacherRows
 from storage.vocabulary import Vocabulary
 from storage.writer import done_shards
+
+_Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,19 @@ class TeacherStore:
         top_k = self._checked(top_k)
         if len(examples) == 0:
             raise StoreError("examples: expected at least one, got none")
-        parts = []
+        rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        total = 0
         for example in examples:
             shard, row = divmod(int(self.plan.answer_start[example]), self.plan.shard_tokens)
-            rows = slice(row, row + int(self.plan.answer_length[example]))
-            arrays = self._shard_arrays(view, shard, top_k)
-            parts.append({name: values[rows] for name, values in arrays.items()})
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return self._encoding.decode(joined, top_k, self.vocabulary)
+            length = int(self.plan.answer_length[example])
+            rows[shard].append((row, total, length))
+            total += length
+        return self._decode(view, rows, total, top_k)
 
     def read_shard(self, view: str, shard: int, top_k: int | None = None) -> TeacherRows:
         """All used rows of one shard."""
-        top_k = self._checked(top_k)
-        return self._encoding.decode(self._shard_arrays(view, shard, top_k), top_k, self.vocabulary)
+        used = self.plan.used_rows(shard)
+        return self._decode(view, {shard: [(0, 0, used)]}, used, self._checked(top_k))
 
     def _checked(self, top_k: int | None) -> int:
         top_k = self.info.top_k if top_k is None else top_k
@@ -198,8 +200,28 @@ class TeacherStore:
             raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")
         return top_k
 
-    def _shard_arrays(self, view: str, shard: int, top_k: int) -> Mapping[str, NDArray[Any]]:
-        """The used rows of a shard's arrays, as stored, columns as the first `top_k` ranks need them."""
+    def _decode(
+        self, view: str, rows: Mapping[int, Sequence[tuple[int, int, int]]], total: int, top_k: int
+    ) -> TeacherRows:
+        """Some rows of some shards: per shard, runs of (its first row, where that goes, how many rows)."""
+        gathered: dict[str, NDArray[Any]] = {}
+        for shard, runs in sorted(rows.items()):  # one after the other: no more than one beyond the cache is alive
+            for name, values in self._load(view, shard, top_k).items():
+                objects, _, columns = values.shape
+                if name not in gathered:
+                    gathered[name] = np.empty((total, objects, columns), dtype=values.dtype)
+                wide = gathered[name]
+                for row, start, length in runs:
+                    wide[start : start + length] = values[:, row : row + length].transpose(1, 0, 2)
+        arrays = {}
+        for spec in self._encoding.arrays(self.info.top_k):
+            columns = spec.columns_for(top_k, self.info.top_k)
+            wide = gathered.pop(spec.name).reshape(total, -1)
+            arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
+        return self._encoding.decode(arrays, top_k, self.vocabulary)
+
+    def _load(self, view: str, shard: int, top_k: int) -> _Shard:
+        """The used rows of a shard, with the columns that the first `top_k` ranks need."""
         key = (view, shard, -(-top_k // RANK_BLOCK))
         if (cached := self._shards.get(key)) is not None:
             return cached
@@ -209,33 +231,27 @@ class TeacherStore:
         except FileNotFoundError:
             self.require_view(view)
             raise
-        keys: dict[str, ArraySpec] = {}
+        keys: dict[str, list[str]] = {}
         specs = self._encoding.arrays(self.info.top_k)
         for spec in specs:
             base = f"teachers/{view}/{spec.name}/c/{shard}"
             columns = spec.columns_for(top_k, self.info.top_k)
-            keys |= {base: spec} if columns is None else {f"{base}/{i}": spec for i in range(len(rank_blocks(columns)))}
-        objects = read_objects(self.objects, list(keys), entries, covers(details))
-        parts: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
-        for (name, spec), data in zip(keys.items(), objects, strict=True):
-            parts[spec.name].append(self._decode_object(name, data, spec, shard))
-        arrays = {}
+            keys[spec.name] = [base] if columns is None else [f"{base}/{i}" for i in range(len(rank_blocks(columns)))]
+        wanted = [name for names in keys.values() for name in names]
+        objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
+        arrays: _Shard = {}
         for spec in specs:
-            columns = spec.columns_for(top_k, self.info.top_k)
-            arrays[spec.name] = np.concatenate(parts[spec.name], axis=1)[:, 0 if columns is None else slice(columns)]
+            # Zarr fills a narrower last block up, so all objects of an array have as many columns.
+            shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
+            arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
+            for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
+                self._decode_object(name, objects[name], out, shard)
         self._shards.put(key, arrays)
         return arrays
 
-    def _decode_object(self, key: str, data: bytes, spec: ArraySpec, shard: int) -> NDArray[Any]:
+    def _decode_object(self, key: str, data: bytes, out: NDArray[Any], shard: int) -> None:
         try:
-            return decode_object(
-                data,
-                spec.dtype,
-                min(RANK_BLOCK, spec.width or 1),  # Zarr fills a narrower last block up
-                rows=self.plan.used_rows(shard),
-                shard_tokens=self.info.shard_tokens,
-                chunk_tokens=self.info.chunk_tokens,
-            )
+            decode_object(data, out, shard_tokens=self.info.shard_tokens, chunk_tokens=self.info.chunk_tokens)
         except Exception as error:  # a codec that chokes on bytes whose checksum matched
             raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
 
@@ -294,14 +310,14 @@ class _Cache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._shards: OrderedDict[tuple[str, int, int], Mapping[str, NDArray[Any]]] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, int, int], _Shard] = OrderedDict()
 
-    def get(self, key: tuple[str, int, int]) -> Mapping[str, NDArray[Any]] | None:
+    def get(self, key: tuple[str, int, int]) -> _Shard | None:
         if key in self._shards:
             self._shards.move_to_end(key)
         return self._shards.get(key)
 
-    def put(self, key: tuple[str, int, int], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def put(self, key: tuple[str, int, int], arrays: _Shard) -> None:
         self._shards[key] = arrays
         self._bytes += _bytes(arrays)
         while self._bytes > self._limit and len(self._shards) > 1:
@@ -309,5 +325,5 @@ class _Cache:
             self._bytes -= _bytes(dropped)
 
 
-def _bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+def _bytes(arrays: _Shard) -> int:
     return sum(values.nbytes for values in arrays.values())

@@ -110,15 +110,14 @@ class Vocabulary:
         codes[:, 0] = position[token_ids[:, 0]]
         return codes
 
-    def top_tokens(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """The (T,) tokens that the codes of rank 0 stand for."""
-        return self.tokens[codes]
-
-    def token_ids(self, codes: NDArray[np.uint32], top_tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The (T, K) tokens that codes of other ranks stand for, in rows with these (T,) top tokens."""
+    def token_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """The (T, K) tokens that codes stand for."""
         width = self.fronts.shape[1]
+        top_tokens = self.tokens[codes[:, 0]]
         front_row = self._row_of_token[top_tokens]  # type: ignore[attr-defined]
         # A code of F or more is counted from the end of all fronts, less the one that it leaves behind.
-        start = np.where(codes < width, (front_row * width)[:, None], len(self.contexts) * width)
-        tokens: NDArray[np.int32] = np.take(self._meaning, codes + start)  # type: ignore[attr-defined]
+        index = np.where(codes < width, (front_row * width)[:, None], len(self.contexts) * width)
+        index += codes
+        tokens: NDArray[np.int32] = np.take(self._meaning, index)  # type: ignore[attr-defined]
+        tokens[:, 0] = top_tokens
         return tokens
