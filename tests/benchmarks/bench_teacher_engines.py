@@ -1,0 +1,88 @@
+"""The transformers teacher against the vLLM teacher: one shard of real prompts, each in its own environment.
+
+    .venv/bin/python tests/benchmarks/bench_teacher_engines.py hf
+    .venv-vllm/bin/python tests/benchmarks/bench_teacher_engines.py vllm
+
+Prints processor seconds of scoring, after a first batch that warms the engine up; not counted are
+starting it, reading data and writing. Few-shot prompts are drawn per example and fixed, with prefix reuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs import Config, load_config
+from configs.models import load_tokenizer
+from tasks.prompts import PromptEncoder
+from teacher_cache.build import Tally, score
+from teacher_cache.build_command import _open_engine
+from teacher_cache.engine import Sequenced
+from teacher_cache.plan import TeacherPlan, make_plan
+from teacher_cache.sharing import shared_prefixes
+
+
+def configuration(shared: Path, engine: str, examples: int, selection: str) -> Config:
+    """Five tasks in English on the proxy model in float32."""
+    return load_config(
+        [],
+        [
+            f"model.name={shared / 'models/proxy-qwen3'}",
+            f"data.mirror={shared / 'hub'}",
+            "languages=[en]",
+            f"data.max_train_per_task={examples}",
+            "data.max_validation_per_task=0",
+            f"fewshot.selection={selection}",
+            "model.dtype=float32",
+            f"teacher.engine={engine}",
+        ],
+    )
+
+
+def sequences(plan: TeacherPlan, view: str, shares: bool) -> list[Sequenced]:
+    """The whole plan as one shard."""
+    prompts = plan.views[view].prompts
+    depths = np.zeros(len(prompts), dtype=np.int32)
+    if shares:
+        depths = shared_prefixes(prompts, np.zeros(len(prompts), dtype=np.int64))
+    return [
+        Sequenced(prompt, np.asarray(record.answer_ids, dtype=np.int32), int(depth))
+        for prompt, record, depth in zip(prompts, plan.examples, depths, strict=True)
+    ]
+
+
+def main() -> None:
+    """Run each kind of prompt once and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", choices=("hf", "vllm"))
+    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[3] / "shared")
+    parser.add_argument("--examples", type=int, default=30, help="examples per task")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    plans = {}
+    for selection in ("per_example", "fixed"):
+        config = configuration(arguments.shared, arguments.engine, arguments.examples, selection)
+        encoder = PromptEncoder(load_tokenizer(config.model))
+        plans[selection] = make_plan(config, encoder, ("zeroshot", "fewshot"))
+    longest = max(plans.values(), key=lambda plan: plan.longest)
+    teacher = _open_engine(config, config.model, encoder, longest)
+    for selection, view in (("per_example", "zeroshot"), ("per_example", "fewshot"), ("fixed", "fewshot")):
+        items = sequences(plans[selection], view, teacher.reuses_prefixes)
+        score(items[:8], teacher, config.teacher.top_k, config.teacher.batch_tokens, Tally())
+        tally = Tally()
+        started = time.process_time()
+        score(items, teacher, config.teacher.top_k, config.teacher.batch_tokens, tally)
+        seconds = time.process_time() - started
+        print(
+            f"{arguments.engine:4} {view} {selection if view == 'fewshot' else '':11} {seconds:6.1f} s, "
+            f"{tally.tokens:,} tokens, {tally.answer_tokens:,} of them answers, {len(items)} examples",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
