@@ -64,6 +64,7 @@ bench: install
 		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
 	$(BIN)/python tests/benchmarks/bench_codec.py $(BENCH_STORE)
 	$(BIN)/python tests/benchmarks/bench_student.py --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python tests/benchmarks/bench_signals.py --shared $(SHARED)
 	$(BIN)/python tests/benchmarks/bench_prefix_reuse.py --shared $(SHARED)
 	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/bench_results.py

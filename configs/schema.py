@@ -56,6 +56,8 @@ class TeacherConfig:
     engine: str = "hf"
     dtype: str | None = None
     top_k: int = 256
+    signal: str = "topk"
+    draws: int = 50
     batch_tokens: int = 8192
     prefix_reuse: bool = True
     device_map: str | None = None

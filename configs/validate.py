@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection
 
 from configs.schema import Config, ConfigError
+from storage.samples import MOST_DRAWS, SIGNALS
 from tasks import LANGUAGES, TASKS
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -14,6 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.train_languages": ("english", "in_language"),
     "fewshot.selection": ("per_example", "fixed"),
     "teacher.engine": ("hf", "vllm"),
+    "teacher.signal": SIGNALS,
     "teacher.device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
     "store.encoding": ("compact", "float16", "exact"),
     "distillation.schedule": ("constant", "warmup_then_sft", "linear", "cosine"),
@@ -34,6 +36,7 @@ AT_LEAST: dict[str, float] = {
     "data.max_student_tokens": 8,
     "data.max_teacher_tokens": 8,
     "teacher.top_k": 1,
+    "teacher.draws": 1,
     "teacher.batch_tokens": 1,
     "vllm.tensor_parallel": 1,
     "vllm.gpu_memory_utilization": 0.01,
@@ -100,6 +103,8 @@ def validate(config: Config) -> None:
     _check_distillation(config)
     if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
         raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
+    if config.teacher.draws > MOST_DRAWS:
+        raise ConfigError(f"teacher.draws: expected at most {MOST_DRAWS}, got {config.teacher.draws}")
     _check_vllm(config)
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
@@ -121,6 +126,11 @@ def _check_vllm(config: Config) -> None:
         raise ConfigError(
             f"teacher.device_map: only teacher.engine=hf spreads layers (got {config.teacher.device_map}); "
             "with vllm set vllm.tensor_parallel"
+        )
+    if config.teacher.signal != "topk":
+        raise ConfigError(
+            f"teacher.signal: vllm returns the largest logits alone; expected topk, got {config.teacher.signal}; "
+            "set teacher.engine=hf to draw"
         )
     for bits in (4, 8):
         if getattr(config.teacher, f"load_in_{bits}bit"):

@@ -108,6 +108,7 @@ class ArraySpec:
         width: columns, or None for one value per answer token.
         coder: key of `coder`.
         per_block: its columns are blocks of ranks, not ranks.
+        whole: its columns are no ranks at all: always read completely.
     """
 
     name: str
@@ -115,11 +116,12 @@ class ArraySpec:
     width: int | None
     coder: str
     per_block: bool = False
+    whole: bool = False
 
     def columns_for(self, top_k: int, stored: int) -> int | None:
         """How many columns the first `top_k` of the `stored` ranks need: whole blocks of them."""
-        if self.width is None:
-            return None
+        if self.width is None or self.whole:
+            return self.width
         blocks = -(-top_k // RANK_BLOCK)
         return blocks if self.per_block else min(blocks * RANK_BLOCK, stored)
 

@@ -37,6 +37,7 @@ from storage.manifest import (
 )
 from storage.objects import ObjectStore
 from storage.rows import TeacherRows
+from storage.samples import decode_samples, sample_arrays
 from storage.vocabulary import Vocabulary
 from storage.writer import done_shards
 
@@ -51,6 +52,8 @@ class StoreInfo:
         fingerprint: SHA-256 over everything that decides its content.
         answer_tokens: answer tokens of all examples, per view.
         shards: shards per view.
+        signal: `topk`, or what its draws are from; see `storage/samples.py`.
+        draws: per answer token.
     """
 
     model: str
@@ -69,6 +72,8 @@ class StoreInfo:
     fingerprint: str
     answer_tokens: int
     shards: int
+    signal: str = "topk"
+    draws: int = 0
 
 
 class TeacherStore:
@@ -121,6 +126,7 @@ class TeacherStore:
         found = {key.split("/")[1] for key in self.objects.keys("manifest") if key.endswith("/view.json")}
         self.views = tuple(sorted(found))
         self._encoding = ENCODINGS[self.info.encoding]()
+        self._specs = self._encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.info.encoding)
         self._view_attributes: dict[str, dict[str, Any]] = {}
         self._shards = _Cache(cache_bytes)
 
@@ -171,7 +177,7 @@ class TeacherStore:
         Args:
             examples: positions in `self.examples`, at least one.
             view: which view.
-            top_k: how many ranks, up to the stored K (the default).
+            top_k: how many ranks, up to the stored K (the default). Fewer come without draws.
 
         Raises:
             StoreError: no such view, more ranks than stored, or no examples asked for.
@@ -214,11 +220,14 @@ class TeacherStore:
                 for row, start, length in runs:
                     wide[start : start + length] = values[:, row : row + length].transpose(1, 0, 2)
         arrays = {}
-        for spec in self._encoding.arrays(self.info.top_k):
+        for spec in self._specs:
             columns = spec.columns_for(top_k, self.info.top_k)
             wide = gathered.pop(spec.name).reshape(total, -1)
             arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
-        return self._encoding.decode(arrays, top_k, self.vocabulary)
+        decoded = self._encoding.decode(arrays, top_k, self.vocabulary)
+        # Draws complete all of the K ranks: to fewer they say nothing.
+        complete = self.info.draws and top_k == self.info.top_k
+        return decode_samples(decoded, arrays, self.vocabulary) if complete else decoded
 
     def _load(self, view: str, shard: int, top_k: int) -> _Shard:
         """The used rows of a shard, with the columns that the first `top_k` ranks need."""
@@ -232,15 +241,14 @@ class TeacherStore:
             self.require_view(view)
             raise
         keys: dict[str, list[str]] = {}
-        specs = self._encoding.arrays(self.info.top_k)
-        for spec in specs:
+        for spec in self._specs:
             base = f"teachers/{view}/{spec.name}/c/{shard}"
             columns = spec.columns_for(top_k, self.info.top_k)
             keys[spec.name] = [base] if columns is None else [f"{base}/{i}" for i in range(len(rank_blocks(columns)))]
         wanted = [name for names in keys.values() for name in names]
         objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
         arrays: _Shard = {}
-        for spec in specs:
+        for spec in self._specs:
             # Zarr fills a narrower last block up, so all objects of an array have as many columns.
             shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
             arrays[spec.name] = np.empty(shape, dtype=spec.dtype)

@@ -29,6 +29,10 @@ class TeacherRows:
         gold_rank: (T,) int32, how many tokens have a larger logit than the gold one.
         log_tail: (T,) float32, log of the probability of all tokens that are not among the K. Where it is
             not given, one minus the K probabilities, which is exact for logits that are.
+        sample_ids: (T, M) int32, distinct tokens drawn from the teacher's distribution; M is 0 in a store
+            without draws. See `storage/samples.py`.
+        sample_counts: (T, M) int32, how often each was drawn; 0 at places without a token.
+        sample_log_mass: (T,) float32, log of the probability of all tokens that could be drawn.
     """
 
     token_ids: NDArray[np.int32]
@@ -37,11 +41,20 @@ class TeacherRows:
     entropy: NDArray[np.float32]
     gold_logit: NDArray[np.float32]
     gold_rank: NDArray[np.int32]
-    log_tail: NDArray[np.float32] = None  # type: ignore[assignment]  # never None once constructed
+    # What follows is never None once constructed.
+    log_tail: NDArray[np.float32] = None  # type: ignore[assignment]
+    sample_ids: NDArray[np.int32] = None  # type: ignore[assignment]
+    sample_counts: NDArray[np.int32] = None  # type: ignore[assignment]
+    sample_log_mass: NDArray[np.float32] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.log_tail is None:
             object.__setattr__(self, "log_tail", _log_tail(self.logits, self.logsumexp))
+        if self.sample_ids is None:
+            tokens = len(self.token_ids)
+            object.__setattr__(self, "sample_ids", np.empty((tokens, 0), np.int32))
+            object.__setattr__(self, "sample_counts", np.empty((tokens, 0), np.int32))
+            object.__setattr__(self, "sample_log_mass", np.full(tokens, -np.inf, np.float32))
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -15,6 +15,7 @@ from storage.manifest import BASE_KEY, covers, read_manifest, read_object, shard
 from storage.objects import ObjectStore
 from storage.reader import TeacherStore
 from storage.rows import TeacherRows
+from storage.samples import sample_problems
 
 
 def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> list[str]:
@@ -115,6 +116,9 @@ def _check_shard(store: TeacherStore, view: str, shard: int) -> Iterator[str]:
         rows.check(store.info.tokenizer_size, store.info.vocab_size)
     except StoreError as error:
         yield f"{where}: {error}"
+    slack = 1e-3 if store.info.encoding == "exact" else 4e-3
+    for problem in sample_problems(rows, store.info.signal, store.info.draws, store.info.tokenizer_size, slack=slack):
+        yield f"{where}: {problem}"
     for problem in _meaning(rows, answer_ids, store):
         yield f"{where}: {problem}"
 

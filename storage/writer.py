@@ -43,6 +43,7 @@ from storage.manifest import (
 )
 from storage.objects import ObjectStore
 from storage.rows import TeacherRows
+from storage.samples import check_samples, encode_samples, sample_arrays
 from storage.vocabulary import Vocabulary
 
 VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -66,6 +67,8 @@ class StoreSpec:
         teacher: model, revision, weights hash, engine, dtype … of the teacher.
         identity: whatever else changes ids or numbers (prompts, data, token budget …).
         config: the full configuration, for information only.
+        signal: one of `storage.samples.SIGNALS`.
+        draws: per answer token; 0 for `topk`.
     """
 
     model: str
@@ -81,6 +84,8 @@ class StoreSpec:
     teacher: Mapping[str, Any]
     identity: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
+    signal: str = "topk"
+    draws: int = 0
 
 
 class StoreBuilder:
@@ -116,6 +121,7 @@ class StoreBuilder:
         if not VIEW_NAME.fullmatch(view):
             raise StoreError(f"view: expected lower-case letters, digits and underscores, got {view!r}")
         specs = self._encoding.arrays(self._attributes["top_k"])
+        specs += sample_arrays(self._attributes.get("draws", 0), self._encoding.name)
         memory = MemoryStore()
         attributes = {"view": view, "identity": _plain(identity), "details": _plain(details)}
         attributes["fingerprint"] = _hash([self.fingerprint, attributes["identity"]])
@@ -158,11 +164,15 @@ class StoreBuilder:
         if rows.token_ids.shape != expected:
             raise StoreError(f"view {view}, shard {shard}: expected rows {expected}, got {rows.token_ids.shape}")
         rows.check(self._attributes["tokenizer_size"], self._attributes["vocab_size"])
+        signal, draws = self._attributes.get("signal", "topk"), self._attributes.get("draws", 0)
+        check_samples(rows, signal, draws, self._attributes["tokenizer_size"])
         memory = self._memory[view]
         group = zarr.open_group(memory, mode="r+")
         metadata = set(_contents(memory))
         region = slice(shard * self.plan.shard_tokens, (shard + 1) * self.plan.shard_tokens)
-        for name, values in self._encoding.encode(rows, self._vocabulary).items():
+        arrays = self._encoding.encode(rows, self._vocabulary)
+        arrays |= encode_samples(rows, self._vocabulary, self._encoding.name)
+        for name, values in arrays.items():
             padded = np.zeros((self.plan.shard_tokens, *values.shape[1:]), dtype=values.dtype)
             padded[: len(values)] = values
             with zarr.config.set({"array.write_empty_chunks": True}):  # zeros are data: write them
@@ -269,7 +279,7 @@ def _create(
         "shards": plan.shards,
         "answer_tokens": int(plan.answer_length.sum()),
         "config": _plain(spec.config),
-        **{key: identity[key] for key in _ROOT_FIELDS},
+        **{key: identity[key] for key in _ROOT_FIELDS if key in identity},
     }
     memory = MemoryStore()
     root = zarr.create_group(memory, attributes=attributes)
@@ -298,6 +308,8 @@ _ROOT_FIELDS = (
     "tasks",
     "languages",
     "top_k",
+    "signal",
+    "draws",
     "encoding",
     "shard_tokens",
     "chunk_tokens",
@@ -330,6 +342,8 @@ def _identity(
 ) -> dict[str, Any]:
     fields = asdict(spec)
     del fields["config"]
+    if not spec.draws:  # a store without draws says nothing of them
+        del fields["signal"], fields["draws"]
     fields.update(
         shard_tokens=plan.shard_tokens,
         chunk_tokens=chunk_tokens,

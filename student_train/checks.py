@@ -48,6 +48,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, toke
                 f"distillation.n_top_logits: expected at most {info.top_k} (what the store at {store.url} "
                 f"holds), got {top_k}"
             )
+        _check_signal(store, config)
     if view is not None and config.distillation.gate == "fewshot_gain":
         if view == "zeroshot":
             raise ConfigError(
@@ -71,4 +72,26 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, toke
         raise ConfigError(
             f"model.name: {config.model.name} has {rows} lm_head rows, fewer than the {info.tokenizer_size} "
             f"token ids of the store at {store.url}"
+        )
+
+
+def _check_signal(store: TeacherStore, config: Config) -> None:
+    """Refuse what draws cannot tell: they estimate the forward KL, and nothing else without bias."""
+    info, distillation = store.info, config.distillation
+    if info.signal == "topk":
+        return
+    if distillation.loss != "forward_kl":
+        raise ConfigError(
+            f"distillation.loss: the store at {store.url} holds draws (teacher.signal={info.signal}), from which only "
+            f"the forward KL can be estimated; expected forward_kl, got {distillation.loss}"
+        )
+    if distillation.temperature != 1:
+        raise ConfigError(
+            f"distillation.temperature: the draws in the store at {store.url} were made at 1; expected 1, got "
+            f"{distillation.temperature:g}"
+        )
+    if distillation.n_top_logits is not None:
+        raise ConfigError(
+            f"distillation.n_top_logits: the draws in the store at {store.url} complete all of its ranks; "
+            f"expected null, got {distillation.n_top_logits}"
         )

@@ -78,7 +78,7 @@ class Batch:
         attention_mask_BL: 1 on real tokens.
         answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
         gold_T: the answer tokens.
-        top_ids_TK: the teacher's ids, K = 0 without a teacher.
+        top_ids_TK: the teacher's ids, K = 0 without a teacher; drawn tokens stand behind the ranks.
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
         step_tokens: answer tokens of the whole optimizer step, over all ranks.
@@ -185,6 +185,7 @@ class MicroBatches(Dataset[Batch]):
             rows,
             zeroshot,
             step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
+            signal=store.info.signal,
         )
 
     def _store(self) -> Any:
@@ -205,6 +206,7 @@ def collate(
     zeroshot: Any | None = None,
     *,
     step_tokens: int,
+    signal: str = "topk",
 ) -> Batch:
     """Pad sequences on the right and say where their answers are predicted.
 
@@ -215,6 +217,7 @@ def collate(
         rows: teacher rows (`TeacherRows`) of these examples in this order, or None.
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
+        signal: of the store that the rows are from.
     """
     sequences = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
     length = max(len(sequence) for sequence in sequences)
@@ -232,9 +235,9 @@ def collate(
         attention_mask_BL=torch.from_numpy(attention_mask_BL),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
-        top_ids_TK=_tensor(rows.token_ids, torch.int64) if rows is not None else gold_T.new_empty(len(gold_T), 0),
+        top_ids_TK=_teacher_ids(rows) if rows is not None else gold_T.new_empty(len(gold_T), 0),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
-        teacher=_teacher_logits(rows, zeroshot) if rows is not None else None,
+        teacher=_teacher_logits(rows, zeroshot, signal) if rows is not None else None,
         step_tokens=step_tokens,
         real_tokens=sum(len(sequence) for sequence in sequences),
     )
@@ -255,7 +258,25 @@ def micro_batch_loader(
     )
 
 
-def _teacher_logits(rows: Any, zeroshot: Any | None) -> TeacherLogits:
+def _teacher_ids(rows: Any) -> torch.Tensor:
+    """The ranked tokens, then the drawn ones, (T, K + M)."""
+    return _tensor(np.concatenate([rows.token_ids, rows.sample_ids], axis=1), torch.int64)
+
+
+def sample_weights(rows: Any, signal: str) -> np.ndarray:
+    """What each of the ranked and drawn tokens stands for, (T, K + M) float64; see `TeacherLogits`.
+
+    A draw stands for its share of the probability of all that could be drawn. The ranks of a hybrid store,
+    which could not, stand for themselves; those of a sampled one, which could, for nothing more.
+    """
+    logsumexp = rows.logsumexp.astype(np.float64)[:, None]
+    ranked = np.exp(rows.logits - logsumexp) if signal == "hybrid" else np.zeros(rows.logits.shape)
+    draws = np.maximum(rows.sample_counts.sum(axis=1, keepdims=True), 1)
+    drawn = np.exp(rows.sample_log_mass.astype(np.float64))[:, None] * rows.sample_counts / draws
+    return np.concatenate([ranked, drawn], axis=1)
+
+
+def _teacher_logits(rows: Any, zeroshot: Any | None, signal: str) -> TeacherLogits:
     teacher = TeacherLogits(
         logits_TK=_tensor(rows.logits, torch.float32),
         logsumexp_T=_tensor(rows.logsumexp, torch.float32),
@@ -263,6 +284,7 @@ def _teacher_logits(rows: Any, zeroshot: Any | None) -> TeacherLogits:
         gold_logit_T=_tensor(rows.gold_logit, torch.float32),
         gold_rank_T=_tensor(rows.gold_rank, torch.int64),
         log_tail_T=_tensor(rows.log_tail, torch.float32),
+        weight_TC=_tensor(sample_weights(rows, signal), torch.float32) if signal != "topk" else None,
     )
     if zeroshot is None:
         return teacher

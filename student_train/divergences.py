@@ -9,7 +9,10 @@ A temperature τ is applied to these K + 1 log-probabilities, which are then nor
 that is softmax(logits / τ). The KL family is multiplied by τ², as in Hinton, Vinyals & Dean (2015,
 arXiv:1503.02531), to keep gradients of one size.
 
-Shapes: T answer tokens, K teacher logits. Everything is in nats.
+A store with draws (`teacher.signal=sampled` or `hybrid`) has no outcomes to compare, but an unbiased estimate of
+the dense forward KL: see `sampled_forward_kl`.
+
+Shapes: T answer tokens, K teacher logits, C of those and drawn tokens together. Everything is in nats.
 """
 
 from __future__ import annotations
@@ -30,8 +33,16 @@ LOG_FLOOR = -50.0  # a token that the teacher rules out (logit −inf) keeps thi
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def kd_term(distillation: DistillationConfig, vocab_size: int) -> KDTerm:
-    """The KD term that the configuration asks for, for a teacher with `vocab_size` rows of the `lm_head`."""
+def kd_term(distillation: DistillationConfig, vocab_size: int, signal: str = "topk") -> KDTerm:
+    """The KD term that the configuration asks for.
+
+    Args:
+        distillation: whose loss and temperature `check_store_fits` found to suit the signal.
+        vocab_size: rows of the teacher's `lm_head`.
+        signal: of the store: `topk`, `sampled` or `hybrid`.
+    """
+    if signal != "topk":
+        return sampled_forward_kl
     if distillation.loss == "mse":
         return functools.partial(mse, normalize=distillation.normalize_logits)
     return functools.partial(
@@ -85,6 +96,17 @@ def bucketed(
     )
     scale = 1.0 if divergence is tvd else temperature**2
     return scale * divergence(theirs_TB, ours_TB).clamp(min=0)  # rounding alone can go below zero
+
+
+def sampled_forward_kl(student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
+    """−H(p) − Σ_c w_c log q_c, (T,): with E[w] = p it is KL(p ‖ q) over all V tokens in expectation.
+
+    The teacher's entropy H is stored, exact. A single value can be below zero: setting it to zero would bias
+    the mean (Anshumann et al. 2025, "Sparse Logit Sampling").
+    """
+    assert teacher.weight_TC is not None
+    log_q_TC = student.top_TK - student.logsumexp_T[:, None]
+    return -teacher.entropy_T - (teacher.weight_TC * log_q_TC).sum(dim=1)
 
 
 def forward_kl(teacher_TB: torch.Tensor, student_TB: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ class StudentLogits(NamedTuple):
     Attributes:
         logsumexp_T: over all V rows.
         gold_T: logit of the gold answer token.
-        top_TK: logits at the teacher's top-K ids; K is 0 without a teacher.
+        top_TK: logits at the teacher's top-K ids, then at the drawn ones if any; K is 0 without a teacher.
         argmax_T: id of the largest logit, or empty where it was not asked for.
     """
 
@@ -41,7 +41,9 @@ class TeacherLogits:
     """What the store says about the same answer tokens; scalars (T,) in nats.
 
     `log_tail_T` is the log-probability of all tokens but the K, where the store has it: one minus the K
-    probabilities would be noise where rounded values say little about so small a rest.
+    probabilities would be noise where rounded values say little about so small a rest. `weight_TC` is there
+    for a store with draws alone: the probability that each of the C tokens whose student logits are read, the
+    K ranks and the drawn ones, stands for; its mean over draws is the teacher's distribution.
     """
 
     logits_TK: torch.Tensor
@@ -50,6 +52,7 @@ class TeacherLogits:
     gold_logit_T: torch.Tensor
     gold_rank_T: torch.Tensor
     log_tail_T: torch.Tensor | None = None
+    weight_TC: torch.Tensor | None = None
     zeroshot_cross_entropy_T: torch.Tensor | None = None  # for the gate that asks what few shots gained
 
     @property
@@ -123,7 +126,10 @@ class KDTerm(Protocol):
     """A divergence per answer token."""
 
     def __call__(self, student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
-        """KD_t, (T,): zero where the student says what the teacher says, never negative."""
+        """KD_t, (T,): zero where the student says what the teacher says, never negative.
+
+        From draws, both hold in expectation only.
+        """
 
 
 def step_loss(

@@ -50,7 +50,7 @@ class Stepper:
         self._student = student
         self._optimizer = optimizer
         self._config = run.config
-        self._kd_term = kd_term(run.config.distillation, store.info.vocab_size)
+        self._kd_term = kd_term(run.config.distillation, store.info.vocab_size, store.info.signal)
         self._tasks = len(order.tasks)
         self._weights: LambdaWeights | None = None
         parts: frozenset[str] = frozenset()

@@ -141,7 +141,8 @@ def print_summary(
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
     total = sum(p.numel() for p in student.parameters())
     top_k = run.config.distillation.n_top_logits or store.info.top_k
-    teacher = "cross-entropy alone" if run.view is None else f"teacher view {run.view}, top {top_k} logits"
+    draws = f" and {store.info.draws} draws ({store.info.signal})" if store.info.draws else ""
+    teacher = "cross-entropy alone" if run.view is None else f"teacher view {run.view}, top {top_k} logits{draws}"
     counts = ", ".join(f"{task} {count:,}" for task, count in order.counts().items())
     logger.info(f"{run.config.model.name}: {trainable:,} of {total:,} parameters train; {teacher}")
     logger.info(f"examples: {counts}")

@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from storage.rows import concatenate
 from tasks.prompts import PromptEncoder
 from teacher_cache.engine import Sequenced, TeacherEngine, batches_by_length
 from teacher_cache.plan import TeacherPlan
+from teacher_cache.sampling import Sampling, uniforms
 from teacher_cache.sharing import shared_prefixes
 
 logger = logging.getLogger(__name__)
@@ -137,11 +138,13 @@ def _run(
         pending: Future[None] | None = None
         for view, shard in todo:
             sequences = [
-                _sequence(plan, view, i, int(shared[view][i]) if view in shared else 0)
+                _with_sampling(
+                    _sequence(plan, view, i, int(shared[view][i]) if view in shared else 0), plan.examples[i], config
+                )
                 for i in builder.plan.examples_of(shard)
             ]
             budget = config.teacher.batch_tokens
-            rows, used = score(sequences, engine, config.teacher.top_k, budget, tally, bar.update)
+            rows, used = score(sequences, engine, stored_ranks(config), budget, tally, bar.update)
             details = {}
             if used < budget:
                 tally.fallen_shards += 1
@@ -157,6 +160,19 @@ def _run(
 def _sequence(plan: TeacherPlan, view: str, example: int, shared: int = 0) -> Sequenced:
     answer_ids = np.asarray(plan.examples[example].answer_ids, dtype=np.int32)
     return Sequenced(plan.views[view].prompts[example], answer_ids, shared)
+
+
+def _with_sampling(sequence: Sequenced, example: ExampleRecord, config: Config) -> Sequenced:
+    """The sequence with what to draw for it: numbers of its own, whichever view, worker or run asks."""
+    if config.teacher.signal == "topk":
+        return sequence
+    numbers = uniforms(config.seed, example.example_id, len(example.answer_ids))
+    return replace(sequence, sampling=Sampling(config.teacher.draws, config.teacher.signal == "hybrid", numbers))
+
+
+def stored_ranks(config: Config) -> int:
+    """K: draws from all tokens need no ranks, but the first choice is kept for all that is reported of it."""
+    return 1 if config.teacher.signal == "sampled" else config.teacher.top_k
 
 
 def _shared_tokens(
@@ -264,7 +280,9 @@ def _spec(config: Config, encoder: PromptEncoder, engine: TeacherEngine, vocab_s
         tokenizer_hash=encoder.tokenizer_hash,
         tasks=tuple(config.tasks),
         languages=tuple(config.languages),
-        top_k=config.teacher.top_k,
+        top_k=stored_ranks(config),
+        signal=config.teacher.signal,
+        draws=0 if config.teacher.signal == "topk" else config.teacher.draws,
         encoding=config.store.encoding,
         shard_tokens=config.store.shard_tokens,
         chunk_tokens=config.store.chunk_tokens,

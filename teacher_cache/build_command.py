@@ -20,7 +20,7 @@ from configs.vllm import require_vllm
 from configs.workers import find_worker, local_device
 from storage import TeacherStore
 from tasks.prompts import PromptEncoder
-from teacher_cache.build import Tally, build
+from teacher_cache.build import Tally, build, stored_ranks
 from teacher_cache.carriers import CARRIERS
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
@@ -29,6 +29,7 @@ from teacher_cache.vllm_engine import VllmTeacher
 # Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
 # 256, everything counted (docs/benchmarks.md).
 BYTES_PER_TOKEN = {"compact": (17.0, 1.0), "float16": (10.0, 2.57), "exact": (12.0, 4.3)}
+BYTES_PER_DRAW = 0.45  # likewise, of `compact`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -204,18 +205,20 @@ def _print_plan(config: Config, plan: TeacherPlan) -> None:
                 row.append(f"{view_plan.dropped[cell]:,}")
         table.add_row(*row, f"{plan.too_long[cell]:,}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
-    size = plan.answer_tokens * len(plan.views) * bytes_per_token(config.store.encoding, config.teacher.top_k)
+    ranks, draws = stored_ranks(config), 0 if config.teacher.signal == "topk" else config.teacher.draws
+    size = plan.answer_tokens * len(plan.views) * bytes_per_token(config.store.encoding, ranks, draws)
     total = sum(sum(counter.values()) for counter in tokens.values())
+    kept = f"K={ranks} and {draws} draws" if draws else f"K={ranks}"
     print(
         f"{len(plan.examples):,} examples, {plan.answer_tokens:,} answer tokens, {len(plan.views)} views: "
-        f"{total:,} teacher tokens, about {size / 1e6:,.1f} MB at K={config.teacher.top_k} ({config.store.encoding})"
+        f"{total:,} teacher tokens, about {size / 1e6:,.1f} MB at {kept} ({config.store.encoding})"
     )
 
 
-def bytes_per_token(encoding: str, top_k: int) -> float:
+def bytes_per_token(encoding: str, top_k: int, draws: int = 0) -> float:
     """Expected bytes of one answer token under one view."""
     fixed, per_rank = BYTES_PER_TOKEN[encoding]
-    return fixed + per_rank * top_k
+    return fixed + per_rank * top_k + BYTES_PER_DRAW * draws
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import TeacherRows
+from teacher_cache.sampling import Sampling
 
 # What a forward pass costs beside its tokens, in tokens: fewer batches against less padding; see docs/benchmarks.md.
 BATCH_COST = 48
@@ -24,11 +25,13 @@ class Sequenced:
         answer_ids: (A,) int32, A >= 1; its logits stand at positions P - 1 to P + A - 2.
         shared: leading prompt tokens, less than P, that other sequences begin with too: an engine may
             compute them once. Sequences of one batch have the same number and the same such tokens.
+        sampling: what to draw besides, the same kind for all sequences of a batch; None for no draws.
     """
 
     prompt_ids: NDArray[np.int32]
     answer_ids: NDArray[np.int32]
     shared: int = 0
+    sampling: Sampling | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids) - 1

@@ -20,6 +20,7 @@ from storage import TeacherRows
 from storage.rows import concatenate
 from teacher_cache.engine import Sequenced
 from teacher_cache.prefix_cache import PrefixCache
+from teacher_cache.sampling import add_samples, joined
 from teacher_cache.signal import rows_at_once, signal
 from teacher_cache.weights import weights_hash
 
@@ -148,8 +149,12 @@ class HFTeacher:
                 "its architecture cannot be a teacher"
             )
         step = rows_at_once(self._device, self.vocab_size)
-        parts = [
-            signal(logits_TV[i : i + step], gold_T[i : i + step].to(logits_TV.device), top_k, self._tokenizer_size)
-            for i in range(0, len(gold_T), step)
-        ]
+        sampling = joined([item.sampling for item in batch])
+        parts = []
+        for i in range(0, len(gold_T), step):
+            part_TV, part_T = logits_TV[i : i + step], gold_T[i : i + step].to(logits_TV.device)
+            rows = signal(part_TV, part_T, top_k, self._tokenizer_size)
+            if sampling is not None:
+                rows = add_samples(rows, part_TV, sampling.take(slice(i, i + step)), self._tokenizer_size)
+            parts.append(rows)
         return concatenate(parts)

@@ -69,9 +69,10 @@ def _summary(inspection: Inspection, output: str) -> None:
     if output == "json":
         print(json.dumps(facts, indent=2))
         return
+    draws = f" and {facts['draws']} draws, {facts['signal']}" if facts["draws"] else ""
     print(
         f"{facts['store']}: {facts['examples']:,} examples, {facts['answer_tokens']:,} answer tokens, "
-        f"top {facts['top_k']} ({facts['encoding']}), {facts['bytes'] / 1e6:,.1f} MB = "
+        f"top {facts['top_k']}{draws} ({facts['encoding']}), {facts['bytes'] / 1e6:,.1f} MB = "
         f"{facts['bytes_per_answer_token_and_view']:,.0f} bytes per answer token and view\n"
         f"teacher {facts['teacher'].get('model', facts['model'])} ({facts['teacher'].get('dtype', '?')}), "
         f"fingerprint {facts['fingerprint']}"

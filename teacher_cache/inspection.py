@@ -80,6 +80,8 @@ class Inspection:
             "fingerprint": info.fingerprint,
             "encoding": info.encoding,
             "top_k": info.top_k,
+            "signal": info.signal,
+            "draws": info.draws,
             "examples": len(store.examples),
             "validation_examples": len(store.validation),
             "answer_tokens": info.answer_tokens,

@@ -64,6 +64,37 @@ def test_a_bucket_holds_what_a_directory_holds(
     assert facts[0] | {"store": ""} == facts[1] | {"store": ""}
 
 
+@pytest.mark.parametrize("signal", ["sampled", "hybrid"])
+def test_draws_are_the_same_whoever_makes_them(
+    signal: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build that is resumed and one by two workers end with the bytes of one that ran through."""
+    options = [*arguments, f"teacher.signal={signal}", "teacher.top_k=5", "teacher.draws=9", "languages=[en]"]
+
+    def files(path: Path) -> dict[str, bytes]:
+        found = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".lock")]
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    build_command.main(["--store", str(whole), "--view", "zeroshot", *options])
+    for worker in (0, 1):
+        build_command.main(["--store", str(parts), "--view", "zeroshot", "--worker", f"{worker}/2", *options])
+    expected = files(whole)
+    assert files(parts) == expected
+    (whole / "manifest/zeroshot/0.json").unlink()
+    for file in (whole / "teachers/zeroshot/sample_counts/c/0").iterdir():
+        file.write_bytes(b"half")
+    build_command.main(["--store", str(whole), "--view", "zeroshot", *options])
+    assert files(whole) == expected
+    inspect_command.main(["--store", str(whole), "--verify"])
+    assert "sound" in capsys.readouterr().out
+    inspect_command.main(["--store", str(whole)])
+    assert f"and 9 draws, {signal}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build_command.main(["--store", str(whole), *options, "teacher.draws=10"])
+    assert "begun with draws = 9, this run has 10" in capsys.readouterr().err
+
+
 def test_inspection_counts_and_verifies(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect_command.main(["--store", str(store), "--format", "json"])
     facts = json.loads(capsys.readouterr().out)
