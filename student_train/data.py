@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from student_train.losses import TeacherLogits
 
 SHARDS_PER_WINDOW = 8
+ALIGNMENT = 64  # bytes
 PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
 
 
@@ -103,16 +104,56 @@ class Batch:
         """Called by `DataLoader(pin_memory=True)`."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to the training process as one tensor: each costs a file, a mapping and a connection."""
+        tensors: list[torch.Tensor] = []
+        self._map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+        shared = torch.UntypedStorage._new_shared(sum(sizes))  # as PyTorch's own collation: no second copy
+        packed = torch.empty(0, dtype=torch.uint8).set_(shared)
+        for tensor, part in zip(tensors, packed.split(sizes), strict=True):
+            part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        bare = iter([(tensor.dtype, tensor.shape, size) for tensor, size in zip(tensors, sizes, strict=True)])
+        return _unpack, (packed, self._values(lambda tensor: next(bare)))
+
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _batch(self._values(function))
+
+    def _values(self, function: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
+        """All fields, the teacher's in a dictionary of their own, with `function` of each tensor in its place."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, (Batch, TeacherLogits)):
+                return {field.name: of(getattr(value, field.name)) for field in fields(value)}
+            return function(value) if isinstance(value, torch.Tensor) else value
+
+        return dict(of(self))
+
+
+def _batch(values: dict[str, Any]) -> Batch:
+    """A batch of what `Batch._values` gives."""
+    teacher = values["teacher"]
+    return Batch(**{**values, "teacher": None if teacher is None else TeacherLogits(**teacher)})
+
+
+def _unpack(packed: torch.Tensor, bare: dict[str, Any]) -> Batch:
+    """The batch whose tensors lie one after the other in `packed`; `bare` has (dtype, shape, bytes) for each."""
+    start = 0
+
+    def restored(values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal start
+        found = {}
         for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                values[name] = function(value)
-        if self.teacher is not None:
-            teacher = {field.name: getattr(self.teacher, field.name) for field in fields(TeacherLogits)}
-            moved = {name: function(tensor) for name, tensor in teacher.items() if tensor is not None}
-            values["teacher"] = TeacherLogits(**moved)
-        return Batch(**values)
+            if isinstance(value, dict):
+                value = restored(value)
+            elif isinstance(value, tuple):
+                dtype, shape, size = value
+                part = packed[start : start + shape.numel() * dtype.itemsize]
+                value, start = part.view(dtype).view(shape), start + size
+            found[name] = value
+        return found
+
+    return _batch(restored(bare))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -160,3 +161,25 @@ def test_workers_deliver_the_same_batches_and_draw_no_random_numbers(
         assert torch.equal(batch.input_ids_BL, data[index].input_ids_BL)
         assert torch.equal(batch.teacher.logits_TK, data[index].teacher.logits_TK)  # type: ignore[union-attr]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_crosses_processes_as_one_tensor_and_comes_out_the_same(
+    small_store: SimpleNamespace, configure: Callable[..., Config]
+) -> None:
+    order = example_order(small_store.store, configure())
+    for view in ("fewshot", None):
+        batch = MicroBatches(lambda: small_store.store, order, BatchPlan(8, 4, 1, 0), view=view, top_k=4)[0]
+        unpack, arguments = batch.__reduce__()
+        assert sum(isinstance(value, torch.Tensor) for value in arguments) == 1
+        again = unpack(*arguments)
+        assert (again.step_tokens, again.real_tokens) == (batch.step_tokens, batch.real_tokens)
+        owners = [(again, batch)] if view is None else [(again, batch), (again.teacher, batch.teacher)]
+        for ours, theirs in owners:
+            for field in dataclasses.fields(theirs):
+                expected, got = getattr(theirs, field.name), getattr(ours, field.name)
+                if isinstance(expected, torch.Tensor):
+                    assert got.dtype == expected.dtype
+                    assert torch.equal(got, expected), field.name
+                elif field.name != "teacher":
+                    assert got == expected, field.name
+        assert (again.teacher is None) == (view is None)
