@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from storage import StoreInfo
 from student_train.losses import TeacherLogits
 
 SHARDS_PER_WINDOW = 8
+BYTES_PER_RANK = 8  # of a store's widest encoding in memory
 ALIGNMENT = 64  # bytes
 PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
 
@@ -315,6 +317,15 @@ def sample_weights(rows: Any, signal: str) -> np.ndarray:
     draws = np.maximum(rows.sample_counts.sum(axis=1, keepdims=True), 1)
     drawn = np.exp(rows.sample_log_mass.astype(np.float64))[:, None] * rows.sample_counts / draws
     return np.concatenate([ranked, drawn], axis=1)
+
+
+def cache_bytes(info: StoreInfo, num_workers: int) -> int:
+    """How much teacher signal a worker should keep: two windows of shards, and all workers at most 1 GiB.
+
+    More would be dead weight: a shard that the stream has left does not come back before the next epoch.
+    """
+    windows = 2 * SHARDS_PER_WINDOW * info.shard_tokens * info.top_k * BYTES_PER_RANK
+    return min(windows, (1 << 30) // max(1, num_workers))
 
 
 def _teacher_logits(rows: Any, zeroshot: Any | None, signal: str) -> TeacherLogits:

@@ -23,7 +23,7 @@ from configs.schema import TrainingConfig
 from storage import TeacherStore
 from student_train import checkpoints
 from student_train.checks import check_output, check_store_fits
-from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, micro_batch_loader
+from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
 from student_train.metrics import TrainingLog
 from student_train.module import StudentModule
 from student_train.records import Run, describe_run, publish_log, publish_run, withdraw_later_rows
@@ -99,7 +99,7 @@ def _train(run: Run, final: Path) -> None:
             withdraw_later_rows(run, about, start)
             publish_log(run, about, start, json.loads(state["log_rows"]))  # lost by a kill before it was written
 
-    batches = iter(batch_loader(run, order, plan, accelerator, start))
+    batches = iter(batch_loader(run, store, order, plan, accelerator, start))
     started = time.perf_counter() - seconds
     for step in range(start, training.max_steps):
         micro_batches = [next_batch(batches, log, accelerator.device) for _ in range(plan.accumulation_steps)]
@@ -199,12 +199,13 @@ def example_order(store: TeacherStore, config: Config) -> ExampleOrder:
     return ExampleOrder(per_task, shard_of, config.seed)
 
 
-def batch_loader(run: Run, order: ExampleOrder, plan: BatchPlan, accelerator: Accelerator, start: int) -> Any:
+def batch_loader(
+    run: Run, store: TeacherStore, order: ExampleOrder, plan: BatchPlan, accelerator: Accelerator, start: int
+) -> Any:
     """Micro-batches of this rank from optimizer step `start` on, prefetched."""
     training = run.config.training
-    cache_bytes = (1 << 30) // max(1, training.num_workers)
     data = MicroBatches(
-        functools.partial(TeacherStore.open, run.store_url, cache_bytes=cache_bytes),
+        functools.partial(TeacherStore.open, run.store_url, cache_bytes=cache_bytes(store.info, training.num_workers)),
         order,
         plan,
         view=run.view,

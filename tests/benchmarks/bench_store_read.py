@@ -25,7 +25,7 @@ import zarr
 from storage import StoreSpec, TeacherRows, TeacherStore, open_builder
 from storage.encoding import ENCODINGS
 from storage.rows import concatenate
-from student_train.data import BatchPlan, ExampleOrder, MicroBatches, micro_batch_loader
+from student_train.data import BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
 from tests.benchmarks.bench_codec import records
 
 BATCH = 32
@@ -147,10 +147,10 @@ def report(large: Path, raw: Path, workers: int) -> None:
     """Print the table."""
     store = TeacherStore.open(str(large))
     view = store.views[0]
-    steps = len(store.examples) // BATCH
+    steps, kept = len(store.examples) // BATCH, cache_bytes(store.info, workers)
     # Least first: the resident memory of children is that of the largest so far.
     ways: dict[str, tuple[Callable[[], Any], int]] = {
-        "teacher store": (functools.partial(TeacherStore.open, str(large), cache_bytes=CACHE_BYTES // workers), steps),
+        "teacher store": (functools.partial(TeacherStore.open, str(large), cache_bytes=kept), steps),
         "raw int32 + float16 `.npy`, memory-mapped": (functools.partial(RawStore.open, str(large), raw), steps),
         "plain Zarr, one example at a time": (functools.partial(ZarrStore.open, str(large), view), 10),
     }
@@ -165,9 +165,6 @@ def report(large: Path, raw: Path, workers: int) -> None:
         tokens, seconds, first = read(store, open_store, view, count, workers)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"| {name} | {tokens / seconds:,.0f} | {first:.2f} | {peak:,.0f} |", flush=True)
-
-
-CACHE_BYTES = 1 << 30  # as in training
 
 
 def _paths(large: Path, raw: Path) -> Iterator[tuple[str, Path]]:
