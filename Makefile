@@ -62,7 +62,8 @@ PROXY := model.name=$(SHARED)/models/proxy-qwen3 data.mirror=$(SHARED)/hub
 bench: install
 	$(BIN)/build-teacher-cache --store $(BENCH_STORE) --view zeroshot $(PROXY) "tasks=[gsm8k,nli,pa,qa,ner,pos]" \
 		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
-	$(BIN)/python tests/benchmarks/bench_codec.py $(BENCH_STORE)
+	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE)
+	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
 	$(BIN)/python tests/benchmarks/bench_student.py --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python tests/benchmarks/bench_signals.py --shared $(SHARED)
 	$(BIN)/python tests/benchmarks/bench_prefix_reuse.py --shared $(SHARED)

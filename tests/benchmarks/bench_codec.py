@@ -1,4 +1,4 @@
-"""What each encoding costs and keeps: python tests/benchmarks/bench_codec.py STORE (built with store.encoding=exact).
+"""What each encoding costs and keeps: python -m tests.benchmarks.bench_codec STORE (an exact one).
 
 Rebuilds the whole store, everything included, once per encoding and K, and prints a Markdown table: bytes of all
 objects per answer token and view, encode and decode time, largest error of a value, mean KL(teacher ‖ reconstruction)

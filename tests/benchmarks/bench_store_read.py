@@ -1,4 +1,4 @@
-"""How fast a student's batches come from a store: python tests/benchmarks/bench_store_read.py STORE.
+"""How fast a student's batches come from a store: python -m tests.benchmarks.bench_store_read STORE.
 
 Writes the rows of STORE again and again, under new example ids, into a store of a million answer tokens through the
 real writer, and reads batches of 32 examples as training does: shuffled, through a DataLoader with two workers. In the
