@@ -29,7 +29,7 @@ from teacher_cache.vllm_engine import VllmTeacher
 # Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
 # 256, everything counted (docs/benchmarks.md).
 BYTES_PER_TOKEN = {"compact": (17.0, 1.0), "float16": (10.0, 2.57), "exact": (12.0, 4.3)}
-BYTES_PER_DRAW = 0.45  # likewise, of `compact`
+BYTES_PER_DRAW = 0.45  # likewise; more where draws are few
 
 
 def main(argv: Sequence[str] | None = None) -> None:
