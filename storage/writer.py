@@ -137,11 +137,11 @@ class StoreBuilder:
             _refuse_difference(f"view {view}", existing["identity"], attributes["identity"])
             return
         documents = {f"teachers/{view}/{key}": data for key, data in _contents(memory).items()}
-        for key, data in documents.items():
-            self._put(key, data)
-        write_manifest(
-            self.objects, view_key(view), {k: ObjectEntry.of(d) for k, d in documents.items()}, {"view": view}
-        )
+        entries = {key: ObjectEntry.of(data) for key, data in documents.items()}
+        with self._writing(f"view {view}"):
+            for key, data in documents.items():
+                self.objects.put(key, data)
+            write_manifest(self.objects, view_key(view), entries, {"view": view})
 
     def missing_shards(self, view: str) -> list[int]:
         """Shards of the view that no manifest marks as done."""
@@ -182,30 +182,25 @@ class StoreBuilder:
                     # pcodec takes contiguous memory only
                     group[name][region, block] = np.ascontiguousarray(padded[:, block])  # type: ignore[index]
         written = {key: data for key, data in _contents(memory).items() if key not in metadata}
-        entries = {}
-        for key, data in written.items():
-            self._put(f"teachers/{view}/{key}", data)
-            entries[f"teachers/{view}/{key}"] = ObjectEntry.of(data)
-            del memory._store_dict[key]
         examples = self.plan.examples_of(shard)
-        write_manifest(
-            self.objects,
-            shard_key(view, shard),
-            entries,
-            {
-                "view": view,
-                "shard": shard,
-                "examples": [examples.start, examples.stop],
-                **_plain(details or {}),
-            },
-        )
+        about = {"view": view, "shard": shard, "examples": [examples.start, examples.stop], **_plain(details or {})}
+        entries = {}
+        with self._writing(f"view {view}, shard {shard}"):
+            for key, data in written.items():
+                path = f"teachers/{view}/{key}"
+                self.objects.put(path, data)
+                entries[path] = ObjectEntry.of(data)
+                del memory._store_dict[key]
+            write_manifest(self.objects, shard_key(view, shard), entries, about)
 
-    def _put(self, key: str, data: bytes) -> None:
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """A full disk and its like as one line that says what is kept."""
         try:
-            self.objects.put(key, data)
+            yield
         except OSError as error:
             raise StoreError(
-                f"--store {self.objects.url}: cannot write {key}: {error.strerror or error}; "
+                f"--store {self.objects.url}: cannot write {what}: {error.strerror or error}; "
                 "all finished shards are kept, the same command goes on from there"
             ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -175,3 +176,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, small_disk: P
     stores.build(str(store), EXAMPLES, **LAYOUT)
     assert done.items() <= contents(store).items()
     assert contents(store) == contents(whole)
+
+
+def test_a_disk_that_fills_up_at_the_mark_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = str(tmp_path / "store")
+    put = objects.ObjectStore.put
+
+    def full(self: objects.ObjectStore, key: str, data: bytes) -> None:
+        if key == "manifest/zeroshot/0.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.ObjectStore, "put", full)
+        with pytest.raises(StoreError, match=r"cannot write view zeroshot, shard 0: No space left on device"):
+            stores.build(store, EXAMPLES, **LAYOUT)
+    stores.build(store, EXAMPLES, **LAYOUT)
+    stores.build(str(tmp_path / "whole"), EXAMPLES, **LAYOUT)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
