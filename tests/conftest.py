@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# No test asks the hub: offline, a name that is not here is an error at once instead of minutes of retries.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
