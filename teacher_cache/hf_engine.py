@@ -148,13 +148,14 @@ class HFTeacher:
                 f"(expected {len(gold_T)} rows of logits, got {len(logits_TV)}); "
                 "its architecture cannot be a teacher"
             )
-        step = rows_at_once(self._device, self.vocab_size)
+        rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size)
         sampling = joined([item.sampling for item in batch])
+        if sampling is None:
+            return rows
         parts = []
-        for i in range(0, len(gold_T), step):
-            part_TV, part_T = logits_TV[i : i + step], gold_T[i : i + step].to(logits_TV.device)
-            rows = signal(part_TV, part_T, top_k, self._tokenizer_size)
-            if sampling is not None:
-                rows = add_samples(rows, part_TV, sampling.take(slice(i, i + step)), self._tokenizer_size)
-            parts.append(rows)
+        step = rows_at_once(self._device, self.vocab_size)
+        for start in range(0, len(gold_T), step):
+            part = slice(start, start + step)
+            own = rows.take(np.arange(len(gold_T))[part])
+            parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size))
         return concatenate(parts)

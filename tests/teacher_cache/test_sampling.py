@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import ConfigError, load_config
@@ -137,6 +137,7 @@ def test_a_store_gives_back_what_was_drawn(tmp_path: Path, kind: str, top_k: int
 
 
 @settings(max_examples=40, deadline=None)
+@example(6, 7, 1142986, 30.0)  # a padding row of the lm_head takes all the probability
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 30.0]))
 def test_any_draws_survive_the_round_trip(draws: int, tokens: int, seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
