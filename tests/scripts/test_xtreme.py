@@ -1,4 +1,4 @@
-"""scripts/xtreme.sh from empty directory to tables, with a tiny random model on real data; then again."""
+"""scripts/xtreme.sh from empty directory to tables, with a tiny random model on real data."""
 
 from __future__ import annotations
 
@@ -63,19 +63,15 @@ def xtreme(model: Path, shared: Path, output: Path) -> str:
 
 
 @pytest.mark.slow
-def test_five_conditions_fill_the_tables_and_a_second_run_repeats_nothing(
-    model: Path, shared: Path, tmp_path: Path
-) -> None:
+def test_five_conditions_fill_the_tables(model: Path, shared: Path, tmp_path: Path) -> None:
+    """That a second run repeats nothing is each command's own affair, and tested there."""
     output = tmp_path / "study"
     printed = xtreme(model, shared, output)
     for condition in CONDITIONS:
         assert f"[4/4] {condition} pos/hi" in printed
     for condition in ("finetuned", "distilled", "control"):
         assert (output / "tiny" / condition / "final/adapter_config.json").exists()
-    files = {path: path.read_bytes() for path in output.rglob("*.parquet")}
-    again = xtreme(model, shared, output)
-    assert again.split("== tables")[1] == printed.split("== tables")[1]
-    assert {path: path.read_bytes() for path in output.rglob("*.parquet")} == files
+    assert "## Summary per condition" in printed.split("== tables")[1]
 
 
 def test_usage_is_shown_for_what_it_does_not_know() -> None:
