@@ -66,9 +66,11 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
 	$(BIN)/python tests/benchmarks/bench_student.py --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python tests/benchmarks/bench_signals.py --shared $(SHARED)
+	$(BIN)/python tests/benchmarks/bench_build.py --shared $(SHARED)
 	$(BIN)/python tests/benchmarks/bench_prefix_reuse.py --shared $(SHARED)
 	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/bench_results.py
+	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

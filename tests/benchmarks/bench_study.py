@@ -1,6 +1,6 @@
 """One teacher pass and N students against N students with a live teacher: when the cache pays.
 
-    python tests/benchmarks/bench_study.py --output runs/bench/study [--shared ../shared] [--students 16]
+    python -m tests.benchmarks.bench_study --output runs/bench/study [--shared ../shared] [--students 16]
 
 Both sides train the proxy model (full fine-tuning) for the same optimizer steps on the same examples of five tasks in
 English with five demonstrations (QA three). The cached side is what a user runs: `build-teacher-cache` once, then one
