@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from configs import Config, load_config
-from storage import TeacherStore
+from storage import TeacherRows, TeacherStore
 from student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
 from student_train.divergences import mse
 from student_train.gradients import run_student
@@ -121,13 +121,15 @@ def prompt_dominates(bench: Bench, kind: str) -> Batch:
     if kind == "distilled":
         logits = -np.sort(-rng.standard_normal((96, k)).astype(np.float32), axis=1)
         scalars = np.zeros(96, dtype=np.float32)
-
-        class Rows:
-            token_ids = rng.integers(0, vocabulary, (96, k))
-            logsumexp = entropy = gold_logit = gold_rank = scalars
-
-        Rows.logits = logits  # type: ignore[attr-defined]
-        rows = Rows
+        rows = TeacherRows(
+            token_ids=rng.integers(0, vocabulary, (96, k), dtype=np.int32),
+            logits=logits,
+            logsumexp=logits[:, 0] + 1,
+            entropy=scalars,
+            gold_logit=scalars,
+            gold_rank=scalars.astype(np.int32),
+            log_tail=scalars - 3,
+        )
     return collate(prompts, answers, [0] * 4, rows, step_tokens=96)
 
 
