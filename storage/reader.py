@@ -39,41 +39,24 @@ from storage.objects import ObjectStore
 from storage.rows import TeacherRows
 from storage.samples import decode_samples, sample_arrays
 from storage.vocabulary import Vocabulary
-from storage.writer import done_shards
+from storage.writer import StoreSpec, done_shards
 
 _Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
 
 
-@dataclass(frozen=True)
-class StoreInfo:
-    """What a store says of itself; see `StoreSpec` for the fields it was begun with.
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo(StoreSpec):
+    """What a store says of itself: what it was begun with, and what came of it.
 
     Attributes:
         fingerprint: SHA-256 over everything that decides its content.
         answer_tokens: answer tokens of all examples, per view.
         shards: shards per view.
-        signal: `topk`, or what its draws are from; see `storage/samples.py`.
-        draws: per answer token.
     """
 
-    model: str
-    tokenizer_size: int
-    vocab_size: int
-    tokenizer_hash: str
-    tasks: tuple[str, ...]
-    languages: tuple[str, ...]
-    top_k: int
-    encoding: str
-    shard_tokens: int
-    chunk_tokens: int
-    teacher: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    config: Mapping[str, Any]
     fingerprint: str
     answer_tokens: int
     shards: int
-    signal: str = "topk"
-    draws: int = 0
 
 
 class TeacherStore:
