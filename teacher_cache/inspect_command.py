@@ -15,10 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from configs import ConfigError
 from configs.command import run_command
-from configs.models import load_tokenizer
-from configs.schema import ModelConfig
+from configs.models import token_text
 from storage import StoreError, TeacherStore
 from storage.verify import verify
 from teacher_cache.inspection import Inspection
@@ -129,7 +127,7 @@ def _table(facts: dict[str, Any], views: Sequence[str]) -> Table:
 def _example(store: TeacherStore, example_id: str, output: str) -> None:
     example = store.examples.index_of(example_id)
     answer_ids = store.examples.answer_ids(example)
-    text = _decoder(store)
+    text = token_text(store.info.model)
     tokens = []
     written = [view for view in store.views if store.plan.shard_of(example) not in store.missing_shards(view)]
     views = {view: store.read([example], view) for view in written}
@@ -165,16 +163,6 @@ def _example(store: TeacherStore, example_id: str, output: str) -> None:
             cells.append("  ".join(f"{escape(repr(top['token']))} {top['probability']:.2f}" for top in about["top"]))
         table.add_row(str(entry["position"]), escape(repr(entry["token"])), *cells)
     _console().print(table)
-
-
-def _decoder(store: TeacherStore) -> Any:
-    """Token id to text; the bare id where the store's tokenizer cannot be opened."""
-    try:
-        tokenizer = load_tokenizer(ModelConfig(name=store.info.model))
-    except ConfigError as error:
-        print(f"{error}; token ids are shown instead", file=sys.stderr)
-        return lambda token: f"<{token}>"
-    return lambda token: tokenizer.decode([token])
 
 
 def _console() -> Console:

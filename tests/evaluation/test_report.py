@@ -30,6 +30,15 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 
+ANSWER: dict[str, Any] = {
+    **{"model": "m", "condition": "c", "variant": "", "seed": 1},
+    **{"output": ATTACK, "parsed": None, "score": 0.0, "prompt": 0},
+}
+EXAMPLE: dict[str, Any] = {  # one of the page's browser, as `browsed_examples` makes them
+    **{"task": "nli", "language": "en", "example_id": ATTACK},
+    **{"question": ATTACK, "gold": ATTACK, "prompts": [ATTACK], "answers": [ANSWER], "teacher": []},
+}
+
 
 class Outline(html.parser.HTMLParser):
     """Elements of a page and everything that it would load."""
@@ -122,27 +131,7 @@ def test_examples_carry_each_prompt_once_and_the_teachers_five_likeliest_tokens(
 
 
 def test_model_text_never_becomes_markup() -> None:
-    answer = {
-        "model": "m",
-        "condition": "c",
-        "variant": "",
-        "seed": 1,
-        "output": ATTACK,
-        "parsed": None,
-        "score": 0.0,
-        "prompt": 0,
-    }
-    example = {
-        "task": "nli",
-        "language": "en",
-        "example_id": ATTACK,
-        "question": ATTACK,
-        "gold": ATTACK,
-        "prompts": [ATTACK],
-    }
-    page = html_page(
-        [ATTACK], [Table(ATTACK, [ATTACK], [[ATTACK]], [ATTACK])], [], [{**example, "answers": [answer], "teacher": []}]
-    )
+    page = html_page([ATTACK], [Table(ATTACK, [ATTACK], [[ATTACK]], [ATTACK])], [], [EXAMPLE])
     outline = Outline(page)
     assert outline.tags.count("script") == 2
     assert "img" not in outline.tags
@@ -165,26 +154,8 @@ def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
     """Headless: the example browser fills itself, sorting reorders rows, no script of a model runs."""
     *_, page = write_report(Catalogue([results]), tmp_path / "report.md")
     table = Table("T", ["model", "score"], [["a", "5.0 ±1.0"], ["b", "—"], ["c", "70.1"], ["d", "-3.0"]])
-    answer = {
-        "model": "m",
-        "condition": "c",
-        "variant": "",
-        "seed": 1,
-        "output": ATTACK,
-        "parsed": None,
-        "score": 0.0,
-        "prompt": 0,
-    }
-    example = {
-        "task": "nli",
-        "language": "en",
-        "example_id": "e1",
-        "question": ATTACK,
-        "gold": "g",
-        "prompts": [ATTACK],
-    }
     teacher = [{"view": "fewshot", "position": 0, "gold": ATTACK, "top": [[ATTACK, 0.75], ["no", 0.25]]}]
-    text = html_page([ATTACK], [table], [], [{**example, "answers": [answer], "teacher": teacher}])
+    text = html_page([ATTACK], [table], [], [{**EXAMPLE, "teacher": teacher}])
     click = "<script>document.querySelectorAll('th button')[1].click()</script>"
     page.write_text(text.replace("</body>", f"{click}</body>"), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844", "--dump-dom"]
