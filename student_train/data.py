@@ -81,7 +81,8 @@ class Batch:
         attention_mask_BL: 1 on real tokens.
         answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
         gold_T: the answer tokens.
-        top_ids_TK: the teacher's ids, K = 0 without a teacher; drawn tokens stand behind the ranks.
+        top_ids_TK: the teacher's ids, int32: half of what crosses between processes and to a GPU. K = 0 without a
+            teacher; drawn tokens stand behind the ranks.
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
         step_tokens: answer tokens of the whole optimizer step, over all ranks.
@@ -278,7 +279,7 @@ def collate(
         attention_mask_BL=torch.from_numpy(attention_mask_BL),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
-        top_ids_TK=_teacher_ids(rows) if rows is not None else gold_T.new_empty(len(gold_T), 0),
+        top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
         teacher=_teacher_logits(rows, zeroshot, signal) if rows is not None else None,
         step_tokens=step_tokens,
@@ -303,7 +304,8 @@ def micro_batch_loader(
 
 def _teacher_ids(rows: Any) -> torch.Tensor:
     """The ranked tokens, then the drawn ones, (T, K + M)."""
-    return _tensor(np.concatenate([rows.token_ids, rows.sample_ids], axis=1), torch.int64)
+    ids = rows.token_ids if rows.sample_ids.shape[1] == 0 else np.concatenate([rows.token_ids, rows.sample_ids], axis=1)
+    return _tensor(ids, torch.int32)
 
 
 def sample_weights(rows: Any, signal: str) -> np.ndarray:
