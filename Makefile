@@ -55,6 +55,7 @@ test-vllm: install $(VLLM_VENV)/.installed
 	HF_PYTHON="$(abspath $(BIN)/python)" $(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 # Takes the better part of an hour on two cores; each script says what it measures and takes arguments of its own.
+# The vLLM engine is measured where `make test-vllm` has made its environment.
 SHARED ?= ../shared
 BENCH_STORE := runs/bench/store
 PROXY := model.name=$(SHARED)/models/proxy-qwen3 data.mirror=$(SHARED)/hub
@@ -64,12 +65,14 @@ bench: install
 		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
 	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
-	$(BIN)/python tests/benchmarks/bench_student.py --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
-	$(BIN)/python tests/benchmarks/bench_signals.py --shared $(SHARED)
-	$(BIN)/python tests/benchmarks/bench_build.py --shared $(SHARED)
-	$(BIN)/python tests/benchmarks/bench_prefix_reuse.py --shared $(SHARED)
-	$(BIN)/python tests/benchmarks/bench_scale.py
-	$(BIN)/python tests/benchmarks/bench_results.py
+	$(BIN)/python -m tests.benchmarks.bench_student --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python -m tests.benchmarks.bench_signals --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_build --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_prefix_reuse --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_teacher_engines hf --shared $(SHARED)
+	[ ! -e $(VLLM_VENV)/.installed ] || $(VLLM_VENV)/bin/python -m tests.benchmarks.bench_teacher_engines vllm --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_scale
+	$(BIN)/python -m tests.benchmarks.bench_results
 	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
 
 clean:

@@ -1,4 +1,4 @@
-"""A whole build against the bare forward passes of its own batches: python tests/benchmarks/bench_build.py.
+"""A whole build against the bare forward passes of its own batches: python -m tests.benchmarks.bench_build.
 
 Builds a store of real data with the proxy model, top K, transfer, encoding and writing included (the last two in a
 thread beside the next shard), and notes every batch. Then the model alone runs the same batches, logits at the answer
@@ -25,6 +25,7 @@ from teacher_cache.build import build
 from teacher_cache.engine import Sequenced
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import make_plan
+from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
 class Recording(HFTeacher):
@@ -80,20 +81,14 @@ def measure(config: Config, view: str, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--examples", type=int, default=60, help="of each task and language")
     parser.add_argument("--rounds", type=int, default=2)
     got = parser.parse_args()
-    settings = [
-        f"model.name={got.shared / 'models/proxy-qwen3'}",
-        f"data.mirror={got.shared / 'hub'}",
-        f"data.max_train_per_task={got.examples}",
-        "data.max_validation_per_task=0",
-        "store.shard_tokens=1024",
-        "store.chunk_tokens=1024",
-    ]
+    shards = ["store.shard_tokens=1024", "store.chunk_tokens=1024"]
+    config = load_config([], [*proxy_settings(got.shared, got.examples), *shards])
     for view in ("fewshot", "zeroshot"):
-        measure(load_config([], settings), view, got.rounds)
+        measure(config, view, got.rounds)
 
 
 if __name__ == "__main__":

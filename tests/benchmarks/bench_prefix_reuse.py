@@ -1,6 +1,6 @@
 """The teacher with and without prefix reuse, on real few-shot and zero-shot prompts of the proxy model.
 
-    python tests/benchmarks/bench_prefix_reuse.py [--shared ../shared] [--examples 40] [--view fewshot]
+    python -m tests.benchmarks.bench_prefix_reuse [--shared ../shared] [--examples 40] [--view fewshot]
 
 One shard of a store over English NLI, PA, QA, NER and POS with fixed demonstrations; the token budget and
 the batches are those of a build. Prints processor seconds, of which in the transformer's layers (the rest is
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import Config, load_config
+from configs import load_config
 from configs.models import load_tokenizer
 from tasks.prompts import PromptEncoder
 from teacher_cache.build import Tally, score
@@ -25,23 +25,7 @@ from teacher_cache.engine import Sequenced
 from teacher_cache.hf_engine import HFTeacher
 from teacher_cache.plan import make_plan
 from teacher_cache.sharing import shared_prefixes
-
-
-def configuration(shared: Path, examples: int) -> Config:
-    """Five tasks in English, five demonstrations each, the same for all queries of a task."""
-    return load_config(
-        [],
-        [
-            f"model.name={shared / 'models/proxy-qwen3'}",
-            f"data.mirror={shared / 'hub'}",
-            "languages=[en]",
-            f"data.max_train_per_task={examples}",
-            "data.max_validation_per_task=0",
-            "fewshot.selection=fixed",
-            "fewshot.num_demonstrations={qa: 5}",
-            "model.dtype=float32",
-        ],
-    )
+from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
 class Stopwatch:
@@ -63,13 +47,14 @@ class Stopwatch:
 def main() -> None:
     """Run each way once and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[3] / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--examples", type=int, default=40, help="examples per task")
     parser.add_argument("--view", action="append", choices=("fewshot", "zeroshot"))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = configuration(arguments.shared, arguments.examples)
+    prompts = ["languages=[en]", "fewshot.selection=fixed", "fewshot.num_demonstrations={qa: 5}"]
+    config = load_config([], [*proxy_settings(arguments.shared, arguments.examples), *prompts])
     encoder = PromptEncoder(load_tokenizer(config.model))
     views = tuple(arguments.view or ("fewshot", "zeroshot"))
     plan = make_plan(config, encoder, views)

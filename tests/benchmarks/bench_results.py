@@ -1,6 +1,6 @@
 """1,000,000 prediction rows and 5,000 runs: every table in under 3 s, `sql` in under 1 s.
 
-    python tests/benchmarks/bench_results.py [--rows 1000000] [--runs 5000]
+    python -m tests.benchmarks.bench_results [--rows 1000000] [--runs 5000]
 
 Rows are generated into a temporary directory, one file per run and table, as evaluations leave them.
 """

@@ -1,6 +1,6 @@
 """The index of a store of a billion answer tokens, without values: planned, opened, and searched for what is done.
 
-    python tests/benchmarks/bench_scale.py [--tokens 1000000000] [--mean-answer 400] [--shard-tokens 65536]
+    python -m tests.benchmarks.bench_scale [--tokens 1000000000] [--mean-answer 400] [--shard-tokens 65536]
 
 Answers have log-normal lengths. The columns of the examples and one (empty) manifest per shard are written to a
 temporary directory with the functions that a build uses; token ids and logits are not.

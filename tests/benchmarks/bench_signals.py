@@ -32,6 +32,7 @@ from tasks.prompts import PromptEncoder
 from teacher_cache.plan import TeacherPlan, make_plan
 from teacher_cache.sampling import Sampling, add_samples, uniforms
 from teacher_cache.signal import signal
+from tests.benchmarks.proxy import SHARED, proxy_settings
 
 FORWARD_KL = DistillationConfig(loss="forward_kl")
 PILOT_TOKENS = 2048
@@ -198,18 +199,15 @@ def _spec(kind: Kind, prompts: Prompts, vocab_size: int) -> StoreSpec:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, required=True, help="holds models/proxy-qwen3 and hub")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="holds models/proxy-qwen3 and hub")
     parser.add_argument("--examples", type=int, default=8, help="per task, for the angles")
     parser.add_argument("--store-examples", type=int, default=60, help="per task, for the bytes")
     parser.add_argument("--noise", type=float, default=0.5, help="of the second student, in standard deviations")
     arguments = parser.parse_args()
 
     def configure(examples: int) -> Config:
-        tasks = "tasks=[gsm8k,nli,pa,qa,ner,pos]"
-        paths = [f"model.name={arguments.shared}/models/proxy-qwen3", f"data.mirror={arguments.shared}/hub"]
-        return load_config(
-            [], [*paths, tasks, f"data.max_train_per_task={examples}", "data.train_languages=in_language"]
-        )
+        data = ["tasks=[gsm8k,nli,pa,qa,ner,pos]", "data.train_languages=in_language"]
+        return load_config([], [*proxy_settings(arguments.shared, examples), *data])
 
     config = configure(arguments.examples)
     encoder = PromptEncoder(load_tokenizer(config.model))

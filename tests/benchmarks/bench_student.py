@@ -1,6 +1,6 @@
 """What a distilled step costs beside plain fine-tuning, a plain transformers step, and a live teacher.
 
-    python tests/benchmarks/bench_student.py --store STORE --model MODEL [--rounds 20] [--lora]
+    python -m tests.benchmarks.bench_student --store STORE --model MODEL [--rounds 20] [--lora]
 
 Every round runs one optimizer step of each kind on the same micro-batch, in turn; ratios are medians over
 rounds. On a CPU the clock is processor time, so that other work on the machine does not count; peak memory is

@@ -24,6 +24,7 @@ import torch
 
 from configs import load_config
 from tests.benchmarks.bench_student import Bench
+from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
 def live_student(store_url: str, settings: Sequence[str], steps: int) -> None:
@@ -63,7 +64,7 @@ def run_live(store_url: str, settings: Sequence[str], steps: int) -> Callable[[]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--students", type=int, default=16)
     parser.add_argument("--examples", type=int, default=48, help="of each task")
     parser.add_argument("--steps", type=int, default=120)
@@ -72,12 +73,8 @@ def main() -> None:
     shutil.rmtree(got.output, ignore_errors=True)
     store = str(got.output / "store")
     settings = [
-        f"model.name={got.shared / 'models/proxy-qwen3'}",
-        "model.dtype=float32",
-        f"data.mirror={got.shared / 'hub'}",
+        *proxy_settings(got.shared, got.examples),
         "languages=[en]",
-        f"data.max_train_per_task={got.examples}",
-        "data.max_validation_per_task=0",
         "training.use_lora=false",
         "training.precision=fp32",
         f"training.max_steps={got.steps}",

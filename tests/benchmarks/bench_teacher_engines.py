@@ -1,7 +1,7 @@
 """The transformers teacher against the vLLM teacher: one shard of real prompts, each in its own environment.
 
-    .venv/bin/python tests/benchmarks/bench_teacher_engines.py hf
-    .venv-vllm/bin/python tests/benchmarks/bench_teacher_engines.py vllm
+    .venv/bin/python -m tests.benchmarks.bench_teacher_engines hf
+    .venv-vllm/bin/python -m tests.benchmarks.bench_teacher_engines vllm
 
 Prints processor seconds of scoring, after a first batch that warms the engine up; not counted are
 starting it, reading data and writing. Few-shot prompts are drawn per example and fixed, with prefix reuse.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import Config, load_config
+from configs import load_config
 from configs.models import load_tokenizer
 from tasks.prompts import PromptEncoder
 from teacher_cache.build import Tally, score
@@ -24,23 +24,7 @@ from teacher_cache.build_command import _open_engine
 from teacher_cache.engine import Sequenced
 from teacher_cache.plan import TeacherPlan, make_plan
 from teacher_cache.sharing import shared_prefixes
-
-
-def configuration(shared: Path, engine: str, examples: int, selection: str) -> Config:
-    """Five tasks in English on the proxy model in float32."""
-    return load_config(
-        [],
-        [
-            f"model.name={shared / 'models/proxy-qwen3'}",
-            f"data.mirror={shared / 'hub'}",
-            "languages=[en]",
-            f"data.max_train_per_task={examples}",
-            "data.max_validation_per_task=0",
-            f"fewshot.selection={selection}",
-            "model.dtype=float32",
-            f"teacher.engine={engine}",
-        ],
-    )
+from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
 def sequences(plan: TeacherPlan, view: str, shares: bool) -> list[Sequenced]:
@@ -59,13 +43,14 @@ def main() -> None:
     """Run each kind of prompt once and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", choices=("hf", "vllm"))
-    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[3] / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--examples", type=int, default=30, help="examples per task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     plans = {}
     for selection in ("per_example", "fixed"):
-        config = configuration(arguments.shared, arguments.engine, arguments.examples, selection)
+        kind = ["languages=[en]", f"fewshot.selection={selection}", f"teacher.engine={arguments.engine}"]
+        config = load_config([], [*proxy_settings(arguments.shared, arguments.examples), *kind])
         encoder = PromptEncoder(load_tokenizer(config.model))
         plans[selection] = make_plan(config, encoder, ("zeroshot", "fewshot"))
     longest = max(plans.values(), key=lambda plan: plan.longest)
