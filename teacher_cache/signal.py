@@ -12,9 +12,9 @@ import torch
 from storage import TeacherRows
 
 # Logits worked on at once in float32: few enough for a CPU's cache, many enough to fill a GPU.
-LOGIT_ELEMENTS = {"cpu": 400_000}
+LOGIT_ELEMENTS = {"cpu": 600_000}
 LOGIT_ELEMENTS_ACCELERATOR = 1 << 27
-BLOCK = 32  # columns of one block in `exact_top_k`
+GROUP = 16  # columns of one group in `exact_top_k`
 
 
 class Signal(NamedTuple):
@@ -60,37 +60,53 @@ def _read_part(
     """`read_signal` of a few rows, in two buffers (2, T, V): new memory for each would cost more than the sums."""
     real_TV = logits_TV[:, :tokenizer_size]
     values_TK, ids_TK = exact_top_k(real_TV, top_k)
-    peak_T1 = logits_TV.amax(dim=-1, keepdim=True)
-    # H = log Σ e^d − Σ d·e^d / Σ e^d with d = logit − peak. The clamp keeps 0·(−inf) from becoming NaN.
-    below_TV = torch.sub(logits_TV, peak_T1, out=scratch[0]).clamp_min_(-1e4)
+    peak_T1 = torch.cat([values_TK[:, :1], logits_TV[:, tokenizer_size:]], dim=1).amax(dim=-1, keepdim=True)
+    # H = log Σ e^d − Σ d·e^d / Σ e^d with d = logit − peak.
+    below_TV = torch.sub(logits_TV, peak_T1, out=scratch[0])
     weight_TV = torch.exp(below_TV, out=scratch[1])
     total_T = weight_TV.sum(dim=-1)
-    logsumexp_T = peak_T1[:, 0] + total_T.log()
-    entropy_T = total_T.log() - below_TV.mul_(weight_TV).sum(dim=-1) / total_T
+    moment_T = weight_TV.mul_(below_TV).sum(dim=-1)
+    if moment_T.isnan().any():  # 0·(−inf): such a logit adds nothing
+        moment_T = torch.exp(below_TV, out=scratch[1]).mul_(below_TV.clamp_min_(-1e4)).sum(dim=-1)
     gold_logit_T = logits_TV.gather(1, gold_T[:, None])[:, 0]
-    above_TV = torch.gt(real_TV, gold_logit_T[:, None], out=scratch[0, :, :tokenizer_size])  # floats add up fastest
-    gold_rank_T = above_TV.sum(dim=-1).to(torch.int32)
-    return Signal(ids_TK.to(torch.int32), values_TK, logsumexp_T, entropy_T, gold_logit_T, gold_rank_T)
+    return Signal(
+        token_ids_TK=ids_TK.to(torch.int32),
+        logits_TK=values_TK,
+        logsumexp_T=peak_T1[:, 0] + total_T.log(),
+        entropy_T=total_T.log() - moment_T / total_T,
+        gold_logit_T=gold_logit_T,
+        gold_rank_T=_gold_rank(real_TV, values_TK, gold_logit_T, scratch[0]),
+    )
+
+
+def _gold_rank(
+    real_TV: torch.Tensor, values_TK: torch.Tensor, gold_logit_T: torch.Tensor, scratch: torch.Tensor
+) -> torch.Tensor:
+    """How many logits are larger than the gold token's, (T,) int32: where that is in the top K, so are they."""
+    if (gold_logit_T < values_TK[:, -1]).any():
+        above_TV = torch.gt(real_TV, gold_logit_T[:, None], out=scratch[:, : real_TV.shape[1]])  # floats add up fastest
+        return above_TV.sum(dim=-1).to(torch.int32)
+    return (values_TK > gold_logit_T[:, None]).sum(dim=-1).to(torch.int32)
 
 
 def exact_top_k(logits_TV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and ids (T, K) of the K largest, in descending order, as `torch.topk`; faster over many columns.
 
-    Columns are cut into blocks of 32. A value of the top K is the reason why its block's largest is among the K
-    largest of all blocks, or else K other values are as large: so K blocks hold a top K.
+    Columns are dealt to N groups of 16, column v to group v mod N. A value of the top K is the reason why its group's
+    largest is among the K largest of all groups, or else K other values are as large: so K groups hold a top K.
     """
     tokens, columns = logits_TV.shape
-    blocks = columns // BLOCK
-    if blocks <= 4 * top_k:
+    groups = columns // GROUP
+    if groups <= 4 * top_k:
         return tuple(logits_TV.topk(top_k, dim=-1))  # type: ignore[return-value]
-    cut_TBW = logits_TV[:, : blocks * BLOCK].reshape(tokens, blocks, BLOCK)
-    block_TK = cut_TBW.amax(dim=-1).topk(top_k, dim=-1, sorted=False).indices
-    inside = cut_TBW.gather(1, block_TK[:, :, None].expand(-1, -1, BLOCK)).reshape(tokens, -1)
-    values_TK, place_TK = torch.cat([inside, logits_TV[:, blocks * BLOCK :]], dim=1).topk(top_k, dim=-1)
-    rest_TK = place_TK - top_k * BLOCK  # of the columns behind the last whole block
-    block_of_TK = block_TK.gather(1, (place_TK // BLOCK).clamp_max(top_k - 1))
-    ids_TK = torch.where(rest_TK < 0, block_of_TK * BLOCK + place_TK % BLOCK, blocks * BLOCK + rest_TK)
-    return values_TK, ids_TK
+    dealt = groups * GROUP
+    largest_TN = logits_TV[:, :dealt].unflatten(1, (GROUP, groups)).amax(dim=1)  # whole rows of groups: vectors add up
+    group_TK = largest_TN.topk(top_k, dim=-1, sorted=False).indices
+    first = torch.arange(0, dealt, groups, device=logits_TV.device)
+    rest = torch.arange(dealt, columns, device=logits_TV.device).expand(tokens, -1)
+    column_TC = torch.cat([(group_TK[:, None] + first[None, :, None]).flatten(1), rest], dim=1)
+    values_TK, place_TK = logits_TV.gather(1, column_TC).topk(top_k, dim=-1)
+    return values_TK, column_TC.gather(1, place_TK)
 
 
 def signal(logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, tokenizer_size: int) -> TeacherRows:
