@@ -111,13 +111,18 @@ class Vocabulary:
         return codes
 
     def token_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """The (T, K) tokens that codes stand for."""
-        width = self.fronts.shape[1]
+        """The (T, K) tokens that codes stand for. StoreError for a code that stands for none."""
+        width, fronts_end = self.fronts.shape[1], self.fronts.size
+        for found, end in ((codes[:, :1], len(self.tokens)), (codes, width + len(self.tokens))):
+            if found.max(initial=0) >= end:
+                raise StoreError(f"vocabulary: expected codes below {end}, got {found.max()}")
         top_tokens = self.tokens[codes[:, 0]]
-        front_row = self._row_of_token[top_tokens]  # type: ignore[attr-defined]
-        # A code of F or more is counted from the end of all fronts, less the one that it leaves behind.
-        index = np.where(codes < width, (front_row * width)[:, None], len(self.contexts) * width)
+        front_start = (self._row_of_token[top_tokens] * width).astype(np.uint32)[:, None]  # type: ignore[attr-defined]
+        # A code of F or more is counted from the end of all fronts, less the one that it leaves behind. A product, as
+        # a choice between two would be a branch for every code; `wrap`, as no code is out of bounds.
+        index = (codes >= width) * (np.uint32(fronts_end - width) - front_start)
         index += codes
-        tokens: NDArray[np.int32] = np.take(self._meaning, index)  # type: ignore[attr-defined]
+        index += front_start
+        tokens: NDArray[np.int32] = self._meaning.take(index.astype(np.intp), mode="wrap")  # type: ignore[attr-defined]
         tokens[:, 0] = top_tokens
         return tokens

@@ -41,6 +41,15 @@ def test_frequent_tokens_and_those_of_the_context_come_first() -> None:
     assert vocabulary.codes(np.array([[7, 3, 2]], dtype=np.int32)).tolist()[0][1:] == [3, 2]  # places in the front
 
 
+def test_a_code_that_stands_for_no_token_is_refused() -> None:
+    vocabulary = Vocabulary.learn(pilot(0), SIZE)
+    last = SIZE - 1 + vocabulary.fronts.shape[1]
+    assert vocabulary.token_ids(np.array([[SIZE - 1, last]], np.uint32)).tolist() == [[vocabulary.tokens[-1]] * 2]
+    for codes in ([SIZE, 0], [0, last + 1]):
+        with pytest.raises(StoreError, match="expected codes below"):
+            vocabulary.token_ids(np.array([codes], np.uint32))
+
+
 @pytest.mark.parametrize(
     ("tokens", "contexts", "fronts", "message"),
     [
