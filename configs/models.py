@@ -49,6 +49,7 @@ def load_causal_lm(
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     device_map: str | None = None,
+    stay_on_host: bool = False,
 ) -> Any:
     """Open a causal language model in evaluation mode.
 
@@ -61,6 +62,7 @@ def load_causal_lm(
             CUDA and bitsandbytes.
         load_in_8bit: quantise them to 8 bits (arXiv:2208.07339) instead; needs the same.
         device_map: spread the layers over all devices, as accelerate does; replaces `device`.
+        stay_on_host: leave the weights in host memory; who shards them moves them to `device`.
 
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
@@ -83,7 +85,8 @@ def load_causal_lm(
     if device_map is not None or "quantization_config" in options:
         options["device_map"] = device_map or {"": torch.device(device)}
         return _open(AutoModelForCausalLM, model, **options).eval()
-    return _open(AutoModelForCausalLM, model, **options).to(device).eval()
+    opened = _open(AutoModelForCausalLM, model, **options).eval()
+    return opened if stay_on_host else opened.to(device)
 
 
 def require_quantization(key: str, device: torch.device) -> None:

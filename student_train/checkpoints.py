@@ -22,6 +22,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from student_train.sharding import load_optimizer_state, whole_optimizer_state, whole_weights
+
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
@@ -51,7 +53,10 @@ def save_checkpoint(
         description: content of `training.json`.
         state: tensors and plain values that `load_state` gives back, or None where nothing resumes.
     """
-    weights = accelerator.get_state_dict(student)  # collective where parameters are sharded
+    weights = whole_weights(accelerator, student)
+    optimizer_state: dict[str, Any] = {}
+    if state is not None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        optimizer_state = whole_optimizer_state(student, optimizer)
     partial = target.parent / f".{target.name}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,7 +64,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if state is not None:
         torch.save(_random_state(), partial / STATE / f"random-{accelerator.process_index}.pt")
-        if _is_sharded(accelerator):
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
             accelerator.save_state(str(partial / STATE / SHARDED))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -67,7 +72,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(partial)
         _write_json(partial / "training.json", description)
         if state is not None:
-            torch.save({**state, **_optimizer_state(accelerator, optimizer)}, partial / STATE / "trainer.pt")
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            torch.save({**state, "optimizer": optimizer_state, "scaler": scaler}, partial / STATE / "trainer.pt")
         else:
             (partial / STATE).rmdir()
         _seal(partial)
@@ -116,17 +122,17 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_state(accelerator: Accelerator, optimizer: Any, path: Path) -> dict[str, Any]:
+def load_state(accelerator: Accelerator, student: Any, optimizer: Any, path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`; restores the optimizer and this rank's random states.
 
-    Sharded weights and optimizers are restored by Accelerate from its own files.
+    DeepSpeed restores its weights and optimizer from its own files.
     """
     process_index = accelerator.process_index
-    state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True)
-    if _is_sharded(accelerator):
+    state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.load_state(str(path / STATE / SHARDED))
     else:
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(student, optimizer, state["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
     random_file = path / STATE / f"random-{process_index}.pt"
@@ -150,17 +156,6 @@ def remove_partial(output: Path) -> None:
     """Delete what killed runs left under temporary names."""
     for path in output.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_sharded(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-
-def _optimizer_state(accelerator: Accelerator, optimizer: Any) -> dict[str, Any]:
-    if _is_sharded(accelerator):
-        return {}
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    return {"optimizer": optimizer.state_dict(), "scaler": scaler}
 
 
 def _save_model(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:

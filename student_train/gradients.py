@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from configs.schema import ConfigError
 from student_train.data import Batch
 from student_train.losses import StepLoss, cross_entropy
+from student_train.sharding import is_sharded
 
 Gradients = list[torch.Tensor]
 # (batch, λ_t) -> the micro-batch's loss and its terms
@@ -26,9 +26,8 @@ Forward = Callable[[Batch, torch.Tensor], StepLoss]
 
 def refuse_sharding(accelerator: Accelerator, strategy: str) -> None:
     """Raise `ConfigError` where parameters are sharded and the strategy compares gradients."""
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     for part in ("gradient_conflict", "meta"):
-        if sharded and part in strategy.split("*"):
+        if is_sharded(accelerator) and part in strategy.split("*"):
             raise ConfigError(
                 f"distillation.strategy: {part} compares whole gradients, which "
                 f"{accelerator.distributed_type.value} shards; use DDP or one process, or another strategy"

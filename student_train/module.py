@@ -41,6 +41,12 @@ class StudentModule(nn.Module):
                 type(_causal_lm(model)).__name__,
             )
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers that FSDP shards one by one; Accelerate asks for them by this name."""
+        present = {type(module).__name__ for module in self.modules()}
+        return sorted(present & set(_causal_lm(self.model)._no_split_modules or []))
+
     def forward(
         self,
         input_ids_BL: torch.Tensor,

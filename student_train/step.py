@@ -55,7 +55,6 @@ class Stepper:
         self._weights: LambdaWeights | None = None
         parts: frozenset[str] = frozenset()
         if run.view is not None:
-            gradients.refuse_sharding(accelerator, run.config.distillation.strategy)
             self._weights = LambdaWeights(
                 run.config.distillation,
                 order.tasks,

@@ -13,7 +13,9 @@ from configs.models import load_causal_lm, require_quantization
 from configs.schema import Config, ConfigError
 
 
-def build_student(config: Config, device: torch.device, resume_from: Path | None = None) -> Any:
+def build_student(
+    config: Config, device: torch.device, resume_from: Path | None = None, *, stay_on_host: bool = False
+) -> Any:
     """The model to train, in training mode.
 
     With LoRA the base keeps `model.dtype` and is frozen, the adapter is float32. Full fine-tuning
@@ -24,17 +26,20 @@ def build_student(config: Config, device: torch.device, resume_from: Path | None
         config: `model`, `lora` and `training` are used.
         device: where to train.
         resume_from: a checkpoint directory to take the trained weights from.
+        stay_on_host: leave the weights in host memory (quantised ones never do): they are about to be sharded.
 
     Raises:
         ConfigError: no such model, target modules that it lacks, or 4 bits without CUDA or bitsandbytes.
     """
     if not config.training.use_lora:
         source = config.model if resume_from is None else dataclasses.replace(config.model, name=str(resume_from))
-        model = load_causal_lm(source, dtype="float32", device=device)
+        model = load_causal_lm(source, dtype="float32", device=device, stay_on_host=stay_on_host)
     else:
         if config.lora.load_in_4bit:
             require_quantization("lora.load_in_4bit", device)
-        base = load_causal_lm(config.model, device=device, load_in_4bit=config.lora.load_in_4bit)
+        base = load_causal_lm(
+            config.model, device=device, load_in_4bit=config.lora.load_in_4bit, stay_on_host=stay_on_host
+        )
         if resume_from is not None:
             model = peft.PeftModel.from_pretrained(base, resume_from, is_trainable=True)
         else:

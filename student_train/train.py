@@ -24,9 +24,11 @@ from storage import TeacherStore
 from student_train import checkpoints
 from student_train.checks import check_output, check_store_fits
 from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
+from student_train.gradients import refuse_sharding
 from student_train.metrics import TrainingLog
 from student_train.module import StudentModule
 from student_train.records import Run, describe_run, publish_log, publish_run, withdraw_later_rows
+from student_train.sharding import fsdp_plugin, is_sharded, shard_on_any_device
 from student_train.step import Stepper
 from student_train.student import build_student
 from student_train.trackers import Trackers
@@ -64,19 +66,22 @@ def _train(run: Run, final: Path) -> None:
     check_store_fits(store, config, run.view, tokenizer)
     order = example_order(store, config)
     accelerator = make_accelerator(training, plan)
+    if run.view is not None:
+        refuse_sharding(accelerator, config.distillation.strategy)
     main = accelerator.is_main_process
     resume_from = checkpoints.latest_checkpoint(run.output) if run.resume else None
     start = checkpoints.checkpoint_step(resume_from) if resume_from is not None else 0
     about = describe_run(run, store, resume_from)
 
     set_seed(config.seed)  # the same adapter on every rank
-    model = build_student(config, accelerator.device, resume_from)
+    # what is sharded goes to its device a layer at a time: it may not fit whole
+    model = build_student(config, accelerator.device, resume_from, stay_on_host=accelerator.is_fsdp2)
     student: Any = StudentModule(model, chunk_tokens=training.loss_chunk_tokens)
     optimizer: Any = torch.optim.AdamW(parameter_groups(student, training.weight_decay), training.learning_rate)
     if main:
         run.output.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_partial(run.output)
-        print_summary(run, store, order, plan, student, start)
+        print_summary(run, store, order, plan, student, start, accelerator)
     student, optimizer = accelerator.prepare(student, optimizer)
     stepper = Stepper(accelerator, student, optimizer, run, store, order)
     set_seed(config.seed, device_specific=True)  # other dropout masks on every rank
@@ -91,7 +96,7 @@ def _train(run: Run, final: Path) -> None:
     )
     seconds = 0.0
     if resume_from is not None:
-        state = checkpoints.load_state(accelerator, optimizer, resume_from)
+        state = checkpoints.load_state(accelerator, student, optimizer, resume_from)
         stepper.load_state_dict(state["stepper"])
         log.load_state_dict(state["log"])
         seconds = state["seconds"]
@@ -135,7 +140,13 @@ def _train(run: Run, final: Path) -> None:
 
 
 def print_summary(
-    run: Run, store: TeacherStore, order: ExampleOrder, plan: BatchPlan, student: StudentModule, start: int
+    run: Run,
+    store: TeacherStore,
+    order: ExampleOrder,
+    plan: BatchPlan,
+    student: StudentModule,
+    start: int,
+    accelerator: Accelerator,
 ) -> None:
     """Say what is about to happen."""
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
@@ -143,12 +154,13 @@ def print_summary(
     top_k = run.config.distillation.n_top_logits or store.info.top_k
     draws = f" and {store.info.draws} draws ({store.info.signal})" if store.info.draws else ""
     teacher = "cross-entropy alone" if run.view is None else f"teacher view {run.view}, top {top_k} logits{draws}"
+    engine = f", sharded by {accelerator.distributed_type.value}" if is_sharded(accelerator) else ""
     counts = ", ".join(f"{task} {count:,}" for task, count in order.counts().items())
     logger.info(f"{run.config.model.name}: {trainable:,} of {total:,} parameters train; {teacher}")
     logger.info(f"examples: {counts}")
     logger.info(
         f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {plan.accumulation_steps} "
-        f"accumulation steps × {plan.micro_batch_size}; steps {start + 1} to {run.config.training.max_steps}"
+        f"accumulation steps × {plan.micro_batch_size}{engine}; steps {start + 1} to {run.config.training.max_steps}"
     )
 
 
@@ -179,7 +191,11 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
         training.precision, training.precision
     )
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation)
+    plugin = fsdp_plugin(precision)
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, fsdp_plugin=plugin
+    )
+    shard_on_any_device(accelerator, plugin)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         engine = accelerator.state.deepspeed_plugin.deepspeed_config
         engine["train_micro_batch_size_per_gpu"] = plan.micro_batch_size

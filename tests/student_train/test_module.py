@@ -80,6 +80,14 @@ def test_answer_logits_are_the_models_own(name: str, adapter: bool) -> None:
         assert got.argmax_T[t] == own.argmax()
 
 
+@pytest.mark.parametrize("adapter", [False, True], ids=["plain", "lora"])
+def test_accelerate_is_told_which_layers_to_shard(adapter: bool) -> None:
+    model = tiny("qwen3")
+    if adapter:
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    assert StudentModule(model, chunk_tokens=2)._no_split_modules == ["Qwen3DecoderLayer"]
+
+
 def test_probing_leaves_the_model_as_it_was() -> None:
     model = tiny("gemma2").train()
     StudentModule(model, chunk_tokens=2)
