@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from configs.loader import load_config
 from configs.schema import Config, ConfigError
@@ -14,6 +17,33 @@ from storage.errors import StoreError
 from tasks.common import TaskError
 
 USER_ERRORS = (ConfigError, StoreError, TaskError)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Arguments of a command: what is wrong with them is one line, and an option is its whole name or none."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message}; {self.prog} --help lists all options\n")
+
+
+def make_directory(option: str, path: Path) -> None:
+    """Create the directory that an option names, where it is missing.
+
+    Raises:
+        ConfigError: it cannot be created, is a file, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{option}: expected a directory, got the file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot create the directory {path}: {error.strerror}; choose another") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}: nothing can be written into {path}; choose another, or change its permissions")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,13 +31,15 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     """
     merged = OmegaConf.structured(Config)
     for layer in [*map(_read_file, files), *map(_read_override, overrides)]:
-        _check_groups(layer)
+        values = cast(dict[str, Any], OmegaConf.to_container(layer))
+        if (key := _misshapen(values, Config())) is not None:
+            raise ConfigError(_wrong_type_message(key, values))
         try:
             merged = OmegaConf.merge(merged, layer)
         except ConfigKeyError as error:
             raise ConfigError(_unknown_key_message(str(error.full_key or error.key))) from None
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+            raise ConfigError(_wrong_type_message(str(error.full_key), values)) from None
     try:
         config = cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
@@ -103,19 +105,55 @@ def _read_override(text: str) -> Any:
         raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from None
 
 
-def _check_groups(layer: Any) -> None:
-    """OmegaConf has no message for `training: 3`; the schema is two levels deep, so one look suffices."""
-    defaults = Config()
-    for key in layer:
-        if dataclasses.is_dataclass(getattr(defaults, str(key), None)) and not OmegaConf.is_dict(layer[key]):
-            raise ConfigError(f"{key}: expected a group of keys ({key}.…), got {layer[key]!r}")
+def _misshapen(values: Mapping[Any, Any], defaults: Any, prefix: str = "") -> str | None:
+    """The first key whose value OmegaConf has no message for: no group, or a list in a mapping's place."""
+    for name, value in values.items():
+        key, default = f"{prefix}{name}", getattr(defaults, str(name), value)
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            if (found := _misshapen(value, default, f"{key}.")) is not None:
+                return found
+        elif dataclasses.is_dataclass(default) or (
+            isinstance(value, dict | list) and not isinstance(default, type(value))
+        ):
+            return key
+    return None
+
+
+def _wrong_type_message(key: str, values: Any) -> str:
+    """What the value of a key, or what an item of that value is in, should have been: the schema in words."""
+    kind: Any = Config
+    names = []
+    for name in key.split("."):
+        kind, values = get_type_hints(kind)[name], values[name]
+        names.append(name)
+        if not (dataclasses.is_dataclass(kind) and isinstance(values, dict)):
+            break
+    return f"{'.'.join(names)}: expected {_in_words(kind)}, got {values!r}"
+
+
+def _in_words(kind: Any) -> str:
+    plain = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    if kind in plain:
+        return plain[kind]
+    if dataclasses.is_dataclass(kind):
+        return "a group of keys"
+    inner = [part for part in get_args(kind) if part is not type(None)]
+    if get_origin(kind) is dict:
+        return f"a mapping such as {{nli: VALUE}} (a space after each colon), every value {_in_words(inner[1])}"
+    if get_origin(kind) is list:
+        return f"a list such as [A, B], every item {_in_words(inner[0])}"
+    return f"{_in_words(inner[0])} or null"  # an optional one
 
 
 def _unknown_key_message(key: str) -> str:
     known = config_keys()
-    groups: Iterable[str] = {name.split(".")[0] for name in known if "." in name}
-    near = difflib.get_close_matches(key, [*known, *groups], n=1, cutoff=0.5)
-    if not near:  # a right name in the wrong group: `lambda_distill` for `distillation.lambda_distill`
-        near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    group, dot, leaf = key.rpartition(".")
+    beside = [name for name in known if name.startswith(group + dot)]
+    near = difflib.get_close_matches(leaf, [name[len(group + dot) :] for name in beside], n=1, cutoff=0.5)
+    near = [group + dot + name for name in near if group] or [
+        # a right name in the wrong group: `lambda_distill` for `distillation.lambda_distill`
+        *(name for name in known if name.split(".")[-1] == leaf),
+        *difflib.get_close_matches(key, [*known, *{name.split(".")[0] for name in known}], n=1, cutoff=0.5),
+    ]
     hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists every key"
     return f"{key}: unknown configuration key{hint}"

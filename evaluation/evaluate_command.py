@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import ConfigError
-from configs.command import add_config_arguments, load, run_command
+from configs.command import CommandParser, add_config_arguments, load, run_command
 from evaluation.checkpoints import check_condition, checkpoints_at_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="evaluate-model",
         description="Evaluate a model or checkpoint on every task and language of the configuration. "
         "Cells that are finished already are skipped, so the same command goes on where it was stopped.",

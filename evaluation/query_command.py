@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import ConfigError
-from configs.command import run_command
+from configs.command import CommandParser, run_command
 from evaluation.import_csv import SCALES, import_csv
 from evaluation.render import FORMATS, write_answer
 from evaluation.result_tables import all_tables
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(prog="query-results", description=__doc__)
+    parser = CommandParser(prog="query-results", description=__doc__)
     parser.add_argument(
         "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; may be repeated"
     )

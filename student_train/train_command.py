@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command import add_config_arguments, load, run_command
+from configs.command import CommandParser, add_config_arguments, load, run_command
 from student_train.records import Run
 from student_train.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="train-student",
         description="Train a student from a teacher store, by cross-entropy and the teacher's cached logits.",
         epilog="Several processes or GPUs: accelerate launch -m student_train.train_command …",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import Config, ConfigError
-from configs.command import add_config_arguments, load, run_command
+from configs.command import CommandParser, add_config_arguments, load, run_command
 from configs.models import default_device, lm_head_rows, load_tokenizer
 from configs.schema import ModelConfig
 from configs.vllm import require_vllm
@@ -34,7 +34,7 @@ BYTES_PER_DRAW = 0.45  # likewise; more where draws are few
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(prog="build-teacher-cache", description=__doc__)
+    parser = CommandParser(prog="build-teacher-cache", description=__doc__)
     add_config_arguments(parser)
     parser.add_argument("--store", required=True, metavar="URL", help="directory or fsspec URL of the store")
     parser.add_argument(

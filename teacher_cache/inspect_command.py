@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from configs.command import run_command
+from configs.command import CommandParser, make_directory, run_command
 from configs.models import token_text
 from storage import StoreError, TeacherStore
 from storage.verify import verify
@@ -25,12 +25,13 @@ from teacher_cache.plots import draw, require_matplotlib
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(prog="inspect-cache", description=__doc__)
+    parser = CommandParser(prog="inspect-cache", description=__doc__)
     parser.add_argument("--store", required=True, metavar="URL", help="directory or fsspec URL of the store")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    parser.add_argument("--verify", action="store_true", help="check every byte and every number")
-    parser.add_argument("--example", metavar="ID", help="show one example token by token")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart as PNG files")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--verify", action="store_true", help="check every byte and every number")
+    instead.add_argument("--example", metavar="ID", help="show one example token by token")
+    instead.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart as PNG files")
     arguments = parser.parse_args(argv)
     run_command(lambda: _run(arguments))
 
@@ -41,9 +42,11 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.example:
         _example(TeacherStore.open(arguments.store), arguments.example, arguments.format)
     else:
-        if arguments.plot is not None:
-            require_matplotlib()  # before a large store is read for nothing
-        inspection = Inspection(TeacherStore.open(arguments.store))
+        store = TeacherStore.open(arguments.store)
+        if arguments.plot is not None:  # before a large store is read for nothing
+            require_matplotlib()
+            make_directory("--plot", arguments.plot)
+        inspection = Inspection(store)
         _summary(inspection, arguments.format)
         for path in draw(inspection, arguments.plot) if arguments.plot is not None else ():
             print(path, file=sys.stderr if arguments.format == "json" else sys.stdout)

@@ -1,0 +1,56 @@
+"""What every command shares: wrong arguments and directories are one line and exit code 2."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from configs import ConfigError
+from configs.command import CommandParser, make_directory
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_option_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, function = COMMANDS[command].split(":")
+    with pytest.raises(SystemExit) as caught:
+        getattr(import_module(module), function)(["--nonsense"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith(f"; {command} --help lists all options\n")
+    assert said.count("\n") == 1
+
+
+def test_half_an_option_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="x")
+    parser.add_argument("--resume", action="store_true")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--resum"])
+    assert "unrecognized arguments: --resum" in capsys.readouterr().err
+    assert parser.parse_args(["--resume"]).resume
+
+
+def test_a_directory_is_made_or_refused(tmp_path: Path) -> None:
+    make_directory("--output", tmp_path / "a/b")
+    make_directory("--output", tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"--output: expected a directory, got the file .*file"):
+        make_directory("--output", file)
+    with pytest.raises(ConfigError, match=r"--output: cannot create the directory .*/x: Not a directory"):
+        make_directory("--output", file / "x")
+    with pytest.raises(ConfigError, match=r"--output: cannot create the directory /proc/x"):
+        make_directory("--output", Path("/proc/x"))
+
+
+def test_a_directory_that_cannot_be_written_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *arguments: False)  # as for anyone but root in a read-only directory
+    with pytest.raises(ConfigError, match="nothing can be written into"):
+        make_directory("--output", tmp_path)
