@@ -11,12 +11,13 @@ help:
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 
-# torch comes first and pinned, so that no other package picks a build of its own.
+# torch comes first and pinned, so that no other package picks a build of its own. Python compiles a module when it is first
+# imported; compiling every one at installation would take longer than the installation.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,plots,tensorboard,s3,zarrs]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,plots,tensorboard,s3,zarrs]"
 	touch $@
 
 install: $(VENV)/.installed
@@ -46,9 +47,9 @@ VLLM_VENV ?= .venv-vllm
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
-	$(VLLM_VENV)/bin/pip install --quiet --constraint constraints-vllm.txt torch
-	$(VLLM_VENV)/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt
-	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile --constraint constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement constraints-vllm.txt
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --editable .
 	touch $@
 
 test-vllm: install $(VLLM_VENV)/.installed
