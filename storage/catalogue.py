@@ -81,7 +81,10 @@ class Catalogue:
             StoreError: SQL that DuckDB refuses (its message in one line), or that would write.
         """
         try:
-            for statement in duckdb.extract_statements(sql):
+            statements = duckdb.extract_statements(sql)
+            if not statements:
+                raise StoreError("sql: expected a query such as SELECT * FROM cells, got nothing")
+            for statement in statements:
                 if statement.type not in READ_ONLY or WRITES_FILES.match(statement.query):
                     raise StoreError(f"sql: only queries are allowed here, got {statement.query.strip().split()[0]}")
             answer = self.connection.sql(sql)

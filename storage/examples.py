@@ -128,7 +128,7 @@ class ExampleTable:
             self._index = {name: position for position, name in enumerate(self.example_id)}
         if example_id not in self._index:
             some = ", ".join(self.example_id[:3])
-            raise StoreError(f"example: no {example_id} in this store (it has, for example, {some})")
+            raise StoreError(f"example {example_id}: the store has none of that id (it has {some} …)")
         return self._index[example_id]
 
 

@@ -23,7 +23,7 @@ def builder_lock(objects: ObjectStore, worker: int | None = None, workers: int |
     """Hold the right to write for as long as the context lasts.
 
     Raises:
-        StoreError: another process holds a lock that excludes this one.
+        StoreError: another process holds a lock that excludes this one, or no directory can be made there.
     """
     declared = worker is not None
     name = f"{worker}-of-{workers}" if declared else UNDECLARED
@@ -35,7 +35,10 @@ def builder_lock(objects: ObjectStore, worker: int | None = None, workers: int |
         ):
             yield
         return
-    objects.local_root.mkdir(parents=True, exist_ok=True)
+    try:
+        objects.local_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"--store {objects.url}: cannot be created: {error.strerror}; choose another place") from None
     files = [(LOCK_NAME, fcntl.LOCK_SH if declared else fcntl.LOCK_EX)]
     if declared:
         files.append((f"{LOCK_NAME}.{name}", fcntl.LOCK_EX))

@@ -30,8 +30,8 @@ class ObjectStore:
         guard: called before each put; raises where this process may write no longer.
 
     Raises:
-        StoreError: a URL that fsspec does not know; from any method, an object store that does not answer
-            or refuses.
+        StoreError: a URL that fsspec does not know, or a file where a directory should be; from any method,
+            an object store that does not answer or refuses.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,6 +42,9 @@ class ObjectStore:
             self.local_root = Path(url.removeprefix("file://")).expanduser().absolute()
             self._filesystem: Any = None
             self._root = str(self.local_root)
+            for place in (self.local_root, *self.local_root.parents):
+                if place.is_file():
+                    raise StoreError(f"--store {url}: expected a directory, but {place} is a file")
             return
         try:  # what other processes have written in the meantime must be seen: no cached listings
             self._filesystem, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -49,8 +52,15 @@ class ObjectStore:
             scheme = url.split("://")[0]
             raise StoreError(f"--store {url}: {error}; {scheme}:// needs a package that is not installed") from None
         except ValueError as error:
-            raise StoreError(f"--store {url}: {error}") from None
+            raise StoreError(f"--store {url}: {error}; expected a directory or a URL as s3://bucket/name") from None
         self._root = self._root.rstrip("/")
+
+    def require_writable(self) -> None:
+        """Raise `StoreError` where it is plain already that nothing can be written; creates nothing."""
+        if self.local_root is not None:
+            nearest = next(place for place in (self.local_root, *self.local_root.parents) if place.exists())
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise StoreError(f"--store {self.url}: nothing can be written into {nearest}; choose another place")
 
     def get(self, key: str) -> bytes:
         """The object's bytes.

@@ -130,7 +130,7 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"results: cannot create {directory}: {error.strerror}") from None
+        raise StoreError(f"--results: cannot create {directory}: {error.strerror}; choose another place") from None
     path = directory / f"{name}.parquet"
     if path.exists():
         return _same_or_refuse(path, content)

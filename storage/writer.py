@@ -233,13 +233,13 @@ def open_builder(
             process is writing it, or the location cannot be written.
     """
     objects = ObjectStore(url)
+    plan, chunk_tokens = plan_shards(
+        [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
+    )
+    identity = _identity(spec, plan, chunk_tokens, examples, validation)
     with builder_lock(objects, worker, workers):
         # Alone, whatever is half-written is a dead process's; beside other workers only what is old is.
         objects.remove_partials(older_than=0.0 if worker is None else 3600.0)
-        plan, chunk_tokens = plan_shards(
-            [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
-        )
-        identity = _identity(spec, plan, chunk_tokens, examples, validation)
         with base_lock(objects):
             if objects.exists(BASE_KEY):
                 attributes, numbering = _reopen(objects, identity)
@@ -328,6 +328,9 @@ def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str
     return root, Vocabulary.from_arrays(lambda name: group[name])
 
 
+_UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
+
+
 def _identity(
     spec: StoreSpec,
     plan: ShardPlan,
@@ -337,8 +340,9 @@ def _identity(
 ) -> dict[str, Any]:
     fields = asdict(spec)
     del fields["config"]
-    if not spec.draws:  # a store without draws says nothing of them
-        del fields["signal"], fields["draws"]
+    if not spec.draws:
+        for key in _UNSAID:
+            del fields[key]
     fields.update(
         shard_tokens=plan.shard_tokens,
         chunk_tokens=chunk_tokens,
@@ -360,14 +364,21 @@ def _hash_records(records: Sequence[ExampleRecord]) -> str:
 
 def _refuse_difference(where: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     stored_flat, wanted_flat = _flatten(stored), _flatten(wanted)
-    # A hash that differs is the consequence of a setting that differs, which says more: hashes come last.
-    for key in sorted(stored_flat.keys() | wanted_flat.keys(), key=lambda key: (key.endswith(("hash", "count")), key)):
-        old, new = stored_flat.get(key, "nothing"), wanted_flat.get(key, "nothing")
+    for key in sorted(stored_flat.keys() | wanted_flat.keys(), key=_consequence):
+        absent = _UNSAID.get(key, "nothing")
+        old, new = stored_flat.get(key, absent), wanted_flat.get(key, absent)
         if old != new:
             raise StoreError(
                 f"{where}: begun with {key} = {old}, this run has {new}; "
                 "use the same settings to go on, or another --store"
             )
+
+
+def _consequence(key: str) -> tuple[bool, int, str]:
+    """Sorts settings that differ before what differs in their wake, which says less: the signal before its draws."""
+    wake = ("count", "chunk_tokens", "shard_tokens", "hash")  # other examples, a store smaller than a shard
+    rank = next((number for number, end in enumerate(wake, start=1) if key.endswith(end)), 0)
+    return key != "signal", rank, key
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -299,4 +299,4 @@ def _known_language(language: str) -> str:
 
 def _no_cell(task: Task, languages: Sequence[str]) -> str:
     wanted = ", ".join(languages)
-    return f"{task.name} does not exist in {wanted}; its languages are {', '.join(task.languages)}"
+    return f"languages: {task.name} does not exist in {wanted}; its languages are {', '.join(task.languages)}"

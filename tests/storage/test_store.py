@@ -137,6 +137,16 @@ def test_going_on_with_other_inputs_is_refused(url: str, change: dict[str, Any],
     assert contents(Path(url)) == before
 
 
+def test_the_setting_is_named_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    """A store smaller than a shard has its chunks from its examples; draws come with their signal."""
+    url = str(tmp_path / "store")
+    stores.build(url, EXAMPLES[:4], shard_tokens=4096, chunk_tokens=4096)
+    with pytest.raises(StoreError, match=r"begun with examples\.count = 4, this run has 7"):
+        stores.build(url, EXAMPLES[:7], shard_tokens=4096, chunk_tokens=4096)
+    with pytest.raises(StoreError, match="begun with signal = topk, this run has sampled"):
+        stores.build(url, EXAMPLES[:4], shard_tokens=4096, chunk_tokens=4096, signal="sampled", draws=50)
+
+
 def test_going_on_with_other_examples_is_refused(url: str) -> None:
     other = [*EXAMPLES[:-1], stores.records(60)[-1]]
     with pytest.raises(StoreError, match=r"examples\.hash"):
@@ -347,6 +357,35 @@ def test_asking_for_what_is_not_there_says_what_is(url: str, tmp_path: Path) -> 
         TeacherStore.open(str(tmp_path / "nothing"))
     with pytest.raises(StoreError, match="build-teacher-cache"):
         TeacherStore.open(str(tmp_path))
+    with pytest.raises(StoreError, match=r"example nope: the store has none of that id \(it has nli/en/train/0"):
+        store.examples.index_of("nope")
+    with pytest.raises(StoreError, match=r"nosuch.*expected a directory or a URL"):
+        TeacherStore.open("nosuch://x")
+
+
+def test_a_file_where_the_store_should_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    for place in ("file", "file/store"):
+        for use in (TeacherStore.open, lambda url: stores.build(url, EXAMPLES)):
+            with pytest.raises(StoreError, match=r"expected a directory, but .*/file is a file"):
+                use(str(tmp_path / place))
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="--store /proc/store: cannot be created"):
+        stores.build("/proc/store", EXAMPLES)
+    monkeypatch.setattr("os.access", lambda *arguments: False)  # as for anyone but root in a read-only directory
+    with pytest.raises(StoreError, match=f"nothing can be written into {tmp_path}; choose"):
+        ObjectStore(str(tmp_path / "a/store")).require_writable()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_begun_leaves_nothing_behind(tmp_path: Path) -> None:
+    for layout in ({"shard_tokens": 3}, {"shard_tokens": 60, "chunk_tokens": 16}):
+        with pytest.raises(StoreError, match=r"store\.shard_tokens: expected"):
+            stores.build(str(tmp_path / "store"), EXAMPLES, **layout)
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_that_a_store_cannot_keep_are_refused(tmp_path: Path) -> None:
