@@ -106,6 +106,23 @@ def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
     return [open_checkpoint(found[step]) for step in steps]
 
 
+def check_model(model: str, checkpoints: list[Checkpoint]) -> None:
+    """Refuse to evaluate a checkpoint under the name of another model than it was trained from.
+
+    Names count as the same where their last parts are: a hub id and a local copy of it.
+
+    Raises:
+        ConfigError: says both names.
+    """
+    for checkpoint in checkpoints:
+        trained = str(checkpoint.training.get("model", model))
+        if Path(trained).name != Path(model).name:
+            raise ConfigError(
+                f"model.name: expected {trained}, from which {checkpoint.path} was trained, got {model}; "
+                "rows would carry the wrong name"
+            )
+
+
 def check_condition(condition: str, checkpoints: list[Checkpoint]) -> None:
     """Refuse a condition name that says something else than what would be evaluated.
 

@@ -69,14 +69,15 @@ def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], E
     pending = [cell for cell in mine if not _result_file(job, "metrics", identity, cell).exists()]
     if done := len(mine) - len(pending):
         print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")
-    _write_run(job, identity)
     engine: Engine | None = None
     for number, cell in enumerate(pending, start=done + 1):
         started = time.monotonic()
         rows = _finished_predictions(job, identity, cell)
         if rows is None:
             engine = engine or opener(job.config, job.checkpoint)
-            rows = predict_cell(job, identity, engine, cell)
+            asked = ask_cell(job, engine, cell)
+            _write_run(job, identity)  # not before: of what cannot be opened nothing is left; and not after hours
+            rows = predict_cell(job, identity, engine, cell, asked)
             write_rows(job.results, "predictions", rows, _file_name(identity, cell))
         metrics = metric_rows(rows, TASKS[cell[0]])
         write_rows(job.results, "metrics", metrics, _file_name(identity, cell))
@@ -85,32 +86,42 @@ def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], E
     return identity
 
 
-def predict_cell(job: Evaluation, identity: Identity, engine: Engine, cell: tuple[str, str]) -> list[dict[str, Any]]:
-    """Rows of `predictions` for one task in one language.
+Asked = list[tuple[Example, EncodedPrompt]]
+
+
+def ask_cell(job: Evaluation, engine: Engine, cell: tuple[str, str]) -> Asked:
+    """The examples of one task in one language, each with its prompt.
 
     Raises:
         ConfigError: no example of the cell fits into the model.
     """
     task, config = TASKS[cell[0]], job.config
-    source = config.data.sources.get(task.name)
-    max_new_tokens = config.evaluation.max_new_tokens.get(task.name, task.max_new_tokens)
     examples = load_examples(
         task.name,
         config.evaluation.split,
         cell[1],
-        source=source,
+        source=config.data.sources.get(task.name),
         mirror=config.data.mirror,
         limit=config.evaluation.max_samples,
         seed=config.evaluation.sample_seed,
     )
-    asked = _encode_prompts(job, engine, task, examples, max_new_tokens)
+    asked = _encode_prompts(job, engine, task, examples)
     if not asked:
         raise ConfigError(f"data.max_teacher_tokens: no example of {cell[0]}/{cell[1]} fits into it; raise it")
     if dropped := len(examples) - len(asked):
         print(f"{cell[0]}/{cell[1]}: dropped {dropped} of {len(examples)} examples whose query alone is too long")
+    return asked
+
+
+def predict_cell(
+    job: Evaluation, identity: Identity, engine: Engine, cell: tuple[str, str], asked: Asked
+) -> list[dict[str, Any]]:
+    """Rows of `predictions` for one task in one language."""
+    task, config = TASKS[cell[0]], job.config
+    max_new_tokens = _max_new_tokens(config, task)
     with tqdm(desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()) as bar:
         outputs = _answers(engine, task, [prompt for _, prompt in asked], max_new_tokens, config, bar)
-    options = get_source(task.name, source).score_options
+    options = get_source(task.name, config.data.sources.get(task.name)).score_options
     shared = {
         **identity.columns,
         "task": task.name,
@@ -195,9 +206,11 @@ def _answers(
     return [labels[index] for index in scores.argmax(axis=1)]
 
 
-def _encode_prompts(
-    job: Evaluation, engine: Engine, task: Task, examples: Sequence[Example], max_new_tokens: int
-) -> list[tuple[Example, EncodedPrompt]]:
+def _max_new_tokens(config: Config, task: Task) -> int:
+    return config.evaluation.max_new_tokens.get(task.name, task.max_new_tokens)
+
+
+def _encode_prompts(job: Evaluation, engine: Engine, task: Task, examples: Sequence[Example]) -> Asked:
     """Each example with its prompt; examples whose query alone does not fit are left out."""
     config = job.config
     encoder = PromptEncoder(engine.tokenizer)
@@ -219,7 +232,7 @@ def _encode_prompts(
             demonstrations = draw_demonstrations(
                 pool, example, count, seed=config.seed, selection=config.fewshot.selection
             )
-        prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room - max_new_tokens)
+        prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room - _max_new_tokens(config, task))
         if prompt is not None:
             asked.append((example, prompt))
     return asked

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs import ConfigError
 from configs.command import CommandParser, add_config_arguments, load, run_command
-from evaluation.checkpoints import check_condition, checkpoints_at_steps
+from evaluation.checkpoints import check_condition, check_model, checkpoints_at_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +50,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
     checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
     check_condition(arguments.condition, checkpoints)
+    check_model(config.model.name, checkpoints)
     if not checkpoints:
         evaluate(Evaluation(config, arguments.condition, None, arguments.results, worker))
     for checkpoint in checkpoints:

@@ -214,6 +214,12 @@ COMMAND_ERRORS = {
     "impossible cell": (["--condition", "base", "tasks=[pa]", "languages=[hi]"], "pa does not exist in hi"),
     "unknown key": (["--condition", "base", "evaluation.max_sample=3"], "did you mean evaluation.max_samples"),
     "no such model": (["--condition", "base", "model.name={tmp}/nowhere"], "no directory"),
+    "no model there": (["--condition", "base", "model.name={tmp}"], "no config.json or tokenizer in it"),
+    "no such mirror": (["--condition", "base", "data.mirror={tmp}/nowhere"], "data.mirror: no directory"),
+    "another model": (
+        ["--condition", "distilled", "--checkpoint", "{tmp}/out/final", "model.name={tmp}/other"],
+        "model.name: expected m, from which",
+    ),
 }
 
 
@@ -221,7 +227,7 @@ COMMAND_ERRORS = {
 def test_wrong_input_is_one_line_and_exit_code_2(
     case: str, tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    _checkpoint(tmp_path / "out" / "final", view="fewshot")
+    _checkpoint(tmp_path / "out" / "final", view="fewshot", model="m")
     _checkpoint(tmp_path / "out" / "checkpoint-5")
     arguments, message = COMMAND_ERRORS[case]
     given = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -233,6 +239,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert error.startswith("error: ")
     assert "\n" not in error
     assert message in error
+    assert not (tmp_path / "r").exists(), "a run of which there is nothing"
 
 
 def test_the_command_with_a_real_model(tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
