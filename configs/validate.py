@@ -159,6 +159,14 @@ def _check_distillation(config: Config) -> None:
                     f"distillation.lambda_per_task: expected a value for {task}, got none; "
                     f"add distillation.lambda_per_task.{task}=VALUE"
                 )
+    if "meta" in parts:
+        uniform = distillation.meta_init == "uniform"
+        for task in config.tasks:
+            key, value = "lambda_distill", distillation.lambda_distill
+            if not uniform:
+                key, value = f"lambda_per_task.{task}", distillation.lambda_per_task[task]
+            if not 0 < value < 1:
+                raise ConfigError(f"distillation.{key}: meta starts between 0 and 1, exclusive; got {value:g}")
     for task, value in distillation.lambda_per_task.items():
         if value < 0:
             raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")

@@ -57,6 +57,11 @@ class Run:
     resume: bool = False
 
 
+def describe_request(run: Run) -> dict[str, Any]:
+    """What `training.json` has of the command alone, without looking at the store."""
+    return {"view": run.view, "seed": run.config.seed, "config": config_to_dict(run.config)}
+
+
 def describe_run(run: Run, store: TeacherStore, resume_from: Path | None) -> dict[str, Any]:
     """Content of `training.json`, without the step.
 
@@ -67,17 +72,15 @@ def describe_run(run: Run, store: TeacherStore, resume_from: Path | None) -> dic
         "run": f"{run.output.resolve().name}-{uuid.uuid4().hex[:8]}",
         "condition": CONDITION_OF_VIEW.get(run.view, run.view),
         "model": run.config.model.name,
-        "view": run.view,
-        "seed": run.config.seed,
+        **describe_request(run),
         "store": run.store_url,
         "store_fingerprint": store.info.fingerprint,
         "view_fingerprint": store.view_attributes(run.view)["fingerprint"] if run.view is not None else None,
-        "config": config_to_dict(run.config),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     if resume_from is not None:
         earlier = json.loads((resume_from / "training.json").read_text(encoding="utf-8"))
-        _refuse_another_run(earlier, about, resume_from)
+        refuse_another_run(earlier, about, resume_from)
         about["run"] = earlier["run"]
     return about
 
@@ -118,9 +121,19 @@ def publish_run(run: Run, about: Mapping[str, Any]) -> None:
     write_rows(run.results, "runs", [row], about["run"])
 
 
-def _refuse_another_run(earlier: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+def refuse_another_run(earlier: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse to go on with a checkpoint, or to take it for the result, of a run with other settings.
+
+    Args:
+        earlier: its `training.json`.
+        now: the run asked for, as `describe_run` or `describe_request` has it.
+        checkpoint: where it lies.
+
+    Raises:
+        ConfigError: the first difference.
+    """
     for name, option in (("view", "--view"), ("store_fingerprint", "--store"), ("view_fingerprint", "--store")):
-        if earlier[name] != now[name]:
+        if name in now and earlier[name] != now[name]:
             raise ConfigError(
                 f"{option}: {checkpoint} was trained with {name} {earlier[name]}, got {now[name]}; "
                 "resume with the same, or choose another --output"

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import ConfigError, DistillationConfig
+from configs.schema import DistillationConfig
 from student_train.data import Batch
 from student_train.losses import TeacherLogits
 
@@ -47,10 +47,6 @@ class LambdaWeights:
             start = [distillation.lambda_per_task[task] for task in tasks]
         self._per_task = torch.tensor(start, dtype=torch.float32, device=device)
         if "meta" in self.parts:
-            for task, value in zip(tasks, start, strict=True):
-                if not 0 < value < 1:
-                    key = "lambda_distill" if distillation.meta_init == "uniform" else f"lambda_per_task.{task}"
-                    raise ConfigError(f"distillation.{key}: meta starts between 0 and 1, exclusive; got {value}")
             self._per_task = self._per_task.logit()
         self._ema: tuple[float, float] | None = None
 

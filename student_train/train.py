@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 
 from configs import Config, ConfigError
+from configs.command import make_directory
 from configs.models import load_tokenizer
 from configs.schema import TrainingConfig
 from storage import TeacherStore
@@ -27,7 +28,15 @@ from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cac
 from student_train.gradients import refuse_sharding
 from student_train.metrics import TrainingLog
 from student_train.module import StudentModule
-from student_train.records import Run, describe_run, publish_log, publish_run, withdraw_later_rows
+from student_train.records import (
+    Run,
+    describe_request,
+    describe_run,
+    publish_log,
+    publish_run,
+    refuse_another_run,
+    withdraw_later_rows,
+)
 from student_train.sharding import fsdp_plugin, is_sharded, shard_on_any_device
 from student_train.step import Stepper
 from student_train.student import build_student
@@ -46,8 +55,10 @@ def train(run: Run) -> Path:
     """
     final = run.output / checkpoints.FINAL
     if check_output(run.output, resume=run.resume):
+        earlier = json.loads((final / "training.json").read_text(encoding="utf-8"))
+        refuse_another_run(earlier, describe_request(run), final)
         if PartialState(cpu=on_cpu()).is_main_process:
-            publish_run(run, json.loads((final / "training.json").read_text(encoding="utf-8")))
+            publish_run(run, earlier)
             logger.info("done already: %s", final)
         return final
     try:
@@ -79,7 +90,9 @@ def _train(run: Run, final: Path) -> None:
     student: Any = StudentModule(model, chunk_tokens=training.loss_chunk_tokens)
     optimizer: Any = torch.optim.AdamW(parameter_groups(student, training.weight_decay), training.learning_rate)
     if main:
-        run.output.mkdir(parents=True, exist_ok=True)
+        if not run.results.is_relative_to(run.output):
+            make_directory("--results", run.results)  # not after the last step
+        make_directory("--output", run.output)
         checkpoints.remove_partial(run.output)
         print_summary(run, store, order, plan, student, start, accelerator)
     student, optimizer = accelerator.prepare(student, optimizer)

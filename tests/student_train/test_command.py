@@ -69,6 +69,11 @@ def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace
         (["training.use_lora=true", "lora.target_modules=[no_proj]"], "none", "lora.target_modules"),
         (["lora.load_in_4bit=true"], "none", "lora.load_in_4bit: only a frozen base"),
         (["lora.load_in_4bit=true", "training.use_lora=true"], "none", "lora.load_in_4bit: needs"),
+        (
+            ["distillation.strategy=meta", "distillation.lambda_distill=2"],
+            "fewshot",
+            "distillation.lambda_distill: meta starts between 0 and 1",
+        ),
         (["training.wandb_project=mine"], "none", "training.wandb_project: the package wandb is not installed"),
     ],
 )
@@ -133,7 +138,20 @@ def test_a_run_is_never_overwritten(
     assert "holds a finished run" in refused(capsys, arguments)
     main([*arguments, "--resume"])
     assert "done already" in caplog.text
+    for changed, says in ((["training.max_steps=3"], "training.max_steps: "), (["--results=x", "seed=3"], "seed: ")):
+        assert says in refused(capsys, [*arguments, "--resume", *changed]), "it is not what was trained"
+    assert "--view: " in refused(capsys, [*command(tiny_model, "gone", tmp_path / "run", view="none"), "--resume"])
     assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize("option", ["--output", "--results"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
+    option: str, capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = command(tiny_model, small_store.url, tmp_path / "run", f"{option}={tmp_path}/file/below")
+    assert f"{option}: cannot create the directory {tmp_path}/file/below: Not a directory" in refused(capsys, arguments)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "results"] == ["file"]
 
 
 def test_a_view_is_mandatory(configure: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
