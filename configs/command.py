@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from configs.schema import Config, ConfigError
 from storage.errors import StoreError
 from tasks.common import TaskError
 
+PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system, not of a bug
 USER_ERRORS = (ConfigError, StoreError, TaskError)
 
 
@@ -66,7 +68,7 @@ def load(arguments: argparse.Namespace) -> Config:
 
 
 def run_command(body: Callable[[], None]) -> None:
-    """Run a command's body; a user error becomes one line on standard error and exit code 2."""
+    """Run a command's body; a user error, or a disk that refuses, is one line on standard error and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # The store's codecs are numcodecs' on purpose; docs/store-format.md says which reader needs what.
     warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
@@ -77,9 +79,14 @@ def run_command(body: Callable[[], None]) -> None:
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            sys.exit(1)
+        if error.errno not in PLACE_ERRORS:
+            raise
+        print(f"error: {error.filename or 'output'}: {error.strerror}; what is finished is kept", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)

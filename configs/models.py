@@ -135,5 +135,6 @@ def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
             **options,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        lacks_all = looks_local and not any(Path(path).glob("*.json"))  # no model's directory, whatever it lacks first
+        reason = "no config.json or tokenizer in it" if lacks_all else str(error).strip().splitlines()[0].rstrip(": ")
         raise ConfigError(f"model.name: {model.name} cannot be opened: {reason}") from error

@@ -92,7 +92,7 @@ def build(
     first_view = next(iter(plan.views))
     with open_builder(
         url,
-        _spec(config, encoder, engine, vocab_size),
+        _spec(config, plan, encoder, engine, vocab_size),
         plan.examples,
         plan.validation,
         vocabulary=lambda: _vocabulary(plan, first_view, engine, config, len(encoder.tokenizer)),
@@ -272,14 +272,18 @@ def _first_tokens(examples: Sequence[ExampleRecord], tokens: int) -> Iterator[in
         yield position
 
 
-def _spec(config: Config, encoder: PromptEncoder, engine: TeacherEngine, vocab_size: int) -> StoreSpec:
+def _spec(
+    config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: TeacherEngine, vocab_size: int
+) -> StoreSpec:
+    # The students of `languages: [hi]` may learn from English examples.
+    languages = dict.fromkeys([*config.languages, *(record.language for record in plan.examples)])
     return StoreSpec(
         model=config.model.name,
         tokenizer_size=len(encoder.tokenizer),
         vocab_size=vocab_size,
         tokenizer_hash=encoder.tokenizer_hash,
         tasks=tuple(config.tasks),
-        languages=tuple(config.languages),
+        languages=tuple(languages),
         top_k=stored_ranks(config),
         signal=config.teacher.signal,
         draws=0 if config.teacher.signal == "topk" else config.teacher.draws,

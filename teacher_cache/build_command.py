@@ -19,6 +19,7 @@ from configs.schema import ModelConfig
 from configs.vllm import require_vllm
 from configs.workers import find_worker, local_device
 from storage import TeacherStore
+from storage.objects import ObjectStore
 from tasks.prompts import PromptEncoder
 from teacher_cache.build import Tally, build, stored_ranks
 from teacher_cache.carriers import CARRIERS
@@ -59,6 +60,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if config.teacher.engine == "vllm" and not arguments.dry_run:
         _check_vllm()
     views = tuple(dict.fromkeys(arguments.view or DEFAULT_VIEWS))
+    objects = ObjectStore(arguments.store)
+    if not arguments.dry_run:
+        objects.require_writable()  # before prompts are encoded and a large model is loaded for nothing
     teacher = _teacher_model(config)
     encoder = PromptEncoder(load_tokenizer(config.model))
     _check_teacher(config, teacher, encoder)
@@ -146,7 +150,10 @@ def _teacher_model(config: Config) -> ModelConfig:
 
 def _check_teacher(config: Config, teacher: ModelConfig, encoder: PromptEncoder) -> None:
     if teacher.name != config.model.name:
-        other = PromptEncoder(load_tokenizer(teacher))
+        try:
+            other = PromptEncoder(load_tokenizer(teacher))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("model.name", "teacher.model", 1)) from None
         if other.tokenizer_hash != encoder.tokenizer_hash:
             raise ConfigError(
                 f"teacher.model: expected the tokenizer of {config.model.name}, but {teacher.name} has another; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError
-from configs.command import CommandParser, make_directory
+from configs.command import CommandParser, make_directory, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -34,6 +36,20 @@ def test_half_an_option_is_no_option(capsys: pytest.CaptureFixture[str]) -> None
         parser.parse_args(["--resum"])
     assert "unrecognized arguments: --resum" in capsys.readouterr().err
     assert parser.parse_args(["--resume"]).resume
+
+
+def refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number), "/somewhere/file")
+
+
+def test_a_disk_that_refuses_is_one_line_and_a_bug_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, words in ((errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")):
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda number=number: refuse(number))  # type: ignore[misc]
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"error: /somewhere/file: {words}; what is finished is kept\n"
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: refuse(errno.ENOENT))
 
 
 def test_a_directory_is_made_or_refused(tmp_path: Path) -> None:

@@ -155,6 +155,9 @@ def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: py
     [
         (["--view", "oneshot"], "--view: expected one of fewshot, zeroshot, shuffled_answers, got 'oneshot'"),
         (["model.name=./nowhere"], "model.name: no directory ./nowhere"),
+        (["teacher.model=./nowhere"], "teacher.model: no directory ./nowhere"),
+        (["--store", "nosuch://x"], "--store nosuch://x: "),
+        (["--store", "/dev/null/s"], "--store /dev/null/s: nothing can be written into /dev/null"),
         (["data.mirror=/nowhere"], "/nowhere"),
         (["teacher.top_k=200000"], "teacher.top_k: expected at most"),
         (["teacher.topk=2"], "did you mean teacher.top_k?"),
@@ -173,6 +176,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert len(errors) == 1
     assert says in errors[0]
     assert not (tmp_path / "s").exists()
+
+
+def test_examples_of_a_language_that_was_not_asked_for_have_their_place(arguments: list[str], tmp_path: Path) -> None:
+    """`data.train_languages=english`: what a student of Hindi learns from is English."""
+    url = str(tmp_path / "s")
+    build_command.main(["--store", url, "--view", "zeroshot", *arguments, "tasks=[nli]", "languages=[hi]"])
+    store = TeacherStore.open(url)
+    assert store.info.languages == ("hi", "en")
+    assert {store.info.languages[i] for i in store.examples.language} == {"en"}
+    assert {store.info.languages[i] for i in store.validation.language} == {"hi"}
 
 
 def test_going_on_with_other_settings_names_the_field_and_both_values(
