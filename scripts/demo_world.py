@@ -14,7 +14,6 @@ language model with its tokenizer, for `model.name`. Same seed, same bytes of da
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -34,6 +33,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from configs.command import CommandParser, make_directory, run_command
 from tasks import LANGUAGES, TASKS
 from tasks.common import Example
 from tasks.ner import TAGS as NER_TAGS
@@ -397,23 +397,26 @@ def _mark_made(folder: Path, settings: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    parser = argparse.ArgumentParser(description="Make the demo's data, tokenizer and model.")
+    parser = CommandParser(description="Make the demo's data, tokenizer and model.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=World.seed, help="of the data")
     parser.add_argument("--scheme", type=int, choices=range(SCHEMES), default=World.scheme, help="the hidden scheme")
     parser.add_argument("--train-rows", type=int, default=World.train_rows, help="rows of each training split")
     parser.add_argument("--label-noise", type=float, default=World.label_noise, help="share of wrong training labels")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     world = World(
         seed=arguments.seed,
         scheme=arguments.scheme,
         train_rows=arguments.train_rows,
         label_noise=arguments.label_noise,
     )
-    make_mirror(arguments.output / "hub", world)
-    make_model(arguments.output / "model", Pretraining())
+
+    def body() -> None:
+        make_directory("--output", arguments.output)
+        make_mirror(arguments.output / "hub", world)
+        make_model(arguments.output / "model", Pretraining())
+
+    run_command(body)
 
 
 if __name__ == "__main__":

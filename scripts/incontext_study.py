@@ -18,6 +18,8 @@ from pathlib import Path
 from demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
 from scipy.special import stdtrit
 
+from configs import load_config
+from configs.command import CommandParser, make_directory, run_command
 from evaluation.evaluate_command import main as evaluate_model
 from storage.catalogue import Catalogue
 from student_train.train_command import main as train_student
@@ -80,15 +82,22 @@ def table(by_seed: Sequence[dict[str, dict[str, float]]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.seeds < 2:
         parser.error(f"--seeds: expected at least 2, an interval needs them, got {arguments.seeds}")
-    make_model(arguments.output / "model", Pretraining())
-    by_seed = [run_seed(arguments.output, seed, arguments.overrides) for seed in range(arguments.seeds)]
+    run_command(lambda: run(arguments.output, arguments.seeds, arguments.overrides))
+
+
+def run(output: Path, seeds: int, overrides: Sequence[str]) -> None:
+    """All seeds, then the table."""
+    load_config(["demo"], overrides)  # a wrong key is said before minutes of pretraining
+    make_directory("--output", output)
+    make_model(output / "model", Pretraining())
+    by_seed = [run_seed(output, seed, overrides) for seed in range(seeds)]
     print(f"\n{len(by_seed)} seeds; in %, mean ±half of the 95% interval over seeds, differences paired by seed\n")
     print(table(by_seed))
 

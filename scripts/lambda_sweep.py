@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs import ConfigError, load_config
+from configs.command import CommandParser, run_command
 from evaluation.evaluate_command import main as evaluate_model
+from storage import TeacherStore
 from storage.catalogue import Catalogue
 from student_train.train_command import main as train_student
 
@@ -78,8 +81,28 @@ def students(sweep: Sweep) -> list[Student]:
     return found
 
 
+def check(sweep: Sweep) -> None:
+    """Refuse a grid of which any student could not be trained, before the first one is.
+
+    Raises:
+        ConfigError: a λ below 0, a value twice, or settings that the configuration refuses.
+    """
+    grid = {"--view": sweep.views, "--lambda": sweep.lambdas, "--strategy": sweep.strategies, "--seed": sweep.seeds}
+    for option, values in grid.items():
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{option}: expected each value once, got {' '.join(map(str, values))}")
+    if not all(value >= 0 for value in sweep.lambdas):
+        raise ConfigError(f"--lambda: expected numbers of at least 0, got {' '.join(map(str, sweep.lambdas))}")
+    for student in students(sweep):
+        load_config(sweep.config, [*sweep.overrides, *student.overrides])
+
+
 def run_sweep(sweep: Sweep) -> Path:
     """Train and evaluate whatever is not done yet; returns the directory of the result rows."""
+    check(sweep)
+    store = TeacherStore.open(sweep.store)
+    for view in sweep.views:
+        store.require_view(view)
     results = sweep.output / "results"
     todo = students(sweep)
     for number, student in enumerate(todo, start=1):
@@ -121,7 +144,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a sweep from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, metavar="URL")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--config", nargs="+", default=[], metavar="FILE")
@@ -129,12 +152,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lambda", nargs="+", type=float, default=[0, 0.05, 0.1, 0.2, 0.5], dest="lambdas")
     parser.add_argument("--strategy", nargs="+", default=["fixed"])
     parser.add_argument("--seed", nargs="+", type=int, default=[42])
+    parser.add_argument("--dry-run", action="store_true", help="check the grid and list its students, train none")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="reach every command")
     given = sys.argv[1:] if argv is None else list(argv)
     overrides = [item for item in given if "=" in item and not item.startswith("--")]  # anywhere, in any order
     got = parser.parse_args([item for item in given if item not in overrides])
     sweep = Sweep(got.store, got.output, got.config, overrides, got.view, got.lambdas, got.strategy, got.seed)
-    print_table(summarize(run_sweep(sweep)))
+
+    def body() -> None:
+        if got.dry_run:
+            check(sweep)
+            print("\n".join(student.name for student in students(sweep)))
+        else:
+            print_table(summarize(run_sweep(sweep)))
+
+    run_command(body)
 
 
 if __name__ == "__main__":

@@ -5,27 +5,19 @@
 #   scripts/lambda_sweep.sh --output runs/pos-sweep --config llama-3.2-3b sweep-pos
 #   scripts/lambda_sweep.sh --output runs/warmup --config llama-3.2-3b warmup-then-sft --lambda 0 0.05
 #   scripts/lambda_sweep.sh --output runs/small --config qwen3-1.7b --lambda 0 0.5 --strategy fixed entropy \
-#       --seed 42 43 -- training.max_steps=100
+#       --seed 42 43 training.max_steps=100
 #
 # Finished shards, students and cells are skipped: the same command goes on where it was stopped.
 set -euo pipefail
 
-output="" config=() sweep=() overrides=()
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --output) output=$2; shift 2 ;;
-        --config) shift; while [ $# -gt 0 ] && [[ $1 != --* && $1 != *=* ]]; do config+=("$1"); shift; done ;;
-        --) shift ;;
-        *=*) overrides+=("$1"); shift ;;
-        *) sweep+=("$1"); shift ;;
-    esac
-done
-if [ -z "$output" ] || [ ${#config[@]} -eq 0 ]; then
-    sed -n '2,10p' "$0" | cut -c3-
-    exit 2
-fi
+source "$(dirname "$0")/common.sh"
+lists="--view --lambda --strategy --seed"
+read_arguments "$@"
+[ ${#models[@]} -eq 0 ] || fail "--model: expected model.name=NAME after a --config"
+arguments=(--config "${configs[@]}" ${overrides[@]+"${overrides[@]}"})
+sweep=(python "$(dirname "$0")/lambda_sweep.py" --store "$output/store" --output "$output"
+    ${passed[@]+"${passed[@]}"} "${arguments[@]}")
 
-build-teacher-cache --store "$output/store" --view fewshot --view zeroshot \
-    --config "${config[@]}" ${overrides[@]+"${overrides[@]}"}
-python "$(dirname "$0")/lambda_sweep.py" --store "$output/store" --output "$output" \
-    --config "${config[@]}" ${sweep[@]+"${sweep[@]}"} ${overrides[@]+"${overrides[@]}"}
+"${sweep[@]}" --dry-run # a wrong grid is said before the teacher runs
+build-teacher-cache --store "$output/store" --view fewshot --view zeroshot "${arguments[@]}"
+"${sweep[@]}"

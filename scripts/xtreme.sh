@@ -10,70 +10,38 @@
 # that are evaluated are not done again. Trailing key=value pairs reach every command.
 set -euo pipefail
 
-usage() {
-    sed -n '2,12p' "$0" | cut -c3-
-    exit 2
-}
-
-output="" train=5000 steps=1000 samples=500 launcher=()
-configs=() models=() overrides=()
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --output) output=$2; shift 2 ;;
-        --train) train=$2; shift 2 ;;
-        --steps) steps=$2; shift 2 ;;
-        --samples) samples=$2; shift 2 ;;
-        --processes) launcher=(accelerate launch --num_processes "$2"); shift 2 ;;
-        --config) shift; while [ $# -gt 0 ] && [[ $1 != --* && $1 != *=* ]]; do configs+=("$1"); shift; done ;;
-        --model) shift; while [ $# -gt 0 ] && [[ $1 != --* && $1 != *=* ]]; do models+=("$1"); shift; done ;;
-        *=*) overrides+=("$1"); shift ;;
-        *) usage ;;
-    esac
-done
-[ -n "$output" ] || usage
-[ ${#configs[@]} -gt 0 ] || [ ${#models[@]} -gt 0 ] || usage
-
-run_command() { # with accelerate launch where --processes was given
-    local module=$1
-    shift
-    if [ ${#launcher[@]} -gt 0 ]; then "${launcher[@]}" -m "$module" "$@"; else python -m "$module" "$@"; fi
-}
-
-stage() { printf '\n== %s\n' "$*"; }
+source "$(dirname "$0")/common.sh"
+train=5000 steps=1000 samples=500 numbers="--train --steps --samples --processes"
+read_arguments "$@"
+make_settings
 
 study() { # NAME, then the arguments that choose the model
     local name=$1
     shift
-    local work=$output/$name results=$output/results
-    # Warm-up and checkpoints keep their share of the run (50 and 200 of 1,000 steps in the published setting).
-    local settings=("$@" "data.max_train_per_task=$train" "training.max_steps=$steps"
-        "training.warmup_steps=$((steps / 20))" "training.save_steps=$((steps > 5 ? steps / 5 : 1))"
-        "evaluation.max_samples=$samples" ${overrides[@]+"${overrides[@]}"})
-
+    local work=$output/$name results=$output/results all=("$@" "${settings[@]}")
     stage "$name: teacher cache, few-shot and zero-shot"
-    run_command teacher_cache --store "$work/store" --view fewshot --view zeroshot "${settings[@]}"
+    run_module teacher_cache --store "$work/store" --view fewshot --view zeroshot "${all[@]}"
 
     local condition view
     for condition in finetuned:none distilled:fewshot control:zeroshot; do
         view=${condition#*:} condition=${condition%:*}
         stage "$name: student $condition (view $view)"
-        run_command student_train.train_command --store "$work/store" --view "$view" \
-            --output "$work/$condition" --results "$results" --resume "${settings[@]}"
+        run_module student_train.train_command --store "$work/store" --view "$view" \
+            --output "$work/$condition" --results "$results" --resume "${all[@]}"
     done
 
     for condition in base fewshot; do
         stage "$name: evaluate $condition"
-        evaluate-model --condition "$condition" --results "$results" "${settings[@]}"
+        evaluate-model --condition "$condition" --results "$results" "${all[@]}"
     done
     for condition in finetuned distilled control; do
         stage "$name: evaluate $condition"
         evaluate-model --condition "$condition" --checkpoint "$work/$condition/final" \
-            --results "$results" "${settings[@]}"
+            --results "$results" "${all[@]}"
     done
 }
 
-for config in ${configs[@]+"${configs[@]}"}; do study "$(basename "$config" .yaml)" --config "$config"; done
-for model in ${models[@]+"${models[@]}"}; do study "$(basename "$model")" "model.name=$model"; done
+each_model study
 
 stage "tables"
 query-results --results "$output/results" tables

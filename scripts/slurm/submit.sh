@@ -12,33 +12,12 @@
 # SBATCH_* variables reach sbatch as ever. Trailing key=value pairs reach every command.
 set -euo pipefail
 
-usage() {
-    sed -n '2,12p' "$0" | cut -c3-
-    exit 2
-}
-
 here=$(cd "$(dirname "$0")" && pwd)
-output="" train=5000 steps=1000 samples=500 teacher_jobs=4 dry_run="" teacher_rate="" student_rate="" evaluation_rate=""
-configs=() models=() overrides=()
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --output) output=$2; shift 2 ;;
-        --train) train=$2; shift 2 ;;
-        --steps) steps=$2; shift 2 ;;
-        --samples) samples=$2; shift 2 ;;
-        --teacher-jobs) teacher_jobs=$2; shift 2 ;;
-        --teacher-rate) teacher_rate=$2; shift 2 ;;
-        --student-rate) student_rate=$2; shift 2 ;;
-        --evaluation-rate) evaluation_rate=$2; shift 2 ;;
-        --dry-run) dry_run=yes; shift ;;
-        --config) shift; while [ $# -gt 0 ] && [[ $1 != --* && $1 != *=* ]]; do configs+=("$1"); shift; done ;;
-        --model) shift; while [ $# -gt 0 ] && [[ $1 != --* && $1 != *=* ]]; do models+=("$1"); shift; done ;;
-        *=*) overrides+=("$1"); shift ;;
-        *) usage ;;
-    esac
-done
-[ -n "$output" ] || usage
-[ ${#configs[@]} -gt 0 ] || [ ${#models[@]} -gt 0 ] || usage
+source "$here/../common.sh"
+train=5000 steps=1000 samples=500 teacher_jobs=4 dry_run="" teacher_rate="" student_rate="" evaluation_rate=""
+numbers="--train --steps --samples --teacher-jobs --teacher-rate --student-rate --evaluation-rate" flags=--dry-run
+read_arguments "$@"
+make_settings
 export GPUS=${GPUS:-1}
 
 options=(--parsable --time="${TIME:-24:00:00}" --output="$output/logs/%x-%A_%a.out")
@@ -78,25 +57,21 @@ evaluations=()
 study() { # NAME, then the arguments that choose the model
     local name=$1
     shift
-    local work=$output/$name results=$output/results
-    local settings=("$@" "data.max_train_per_task=$train" "training.max_steps=$steps"
-        "training.warmup_steps=$((steps / 20))" "training.save_steps=$((steps > 5 ? steps / 5 : 1))"
-        "evaluation.max_samples=$samples" ${overrides[@]+"${overrides[@]}"})
+    local work=$output/$name results=$output/results all=("$@" "${settings[@]}")
     submit teacher.sbatch "0-$((teacher_jobs - 1))" "" "$GPUS" \
-        --store "$work/store" --view fewshot --view zeroshot "${settings[@]}"
-    submit students.sbatch 0-2 "$job_id" "$GPUS" "$work" "$results" "${settings[@]}"
-    submit evaluation.sbatch 2-4 "$job_id" 1 "$work" "$results" "${settings[@]}"
+        --store "$work/store" --view fewshot --view zeroshot "${all[@]}"
+    submit students.sbatch 0-2 "$job_id" "$GPUS" "$work" "$results" "${all[@]}"
+    submit evaluation.sbatch 2-4 "$job_id" 1 "$work" "$results" "${all[@]}"
     evaluations+=("$job_id")
-    submit evaluation.sbatch 0-1 "" 1 "$work" "$results" "${settings[@]}" # needs no student
+    submit evaluation.sbatch 0-1 "" 1 "$work" "$results" "${all[@]}" # needs no student
     evaluations+=("$job_id")
-    [ -z "$dry_run" ] || estimate "${settings[@]}"
+    [ -z "$dry_run" ] || estimate "${all[@]}"
 }
 
 hours() { awk "BEGIN { printf \"%.1f\", $1 / $2 / 3600 }"; }
 
 [ -n "$dry_run" ] || mkdir -p "$output/logs"
-for config in ${configs[@]+"${configs[@]}"}; do study "$(basename "$config" .yaml)" --config "$config"; done
-for model in ${models[@]+"${models[@]}"}; do study "$(basename "$model")" "model.name=$model"; done
+each_model study
 submit report.sbatch "" "$(IFS=:; printf '%s' "${evaluations[*]}")" 0 "$output/results" "$output/report.md"
 
 if [ -n "$dry_run" ]; then

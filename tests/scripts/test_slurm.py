@@ -159,10 +159,3 @@ def test_a_dry_run_submits_nothing_and_says_what_it_would_cost(cluster: Path) ->
     assert "teacher:    0.0 GPU-hours" in done.stdout
     assert "students:   2.0 GPU-hours" in done.stdout
     assert "evaluation: at most 0.6 GPU-hours" in done.stdout
-
-
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["--config"]])
-def test_wrong_arguments_show_the_usage(cluster: Path, arguments: list[str]) -> None:
-    done = submit(cluster, *arguments)
-    assert done.returncode == 2
-    assert "scripts/slurm/submit.sh --output" in done.stdout

@@ -72,9 +72,3 @@ def test_five_conditions_fill_the_tables(model: Path, shared: Path, tmp_path: Pa
     for condition in ("finetuned", "distilled", "control"):
         assert (output / "tiny" / condition / "final/adapter_config.json").exists()
     assert "## Summary per condition" in printed.split("== tables")[1]
-
-
-def test_usage_is_shown_for_what_it_does_not_know() -> None:
-    run = subprocess.run([str(ROOT / "scripts/xtreme.sh"), "--nothing"], capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "--output" in run.stdout
