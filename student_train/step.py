@@ -70,6 +70,10 @@ class Stepper:
 
     def take_step(self, step: int, batches: Sequence[Batch], *, diagnose: bool) -> StepDone:
         """Move the weights by one optimizer step, counted from 0, on this rank's micro-batches."""
+        training = self._config.training
+        learning_rate = scheduled_learning_rate(training, step)
+        for group in self._optimizer.param_groups:  # first: DeepSpeed moves the weights inside the last backward
+            group["lr"] = learning_rate
         forward = functools.partial(self._forward, diagnose=diagnose)
         lambdas = self._lambdas(step, batches)
         cosine = None
@@ -90,10 +94,6 @@ class Stepper:
                     # tokens; Accelerate and DDP would divide again by how many of either there are
                     self._accelerator.backward(loss.total * (len(batches) * self._accelerator.num_processes))
                 losses.append(loss.detached())
-        training = self._config.training
-        learning_rate = scheduled_learning_rate(training, step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
         limit = training.grad_clip or math.inf
         grad_norm = self._accelerator.clip_grad_norm_(self._student.parameters(), limit)
         self._optimizer.step()

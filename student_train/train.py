@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env, set_seed
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, set_seed
 
 from configs import Config, ConfigError
 from configs.command import make_directory
@@ -37,7 +37,7 @@ from student_train.records import (
     refuse_another_run,
     withdraw_later_rows,
 )
-from student_train.sharding import fsdp_plugin, is_sharded, shard_on_any_device
+from student_train.sharding import check_launcher, chunk_tokens, is_sharded, shard_on_any_device, sharding_plugin
 from student_train.step import Stepper
 from student_train.student import build_student
 from student_train.trackers import Trackers
@@ -71,6 +71,7 @@ def train(run: Run) -> Path:
 
 def _train(run: Run, final: Path) -> None:
     config, training = run.config, run.config.training
+    check_launcher()
     plan = split_batch(training)
     tokenizer = load_tokenizer(config.model)
     store = TeacherStore.open(run.store_url)
@@ -87,7 +88,7 @@ def _train(run: Run, final: Path) -> None:
     set_seed(config.seed)  # the same adapter on every rank
     # what is sharded goes to its device a layer at a time: it may not fit whole
     model = build_student(config, accelerator.device, resume_from, stay_on_host=accelerator.is_fsdp2)
-    student: Any = StudentModule(model, chunk_tokens=training.loss_chunk_tokens)
+    student: Any = StudentModule(model, chunk_tokens=chunk_tokens(accelerator, training))
     optimizer: Any = torch.optim.AdamW(parameter_groups(student, training.weight_decay), training.learning_rate)
     if main:
         if not run.results.is_relative_to(run.output):
@@ -204,16 +205,11 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
         training.precision, training.precision
     )
-    plugin = fsdp_plugin(precision)
+    plugin = sharding_plugin(precision, training, plan)
     accelerator = Accelerator(
-        mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, fsdp_plugin=plugin
+        mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, **plugin
     )
     shard_on_any_device(accelerator, plugin)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        engine = accelerator.state.deepspeed_plugin.deepspeed_config
-        engine["train_micro_batch_size_per_gpu"] = plan.micro_batch_size
-        engine["gradient_accumulation_steps"] = plan.accumulation_steps
-        engine["gradient_clipping"] = training.grad_clip
     return accelerator
 
 

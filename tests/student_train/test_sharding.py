@@ -1,7 +1,8 @@
-"""FSDP on two processes, as a user launches it: the same student as one process makes."""
+"""FSDP and DeepSpeed on two processes, as a user launches them: the same student as one process makes."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -18,7 +19,9 @@ import transformers
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from student_train.sharding import fsdp_plugin, load_optimizer_state, whole_optimizer_state
+from configs.schema import TrainingConfig
+from student_train.data import BatchPlan
+from student_train.sharding import load_optimizer_state, sharding_plugin, whole_optimizer_state
 from student_train.train_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,14 +62,13 @@ class World:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
-    def fork(self, name: str, *more: str, **fsdp: str) -> list[int]:
-        """The same without the seconds that imports take; exit codes of both processes."""
+    def fork(self, name: str, *more: str, **engine: str) -> list[int]:
+        """The same without the seconds that imports take, FSDP by default; exit codes of both processes."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {"ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"}
-        common |= {key.upper(): value for key, value in (FSDP | fsdp).items()}
+        common |= {key.upper(): value for key, value in ({"accelerate_use_fsdp": "true"} | FSDP | engine).items()}
         children = []
         for rank in ("0", "1"):
             child = os.fork()
@@ -163,18 +165,43 @@ def test_half_precision_with_a_frozen_base(world: World) -> None:
 def test_half_precision_rounds_neither_losses_nor_sums_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in ({"accelerate_use_fsdp": "true"} | FSDP).items():
         monkeypatch.setenv(key.upper(), value)
-    plugin = fsdp_plugin("bf16")
-    assert plugin is not None
-    policy = plugin.mixed_precision_policy
+    plan = BatchPlan(global_batch_size=4, micro_batch_size=2, world_size=2, rank=0)
+    policy = sharding_plugin("bf16", TrainingConfig(), plan)["fsdp_plugin"].mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    assert fsdp_plugin("bf16") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_deepspeed_changes_nothing(world: World, kind: str, stage: str) -> None:
+    engine = {"accelerate_use_fsdp": "false", "accelerate_use_deepspeed": "true"}
+    engine["accelerate_deepspeed_zero_stage"] = stage
+    main(world.arguments("one", *KINDS[kind]))
+    assert world.fork("sharded", *KINDS[kind], **engine) == [0, 0]
+    world.same("sharded", "one", kind)
+    world.same("sharded", "one", kind, "checkpoint-3")
+    whole = load_file(world.directory / "sharded" / "final" / FILES[kind])
+    for checkpoint in ("final", "checkpoint-6"):
+        shutil.rmtree(world.directory / "sharded" / checkpoint)
+    assert world.fork("sharded", "--resume", *KINDS[kind], **engine) == [0, 0]
+    for key, tensor in load_file(world.directory / "sharded" / "final" / FILES[kind]).items():
+        assert torch.equal(tensor, whole[key]), key
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_deepspeed_that_is_not_there_is_refused(
+    world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SystemExit):
+        main(world.arguments("refused"))
+    assert "error: distributed_type: DEEPSPEED needs the package deepspeed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("override", "fsdp", "says"),
     [
-        ("distillation.strategy=fixed", {"fsdp_version": "1"}, "fsdp_config.fsdp_version: expected 2, got 1"),
+        ("distillation.strategy=fixed", {"fsdp_version": "1"}, "fsdp_config.fsdp_version: expected 2"),
         ("distillation.strategy=fixed", {"fsdp_activation_checkpointing": "true"}, "training.gradient_checkpointing"),
         ("distillation.strategy=gradient_conflict", {}, "gradient_conflict compares whole gradients, which FSDP"),
         ("distillation.strategy=entropy*meta", {}, "meta compares whole gradients, which FSDP"),
