@@ -51,6 +51,24 @@ def test_building_again_changes_nothing_and_a_view_can_be_added(store: Path, arg
     assert any("shuffled_answers" in str(path) for path in after)
 
 
+def test_processes_of_accelerate_launch_write_what_one_process_writes(
+    store: Path, arguments: list[str], tmp_path: Path
+) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "--main_process_port", "0", "-m", "teacher_cache", "--store", str(tmp_path / "launched")]
+    run = subprocess.run([*command, "--view", "zeroshot", *arguments], capture_output=True, text=True, check=True)
+    assert "zeroshot complete" in run.stdout  # says the last one
+    assert all(f"worker {i} of 2 (RANK and WORLD_SIZE)" in run.stdout + run.stderr for i in (0, 1))
+    launched, of_one = _objects(tmp_path / "launched"), _objects(store)  # to which other tests add views
+    assert {name: of_one.get(name) for name in launched} == launched
+
+
+def _objects(store: Path) -> dict[str, bytes]:
+    """All of a store; not the files that workers lock."""
+    files = [path for path in store.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in files}
+
+
 def test_a_bucket_holds_what_a_directory_holds(
     store: Path, arguments: list[str], bucket: Callable[[], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,21 +93,17 @@ def test_draws_are_the_same_whoever_makes_them(
     """A build that is resumed and one by two workers end with the bytes of one that ran through."""
     options = [*arguments, f"teacher.signal={signal}", "teacher.top_k=5", "teacher.draws=9", "languages=[en]"]
 
-    def files(path: Path) -> dict[str, bytes]:
-        found = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".lock")]
-        return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
-
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     build_command.main(["--store", str(whole), "--view", "zeroshot", *options])
     for worker in (0, 1):
         build_command.main(["--store", str(parts), "--view", "zeroshot", "--worker", f"{worker}/2", *options])
-    expected = files(whole)
-    assert files(parts) == expected
+    expected = _objects(whole)
+    assert _objects(parts) == expected
     (whole / "manifest/zeroshot/0.json").unlink()
     for file in (whole / "teachers/zeroshot/sample_counts/c/0").iterdir():
         file.write_bytes(b"half")
     build_command.main(["--store", str(whole), "--view", "zeroshot", *options])
-    assert files(whole) == expected
+    assert _objects(whole) == expected
     inspect_command.main(["--store", str(whole), "--verify"])
     assert "sound" in capsys.readouterr().out
     inspect_command.main(["--store", str(whole)])
