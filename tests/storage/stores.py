@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -97,3 +102,24 @@ def build(
         for view in views:
             builder.add_view(view, {"demonstrations": len(view)}, {})
             write_missing(builder, view, examples, chosen.top_k)
+
+
+@contextlib.contextmanager
+def held_elsewhere(builder: Callable[[], AbstractContextManager[StoreBuilder]]) -> Iterator[Any]:
+    """Another process that holds the right to write which a builder takes, until the context ends or it is killed."""
+
+    def hold() -> None:
+        with builder():
+            sender.send(True)
+            time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=hold, daemon=True)
+    process.start()
+    try:
+        assert receiver.poll(30)
+        yield process
+    finally:
+        process.kill()
+        process.join()

@@ -95,13 +95,6 @@ def test_killed_builds_end_byte_identical(
     assert len(kills) == 5
 
 
-def hold(url: str, worker: int | None, ready: Any) -> None:
-    """Subprocess: hold the right to write until killed."""
-    with builder(url, worker):
-        ready.send(True)
-        time.sleep(60)
-
-
 def builder(url: str, worker: int | None) -> Any:
     """A builder of the finished store at `url`, undeclared or one of two workers."""
     return open_builder(
@@ -118,14 +111,8 @@ def builder(url: str, worker: int | None) -> Any:
 @pytest.fixture
 def holder(url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Another process that holds the right to write; the parameter is its worker index."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=hold, args=(url, request.param, sender), daemon=True)
-    process.start()
-    assert receiver.poll(30)
-    yield process
-    process.kill()
-    process.join()
+    with stores.held_elsewhere(lambda: builder(url, request.param)) as process:
+        yield process
 
 
 @pytest.mark.parametrize("holder", [None], indirect=True)

@@ -292,57 +292,40 @@ def test_workers_that_start_together_make_one_base(tmp_path: Path) -> None:
     assert verify(url) == []
 
 
-def hold_lock(url: str, worker: int | None, ready: Any) -> None:
-    """Subprocess: hold a builder's lock until killed."""
+def builder(url: str, worker: int | None) -> Any:
+    """A builder of the finished store at `url`, undeclared or one of two workers."""
     workers = None if worker is None else 2
-    with open_builder(
-        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
-    ):
-        ready.send(True)
-        time.sleep(60)
+    return open_builder(
+        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=no_vocabulary, worker=worker, workers=workers
+    )
 
 
 @pytest.fixture
 def holder(url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Another process that holds the lock of a declared (parameter: its index) or undeclared builder."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=hold_lock, args=(url, request.param, sender), daemon=True)
-    process.start()
-    assert receiver.poll(30)
-    yield process
-    process.kill()
-    process.join()
+    """Another process that holds the right to write; the parameter is its worker index."""
+    with stores.held_elsewhere(lambda: builder(url, request.param)) as process:
+        yield process
 
 
 @pytest.mark.parametrize("holder", [None], indirect=True)
 @pytest.mark.parametrize("worker", [None, 1])
 def test_an_undeclared_builder_excludes_all_others_until_it_dies(holder: Any, url: str, worker: int | None) -> None:
-    workers = None if worker is None else 2
     with pytest.raises(StoreError, match="another process is building it"):
-        open_builder(
-            url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
-        ).__enter__()
+        builder(url, worker).__enter__()
     holder.kill()
     holder.join()
     assert holder.exitcode == -signal.SIGKILL
-    with open_builder(
-        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
-    ) as builder:
-        assert builder.missing_shards("fewshot") == []
+    with builder(url, worker) as writing:
+        assert writing.missing_shards("fewshot") == []
 
 
 @pytest.mark.parametrize("holder", [0], indirect=True)
 def test_declared_builders_share_but_not_the_same_part(holder: Any, url: str) -> None:
-    for worker, workers in ((None, None), (0, 2)):
+    for worker in (None, 0):
         with pytest.raises(StoreError, match="another process is building it"):
-            open_builder(
-                url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=worker, workers=workers
-            ).__enter__()
-    with open_builder(
-        url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=stores.vocabulary, worker=1, workers=2
-    ) as builder:
-        assert builder.missing_shards("zeroshot") == []
+            builder(url, worker).__enter__()
+    with builder(url, 1) as writing:
+        assert writing.missing_shards("zeroshot") == []
 
 
 def test_asking_for_what_is_not_there_says_what_is(url: str, tmp_path: Path) -> None:
