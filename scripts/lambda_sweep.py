@@ -3,8 +3,9 @@
     python scripts/lambda_sweep.py --store STORE --output DIR --config FILE… \
         --view fewshot zeroshot --lambda 0 0.05 0.1 0.2 0.5 --strategy fixed entropy --seed 42 43 [key=value…]
 
-λ = 0 is plain fine-tuning (`--view none`): one student per seed, whatever the views and strategies. Students
-that are finished and cells that are evaluated are skipped, so the same command goes on where it was stopped.
+λ = 0 is plain fine-tuning (`--view none`): one student per seed, whatever the views and strategies. `per_task` has
+λ of its own: one student per view and seed, whatever `--lambda` says. Students that are finished and cells that are
+evaluated are skipped, so the same command goes on where it was stopped.
 From Python: `run_sweep(Sweep(...))`, then `summarize(results)`.
 """
 
@@ -73,11 +74,15 @@ class Student:
 def students(sweep: Sweep) -> list[Student]:
     """Every student of a sweep, plain fine-tuning first."""
     found = [Student("sft", "none", seed) for seed in sweep.seeds if 0 in sweep.lambdas]
-    kinds = itertools.product(sweep.views, sweep.strategies, [x for x in sweep.lambdas if x > 0], sweep.seeds)
-    for view, strategy, value, seed in kinds:
-        overrides = [f"distillation.lambda_distill={value:g}", f"distillation.strategy={strategy}"]
-        condition = f"{view}-{strategy.replace('*', '+')}-lambda{value:g}"
-        found.append(Student(condition, view, seed, overrides))
+    for view, strategy in itertools.product(sweep.views, sweep.strategies):
+        overrides = [f"distillation.strategy={strategy}"]
+        condition = f"{view}-{strategy.replace('*', '+')}"
+        if "per_task" in strategy.split("*"):  # has λ of its own, from `distillation.lambda_per_task`
+            found += [Student(condition, view, seed, overrides) for seed in sweep.seeds]
+            continue
+        for value, seed in itertools.product([x for x in sweep.lambdas if x > 0], sweep.seeds):
+            own = [f"distillation.lambda_distill={value:g}", *overrides]
+            found.append(Student(f"{condition}-lambda{value:g}", view, seed, own))
     return found
 
 

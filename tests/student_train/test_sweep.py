@@ -39,6 +39,45 @@ def test_every_combination_is_one_student_and_lambda_zero_one_per_seed(script: M
     ]
 
 
+def test_a_strategy_with_lambdas_of_its_own_is_one_student_a_seed(script: ModuleType) -> None:
+    sweep = script.Sweep("s", Path("o"), [], lambdas=[0.1, 0.2], strategies=["per_task*entropy", "entropy"])
+    found = {student.name: student.overrides for student in script.students(sweep)}
+    assert found == {
+        "fewshot-per_task+entropy-seed42": ["distillation.strategy=per_task*entropy"],
+        "fewshot-entropy-lambda0.1-seed42": ["distillation.lambda_distill=0.1", "distillation.strategy=entropy"],
+        "fewshot-entropy-lambda0.2-seed42": ["distillation.lambda_distill=0.2", "distillation.strategy=entropy"],
+    }
+
+
+def test_an_interrupted_sweep_goes_on_with_the_student_it_was_stopped_in(
+    script: ModuleType, small_store: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def train(arguments: list[str]) -> None:
+        assert "--resume" in arguments
+        calls.append("train " + Path(arguments[arguments.index("--output") + 1]).name)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    def evaluate(arguments: list[str]) -> None:
+        calls.append("evaluate " + Path(arguments[arguments.index("--checkpoint") + 1]).parent.name)
+
+    monkeypatch.setattr(script, "train_student", train)
+    monkeypatch.setattr(script, "evaluate_model", evaluate)
+    grid = {"lambdas": [0, 0.1], "strategies": ["fixed", "entropy"], "seeds": [1]}
+    sweep = script.Sweep(small_store.url, tmp_path, [], ["model.name=m"], **grid)
+    names = ["sft-seed1", "fewshot-fixed-lambda0.1-seed1", "fewshot-entropy-lambda0.1-seed1"]
+    whole = [f"{step} {name}" for name in names for step in ("train", "evaluate")]
+    stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        script.run_sweep(sweep)
+    assert calls == whole[:3]
+    calls, stop_at = [], 0
+    script.run_sweep(sweep)  # each command skips what it has finished itself
+    assert calls == whole
+
+
 def test_a_sweep_trains_each_student_once_and_ends_in_one_table(
     script: ModuleType,
     small_store: SimpleNamespace,
