@@ -6,6 +6,7 @@ chat template and feeds the model one more answer token at a time, looking at th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs import load_config
 from configs.models import load_tokenizer
 from storage import TeacherStore
-from tasks import TASKS
+from tasks import TASKS, Example
 from tasks.data import demonstration_pool, load_examples
 from tasks.fewshot import draw_demonstrations
 from tasks.prompts import PromptEncoder
@@ -30,16 +31,20 @@ TOP_K = 20
 TOLERANCE = 1e-4
 
 
+@functools.cache
+def examples_and_pool(task_name: str, language: str, mirror: str) -> tuple[list[Example], list[Example]]:
+    return (
+        load_examples(task_name, "train", language, mirror=mirror),
+        demonstration_pool(task_name, language, stage="train", mirror=mirror),
+    )
+
+
 def rendered_prompt(tokenizer: Any, store_example: str, mirror: Path, shots: int) -> list[int]:
     """The prompt of an example, put together here from the data set and the template."""
     task_name, language, _, _ = store_example.split("/")
     task = TASKS[task_name]
-    query = next(
-        example
-        for example in load_examples(task_name, "train", language, mirror=str(mirror))
-        if example.example_id == store_example
-    )
-    pool = demonstration_pool(task_name, language, stage="train", mirror=str(mirror))
+    examples, pool = examples_and_pool(task_name, language, str(mirror))
+    query = next(example for example in examples if example.example_id == store_example)
     demonstrations = draw_demonstrations(pool, query, shots, seed=42, selection="per_example")
     turns = [{"role": "system", "content": task.system_prompt}]
     for example in demonstrations:
@@ -97,7 +102,8 @@ def test_stored_signal_stands_at_the_answer_tokens(
             so_far = list(prompt)
             for position, token in enumerate(answer):
                 with torch.no_grad():
-                    logits = model(input_ids=torch.tensor([so_far])).logits[0, -1].double().numpy()
+                    last_hidden = model.model(input_ids=torch.tensor([so_far])).last_hidden_state[0, -1]
+                    logits = model.lm_head(last_hidden).double().numpy()
                 _compare(logits, rows, position, token, len(tokenizer))
                 so_far.append(token)
 
