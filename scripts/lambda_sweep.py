@@ -105,11 +105,10 @@ def check(sweep: Sweep) -> None:
 def run_sweep(sweep: Sweep) -> Path:
     """Train and evaluate whatever is not done yet; returns the directory of the result rows."""
     check(sweep)
-    store = TeacherStore.open(sweep.store)
-    for view in sweep.views:
+    todo, store = students(sweep), TeacherStore.open(sweep.store)
+    for view in dict.fromkeys(student.view for student in todo if student.view != "none"):
         store.require_view(view)
     results = sweep.output / "results"
-    todo = students(sweep)
     for number, student in enumerate(todo, start=1):
         directory = sweep.output / student.name
         print(f"[{number}/{len(todo)}] {student.name}", file=sys.stderr, flush=True)

@@ -65,7 +65,7 @@ def _add_adapter(base: Any, config: Config) -> Any:
         return peft.get_peft_model(base, lora)
     except ValueError as error:
         modules = ", ".join(config.lora.target_modules)
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise ConfigError(
             f"lora.target_modules: {modules} do not fit {type(base).__name__}: {reason}; "
             "name this architecture's linear layers, or set training.use_lora=false"
