@@ -67,6 +67,8 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_student --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python -m tests.benchmarks.bench_conflict --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python -m tests.benchmarks.bench_waiting --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_signals --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_build --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_prefix_reuse --shared $(SHARED)

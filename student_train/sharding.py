@@ -81,7 +81,7 @@ def sharding_plugin(precision: str, training: TrainingConfig, plan: BatchPlan) -
 
 def shard_on_any_device(accelerator: Accelerator, plugin: Mapping[str, Any]) -> None:
     """Switch sharding on where Accelerate has not: it shards on GPUs only, and would run DDP on CPUs without a word."""
-    if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1 and not is_sharded(accelerator):
         return
     states = (accelerator.state, PartialState())
     if fsdp := plugin.get("fsdp_plugin"):

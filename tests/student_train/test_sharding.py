@@ -166,7 +166,9 @@ def test_half_precision_rounds_neither_losses_nor_sums_of_gradients(monkeypatch:
     for key, value in ({"accelerate_use_fsdp": "true"} | FSDP).items():
         monkeypatch.setenv(key.upper(), value)
     plan = BatchPlan(global_batch_size=4, micro_batch_size=2, world_size=2, rank=0)
-    policy = sharding_plugin("bf16", TrainingConfig(), plan)["fsdp_plugin"].mixed_precision_policy
+    plugin = sharding_plugin("bf16", TrainingConfig(), plan)["fsdp_plugin"]
+    plugin.set_mixed_precision("bf16")  # as Accelerate does on GPUs
+    policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
 
 
