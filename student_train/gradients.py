@@ -19,6 +19,8 @@ from student_train.data import Batch
 from student_train.losses import StepLoss, cross_entropy
 from student_train.sharding import is_sharded
 
+DOT_PIECE = 1 << 20  # a float32 sum over many more elements loses digits
+
 Gradients = list[torch.Tensor]
 # (batch, λ_t) -> the micro-batch's loss and its terms
 Forward = Callable[[Batch, torch.Tensor], StepLoss]
@@ -74,7 +76,7 @@ def backward_apart(
         _accumulate(of_kd, (lambda_T * loss.kd_T).sum() / batch.step_tokens, parameters)
         losses.append(loss.detached())
     _sum_over_ranks(accelerator, of_ce + of_kd)
-    cosine = _cosine(of_ce, of_kd)
+    cosine = cosine_between(of_ce, of_kd)
     for parameter, ce, kd in zip(parameters, of_ce, of_kd, strict=True):
         parameter.grad = ce.add_(kd, alpha=max(0.0, cosine))
     return losses, cosine
@@ -100,7 +102,7 @@ def conflict_of_subset(
         _accumulate(of_ce, loss.ce_T.sum() / batch.step_tokens, parameters, retain_graph=True)
         _accumulate(of_kd, (lambda_T * loss.kd_T).sum() / batch.step_tokens, parameters)
     _sum_over_ranks(accelerator, of_ce + of_kd)
-    return _cosine(of_ce, of_kd)
+    return cosine_between(of_ce, of_kd)
 
 
 def meta_alignment(
@@ -165,6 +167,22 @@ def run_student(student: Any, batch: Batch, *, with_argmax: bool = False) -> Any
     )
 
 
+def cosine_between(left: Gradients, right: Gradients) -> float:
+    """Cosine of the angle between two lists of tensors taken as one vector each; 0 where either is zero."""
+    product = (_dot(left, left) * _dot(right, right)) ** 0.5
+    return float(_dot(left, right) / product) if product > 0 else 0.0
+
+
+def _dot(left: Gradients, right: Gradients) -> torch.Tensor:
+    """Σ of products, in float64 over pieces whose own sums are float32: copies in float64 cost many times as much."""
+    dots = [
+        torch.vdot(a, b).double()
+        for x, y in zip(left, right, strict=True)
+        for a, b in zip(x.flatten().split(DOT_PIECE), y.flatten().split(DOT_PIECE), strict=True)
+    ]
+    return torch.stack(dots).sum()
+
+
 def _zeros(parameters: Sequence[torch.nn.Parameter]) -> Gradients:
     return [torch.zeros_like(parameter) for parameter in parameters]
 
@@ -182,10 +200,3 @@ def _sum_over_ranks(accelerator: Accelerator, gradients: Gradients) -> None:
     if accelerator.num_processes > 1:
         for gradient in gradients:
             torch.distributed.all_reduce(gradient)
-
-
-def _cosine(left: Gradients, right: Gradients) -> float:
-    dot = sum(torch.vdot(a.flatten(), b.flatten()).double() for a, b in zip(left, right, strict=True))
-    norms = [sum(g.double().square().sum() for g in side) for side in (left, right)]
-    product = (norms[0] * norms[1]) ** 0.5
-    return float(dot / product) if product > 0 else 0.0

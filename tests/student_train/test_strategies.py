@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from configs import Config, ConfigError
+from configs import Config, ConfigError, load_config
 from configs.schema import DistillationConfig
 from student_train import gradients
 from student_train.data import Batch, BatchPlan, MicroBatches
@@ -107,7 +107,7 @@ def test_meta_moves_the_logit_of_lambda() -> None:
     warm = weights_of(DistillationConfig(strategy="meta", meta_init="per_task"))
     assert warm.lambda_per_task().tolist() == pytest.approx([0.5, 0.05])
     with pytest.raises(ConfigError, match="lambda_distill"):
-        weights_of(DistillationConfig(strategy="meta", lambda_distill=1.0))
+        load_config([], ["model.name=m", "distillation.strategy=meta", "distillation.lambda_distill=1"])
 
 
 @pytest.fixture
@@ -264,3 +264,13 @@ def test_the_gain_gate_refuses_the_view_it_compares_with(
     config = configure("distillation.gate=fewshot_gain")
     with pytest.raises(ConfigError, match="expected another --view"):
         train(Run(config, small_store.url, "zeroshot", tmp_path / "run", tmp_path / "results"))
+
+
+def test_the_cosine_of_millions_of_numbers_is_that_of_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = [torch.randn(3_000_000, generator=generator) + 3, torch.randn(40, 50, generator=generator)]
+    right = [tensor * 0.5 + torch.randn(tensor.shape, generator=generator) for tensor in left]
+    wide = [torch.cat([tensor.double().flatten() for tensor in side]) for side in (left, right)]
+    expected = torch.dot(*wide) / (wide[0].norm() * wide[1].norm())
+    assert gradients.cosine_between(left, right) == pytest.approx(expected.item(), abs=1e-6)
+    assert gradients.cosine_between(left, [torch.zeros_like(tensor) for tensor in left]) == 0
