@@ -92,8 +92,9 @@ def conflict_of_subset(
 ) -> float:
     """cos(∇CE, ∇KD) over some parameters, from a forward pass of its own.
 
-    Backward passes stop at the first of the parameters, so late layers make this cheap; no gradient is kept
-    for the others. With dropout its masks are other ones than those of the step that follows.
+    Backward passes stop at the first of the parameters, and no gradient is kept for the others: less memory than
+    `backward_apart` where all weights train, but with LoRA, whose gradients are small, the forward pass costs more
+    than that saves. With dropout its masks are other ones than those of the step that follows.
     """
     of_ce, of_kd = _zeros(parameters), _zeros(parameters)
     for batch, lambda_T in zip(batches, lambdas, strict=True):
