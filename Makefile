@@ -11,13 +11,16 @@ help:
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 
-# torch comes first and pinned, so that no other package picks a build of its own. Python compiles a module when it is first
-# imported; compiling every one at installation would take longer than the installation.
+# Modules are compiled on all cores, where pip would take one. Some packages ship files that no Python 3 compiles.
+compile = $(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true
+
+# torch comes first and pinned, so that no other package picks a build of its own.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,plots,tensorboard,s3,zarrs]"
+	$(call compile,$(VENV))
 	touch $@
 
 install: $(VENV)/.installed
@@ -50,6 +53,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install --quiet --no-compile --constraint constraints-vllm.txt torch
 	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --editable .
+	$(call compile,$(VLLM_VENV))
 	touch $@
 
 test-vllm: install $(VLLM_VENV)/.installed
