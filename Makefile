@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types imports pytest test-vllm bench clean
+.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
@@ -40,8 +40,17 @@ types: install
 imports: install
 	$(BIN)/lint-imports
 
+# Most of the tests' time is one core's, so two halves run side by side, one thread each. Output comes when a half has ended.
+TRAINING := tests/student_train tests/scripts
+
 pytest: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync pytest-training pytest-others
+
+pytest-training:
+	$(BIN)/python -m pytest $(TRAINING)
+
+pytest-others:
+	$(BIN)/python -m pytest tests $(TRAINING:%=--ignore=%)
 
 # vLLM pins torch and transformers, so it has an environment of its own. No dependencies are resolved after torch's: the
 # list is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU build.
