@@ -13,9 +13,7 @@ is as in `bench_student`. Peak memory is that of one process per kind. The kinds
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-from concurrent.futures import ProcessPoolExecutor
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from student_train.step import Stepper
 from student_train.student import build_student
 from student_train.train import example_order, make_accelerator, parameter_groups, split_batch
 from tests.benchmarks.bench_student import clock, report
+from tests.benchmarks.memory import peak_gib, peaks_apart
 
 KINDS = ("none", "last layer", "all")
 
@@ -80,9 +79,7 @@ def peak_memory(store_url: str, settings: list[str], kind: str) -> float:
     bench = Bench(store_url, settings, (kind,))
     for number in range(6):
         bench.seconds(number)
-    if bench.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_gib()
 
 
 def main() -> None:
@@ -94,11 +91,7 @@ def main() -> None:
     got = parser.parse_args()
     tasks = ",".join(TeacherStore.open(got.store).info.tasks)
     settings = [f"model.name={got.model}", f"tasks=[{tasks}]", f"training.use_lora={got.lora}"]
-    peaks = {}
-    for kind in KINDS:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            peaks[kind] = pool.submit(peak_memory, got.store, settings, kind).result()
-    print("peak memory of the process, GiB: " + ", ".join(f"{kind} {peak:.2f}" for kind, peak in peaks.items()))
+    peaks_apart(KINDS, functools.partial(peak_memory, got.store, settings))
     bench = Bench(got.store, settings, KINDS)
     rounds = [bench.seconds(number) for number in range(got.rounds + 2)][2:]  # two to warm up
     report("cosine over", {kind: [found[kind] for found in rounds] for kind in KINDS}, "none")

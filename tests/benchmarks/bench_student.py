@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -37,6 +34,7 @@ from student_train.losses import step_loss
 from student_train.module import StudentModule
 from student_train.student import build_student
 from student_train.train import example_order, parameter_groups
+from tests.benchmarks.memory import peak_gib, peaks_apart
 
 KINDS = ("sft", "distilled", "plain", "live")
 DEMONSTRATIONS = 5
@@ -161,15 +159,13 @@ def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
         print(f"  {kind:10} {statistics.median(values):8.3f}  {statistics.median(ratios):6.3f}")
 
 
-def peak_memory(store_url: str, config: Config, kind: str, rounds: int, device: str) -> float:
+def peak_memory(store_url: str, config: Config, rounds: int, device: str, kind: str) -> float:
     """GiB that a process needs that runs one kind of step only."""
     bench = Bench(store_url, config, torch.device(device))
     loader = micro_batch_loader(bench.data(kind), start=0, stop=rounds, num_workers=1, pin_memory=False)
     for number, batch in enumerate(loader):
         bench.step(kind, batch.to(bench.device), bench.examples(number))
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_gib()
 
 
 def main() -> None:
@@ -184,11 +180,7 @@ def main() -> None:
     tasks = ",".join(TeacherStore.open(got.store).info.tasks)
     config = load_config([], [f"model.name={got.model}", f"tasks=[{tasks}]", f"training.use_lora={got.lora}"])
     if not got.skip_memory:
-        peaks = {}
-        for kind in KINDS:  # a fresh process each; not a multiprocessing.Pool, whose workers may have no workers
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                peaks[kind] = pool.submit(peak_memory, got.store, config, kind, 8, device).result()
-        print("peak memory of the process, GiB: " + ", ".join(f"{k} {v:.2f}" for k, v in peaks.items()))
+        peaks = peaks_apart(KINDS, functools.partial(peak_memory, got.store, config, 8, device))
         print(f"  distilled/sft {peaks['distilled'] / peaks['sft']:.3f}")
     bench = Bench(got.store, config, torch.device(device))
     data = {kind: bench.data(kind) for kind in KINDS}
