@@ -1,6 +1,19 @@
-"""Typed configuration: schema, loader, shipped YAML files, and what all commands share."""
+"""Typed configuration: schema, loader and shipped YAML files."""
 
-from configs.loader import config_keys, config_to_dict, load_config, shipped_configs
-from configs.schema import Config, ConfigError
+from logitbank.configs.keys import config_keys, decides, keys_deciding, value_of
+from logitbank.configs.loader import config_to_dict, load_config, shipped_configs
+from logitbank.configs.schema import Config, Decides
+from logitbank.errors import ConfigError
 
-__all__ = ["Config", "ConfigError", "config_keys", "config_to_dict", "load_config", "shipped_configs"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Decides",
+    "config_keys",
+    "config_to_dict",
+    "decides",
+    "keys_deciding",
+    "load_config",
+    "shipped_configs",
+    "value_of",
+]

@@ -12,8 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from configs.schema import Config, ConfigError
-from configs.validate import validate
+from logitbank.configs.keys import config_keys
+from logitbank.configs.schema import Config, ConfigError
+from logitbank.configs.validate import validate
 
 SHIPPED = Path(__file__).parent
 
@@ -48,19 +49,6 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(str(error.msg).splitlines()[0]) from None
     validate(config)
     return config
-
-
-def config_keys(config_type: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, in declaration order."""
-    keys: list[str] = []
-    defaults = config_type()
-    for item in dataclasses.fields(config_type):
-        value = getattr(defaults, item.name)
-        if dataclasses.is_dataclass(value):
-            keys += config_keys(type(value), f"{prefix}{item.name}.")
-        else:
-            keys.append(prefix + item.name)
-    return keys
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -6,118 +6,144 @@ code only ever sees these plain, typed, immutable objects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Flag, auto
+from typing import Any
+
+from logitbank.errors import ConfigError
+
+__all__ = ["Config", "ConfigError", "Decides"]
 
 MISSING = "???"  # OmegaConf's marker for "must be given"
 
 
-class ConfigError(ValueError):
-    """A configuration the user has to mend: says the field, what was expected, what was found."""
+class Decides(Flag):
+    """What a configuration key decides; fingerprints, `--resume`, setups and the documentation follow this.
+
+    A key that decides nothing changes how fast something is computed or what is written beside it: results
+    that differ in it alone are results of the same experiment.
+    """
+
+    NOTHING = 0
+    STORE = auto()  # the content of a teacher store
+    STUDENT = auto()  # the weights of a student, its store being given
+    SCORE = auto()  # the scores of given weights
+
+
+NOTHING, STORE, STUDENT, SCORE = Decides.NOTHING, Decides.STORE, Decides.STUDENT, Decides.SCORE
+
+
+def key(default: Any = None, *, decides: Decides, factory: Callable[[], Any] | None = None) -> Any:
+    """A configuration key with its default and what it decides."""
+    if factory is not None:
+        return field(default_factory=factory, metadata={"decides": decides})
+    return field(default=default, metadata={"decides": decides})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The student's base model, which is also the teacher unless `teacher.model` names another."""
 
-    name: str = MISSING
-    revision: str | None = None
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    name: str = key(MISSING, decides=STORE | STUDENT | SCORE)
+    revision: str | None = key(None, decides=STORE | STUDENT | SCORE)
+    dtype: str = key("auto", decides=STORE | STUDENT | SCORE)
+    attn_implementation: str | None = key(None, decides=STORE | STUDENT | SCORE)
+    trust_remote_code: bool = key(False, decides=NOTHING)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where examples come from and how long they may be."""
 
-    mirror: str | None = None
-    sources: dict[str, str] = field(default_factory=dict)
-    train_languages: str = "english"
-    max_train_per_task: int = 5000
-    max_validation_per_task: int = 100
-    max_student_tokens: int = 512
-    max_teacher_tokens: int = 2048
+    mirror: str | None = key(None, decides=NOTHING)
+    sources: dict[str, str] = key(factory=dict, decides=STORE | SCORE)
+    train_languages: str = key("english", decides=STORE)
+    max_train_per_task: int = key(5000, decides=STORE | STUDENT)
+    max_validation_per_task: int = key(100, decides=STORE)
+    max_student_tokens: int = key(512, decides=STORE)
+    max_teacher_tokens: int = key(2048, decides=STORE | SCORE)
 
 
 @dataclass(frozen=True)
 class FewshotConfig:
     """The demonstrations of few-shot prompts."""
 
-    selection: str = "per_example"
-    num_demonstrations: dict[str, int] = field(default_factory=dict)
+    selection: str = key("per_example", decides=STORE | SCORE)
+    num_demonstrations: dict[str, int] = key(factory=dict, decides=STORE | SCORE)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """The frozen model whose logits are cached, and how it is run."""
 
-    model: str | None = None
-    revision: str | None = None
-    engine: str = "hf"
-    dtype: str | None = None
-    top_k: int = 256
-    signal: str = "topk"
-    draws: int = 50
-    batch_tokens: int = 8192
-    prefix_reuse: bool = True
-    device_map: str | None = None
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
+    model: str | None = key(None, decides=STORE)
+    revision: str | None = key(None, decides=STORE)
+    engine: str = key("hf", decides=STORE)
+    dtype: str | None = key(None, decides=STORE)
+    top_k: int = key(256, decides=STORE)
+    signal: str = key("topk", decides=STORE)
+    draws: int = key(50, decides=STORE)
+    batch_tokens: int = key(8192, decides=STORE)
+    prefix_reuse: bool = key(True, decides=STORE)
+    device_map: str | None = key(None, decides=NOTHING)
+    load_in_8bit: bool = key(False, decides=STORE)
+    load_in_4bit: bool = key(False, decides=STORE)
 
 
 @dataclass(frozen=True)
 class VllmConfig:
     """How vLLM runs, where `teacher.engine` or `evaluation.engine` is vllm."""
 
-    tensor_parallel: int = 1
-    gpu_memory_utilization: float = 0.9
-    kv_cache_gib: float | None = None
-    max_sequences: int = 256
+    tensor_parallel: int = key(1, decides=NOTHING)
+    gpu_memory_utilization: float = key(0.9, decides=NOTHING)
+    kv_cache_gib: float | None = key(None, decides=NOTHING)
+    max_sequences: int = key(256, decides=NOTHING)
 
 
 @dataclass(frozen=True)
 class StoreConfig:
     """How the teacher store is laid out on disk."""
 
-    encoding: str = "compact"
-    shard_tokens: int = 4096
-    chunk_tokens: int = 4096
+    encoding: str = key("compact", decides=STORE)
+    shard_tokens: int = key(4096, decides=STORE)
+    chunk_tokens: int = key(4096, decides=STORE)
 
 
 @dataclass(frozen=True)
 class DistillationConfig:
     """The distillation term L = CE + λ·KD: which divergence, and how λ is decided."""
 
-    lambda_distill: float = 0.5
-    strategy: str = "fixed"
-    lambda_per_task: dict[str, float] = field(
-        default_factory=lambda: {"nli": 0.5, "pa": 0.3, "qa": 0.2, "ner": 0.05, "pos": 0.05}
+    lambda_distill: float = key(0.5, decides=STUDENT)
+    strategy: str = key("fixed", decides=STUDENT)
+    lambda_per_task: dict[str, float] = key(
+        factory=lambda: {"nli": 0.5, "pa": 0.3, "qa": 0.2, "ner": 0.05, "pos": 0.05}, decides=STUDENT
     )
-    schedule: str = "constant"
-    schedule_steps: int | None = None
-    gate: str = "none"
-    n_top_logits: int | None = None
-    loss: str = "mse"
-    normalize_logits: str = "none"
-    temperature: float = 1.0
-    ema_decay: float = 0.95
-    conflict_parameters: str | None = None
-    meta_learning_rate: float = 0.1
-    meta_init: str = "uniform"
-    meta_every: int = 1
-    meta_batch_size: int = 16
+    schedule: str = key("constant", decides=STUDENT)
+    schedule_steps: int | None = key(None, decides=STUDENT)
+    gate: str = key("none", decides=STUDENT)
+    n_top_logits: int | None = key(None, decides=STUDENT)
+    loss: str = key("mse", decides=STUDENT)
+    normalize_logits: str = key("none", decides=STUDENT)
+    temperature: float = key(1.0, decides=STUDENT)
+    ema_decay: float = key(0.95, decides=STUDENT)
+    conflict_parameters: str | None = key(None, decides=STUDENT)
+    meta_learning_rate: float = key(0.1, decides=STUDENT)
+    meta_init: str = key("uniform", decides=STUDENT)
+    meta_every: int = key(1, decides=STUDENT)
+    meta_batch_size: int = key(16, decides=STUDENT)
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """The LoRA adapter, used when `training.use_lora` is true."""
 
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    load_in_4bit: bool = False
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    r: int = key(16, decides=STUDENT)
+    alpha: int = key(32, decides=STUDENT)
+    dropout: float = key(0.05, decides=STUDENT)
+    load_in_4bit: bool = key(False, decides=STUDENT)
+    target_modules: list[str] = key(
+        factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], decides=STUDENT
     )
 
 
@@ -125,45 +151,45 @@ class LoraConfig:
 class TrainingConfig:
     """The optimizer loop of one student."""
 
-    max_steps: int = 1000
-    global_batch_size: int = 32
-    micro_batch_size: int = 4
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    grad_clip: float = 1.0
-    precision: str = "auto"
-    gradient_checkpointing: bool = False
-    use_lora: bool = True
-    save_steps: int = 200
-    logging_steps: int = 10
-    num_workers: int = 2
-    loss_chunk_tokens: int = 1024
-    save_total_limit: int | None = None
-    tensorboard: bool = False
-    wandb_project: str | None = None
+    max_steps: int = key(1000, decides=STUDENT)
+    global_batch_size: int = key(32, decides=STUDENT)
+    micro_batch_size: int = key(4, decides=NOTHING)
+    learning_rate: float = key(2e-4, decides=STUDENT)
+    weight_decay: float = key(0.01, decides=STUDENT)
+    warmup_steps: int = key(50, decides=STUDENT)
+    grad_clip: float = key(1.0, decides=STUDENT)
+    precision: str = key("auto", decides=STUDENT)
+    gradient_checkpointing: bool = key(False, decides=NOTHING)
+    use_lora: bool = key(True, decides=STUDENT)
+    save_steps: int = key(200, decides=NOTHING)
+    logging_steps: int = key(10, decides=NOTHING)
+    num_workers: int = key(2, decides=NOTHING)
+    loss_chunk_tokens: int = key(1024, decides=NOTHING)
+    save_total_limit: int | None = key(None, decides=NOTHING)
+    tensorboard: bool = key(False, decides=NOTHING)
+    wandb_project: str | None = key(None, decides=NOTHING)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Greedy generation and scoring."""
 
-    engine: str = "hf"
-    method: str = "generate"
-    split: str = "test"
-    max_samples: int = 500
-    sample_seed: int = 42
-    batch_tokens: int = 8192
-    max_new_tokens: dict[str, int] = field(default_factory=dict)
+    engine: str = key("hf", decides=NOTHING)
+    method: str = key("generate", decides=SCORE)
+    split: str = key("test", decides=SCORE)
+    max_samples: int = key(500, decides=SCORE)
+    sample_seed: int = key(42, decides=SCORE)
+    batch_tokens: int = key(8192, decides=NOTHING)
+    max_new_tokens: dict[str, int] = key(factory=dict, decides=SCORE)
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything one experiment is: the same file serves all commands."""
 
-    tasks: list[str] = field(default_factory=lambda: ["nli", "pa", "qa", "ner", "pos"])
-    languages: list[str] = field(default_factory=lambda: ["en", "hi", "es", "de", "fr", "zh"])
-    seed: int = 42
+    tasks: list[str] = key(factory=lambda: ["nli", "pa", "qa", "ner", "pos"], decides=STORE | STUDENT)
+    languages: list[str] = key(factory=lambda: ["en", "hi", "es", "de", "fr", "zh"], decides=STORE)
+    seed: int = key(42, decides=STORE | STUDENT | SCORE)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     fewshot: FewshotConfig = field(default_factory=FewshotConfig)

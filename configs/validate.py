@@ -5,30 +5,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-from configs.schema import Config, ConfigError
-from storage.samples import MOST_DRAWS, SIGNALS
-from tasks import LANGUAGES, TASKS
+from logitbank.configs.keys import value_of
+from logitbank.configs.schema import Config, ConfigError
+from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
+from logitbank.storage.teacher_store.samples import MOST_DRAWS, SIGNALS
+from logitbank.tasks import LANGUAGES
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.train_languages": ("english", "in_language"),
     "fewshot.selection": ("per_example", "fixed"),
-    "teacher.engine": ("hf", "vllm"),
+    "teacher.engine": TEACHER_ENGINES,
     "teacher.signal": SIGNALS,
     "teacher.device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
-    "store.encoding": ("compact", "float16", "exact"),
+    "store.encoding": ENCODINGS,
     "distillation.schedule": ("constant", "warmup_then_sft", "linear", "cosine"),
     "distillation.gate": ("none", "teacher_correct", "fewshot_gain"),
-    "distillation.loss": ("mse", "forward_kl", "reverse_kl", "jsd", "tvd"),
+    "distillation.loss": LOSSES,
     "distillation.normalize_logits": ("none", "center", "standardize"),
     "distillation.meta_init": ("uniform", "per_task"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "evaluation.method": ("generate", "likelihood"),
-    "evaluation.engine": ("hf", "vllm"),
+    "evaluation.engine": EVALUATION_ENGINES,
     "evaluation.split": ("test", "validation"),
 }
-STRATEGIES = ("fixed", "per_task", "entropy", "gradient_conflict", "loss_ratio", "meta")
 AT_LEAST: dict[str, float] = {
     "seed": 0,
     "data.max_train_per_task": 1,
@@ -76,11 +77,11 @@ AT_LEAST: dict[str, float] = {
 def validate(config: Config) -> None:
     """Raise `ConfigError` for the first field whose value is not one of those allowed."""
     for key, choices in CHOICES.items():
-        value = _get(config, key)
+        value = value_of(config, key)
         if value is not None:
             _check_choice(key, str(value), choices)
     for key, least in AT_LEAST.items():
-        value = _get(config, key)
+        value = value_of(config, key)
         if value is not None and not float(str(value)) >= least:
             raise ConfigError(f"{key}: expected a number of at least {least}, got {value}")
     for key, names, known in (("tasks", config.tasks, TASKS), ("languages", config.languages, LANGUAGES)):
@@ -190,13 +191,6 @@ def _check_distillation(config: Config) -> None:
             f"distillation.strategy: {min(two_gradients)} compares gradients, which fp16 rounds to zero unless "
             "scaled; set training.precision to bf16 or fp32"
         )
-
-
-def _get(config: Config, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _check_choice(key: str, value: str, choices: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError
+from logitbank.configs import ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINED_CONDITIONS = {"finetuned": None, "distilled": "fewshot", "control": "zeroshot"}  # name -> teacher view

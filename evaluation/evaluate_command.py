@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import ConfigError
-from configs.command import CommandParser, add_config_arguments, load, run_command
-from evaluation.checkpoints import check_condition, check_model, checkpoints_at_steps
+from logitbank.command import CommandParser, run_command
+from logitbank.configs import ConfigError
+from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.evaluation.checkpoints import check_condition, check_model, checkpoints_at_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from configs.workers import find_worker
-    from evaluation.evaluate import Evaluation, evaluate  # torch and transformers: not for --help
+    from logitbank.evaluation.run import Evaluation, evaluate  # torch and transformers: not for --help
+    from logitbank.models.workers import find_worker
 
     config = load(arguments)
     worker = find_worker(arguments.worker, os.environ, arrays=False)

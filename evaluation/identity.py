@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from configs import Config, config_to_dict
-from configs.schema import DistillationConfig
-from configs.vllm import vllm_version
-from evaluation.checkpoints import Checkpoint
+from logitbank.configs import Config, config_to_dict
+from logitbank.configs.schema import DistillationConfig
+from logitbank.evaluation.checkpoints import Checkpoint
+from logitbank.models.vllm import vllm_version
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
 # Keys of a training configuration that a score does not depend on, or that have columns of their own.

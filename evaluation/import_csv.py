@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError
-from evaluation.checkpoints import CONDITION_NAME
-from storage.results import write_rows
-from tasks import LANGUAGES, TASKS
+from logitbank.configs import ConfigError
+from logitbank.evaluation.checkpoints import CONDITION_NAME
+from logitbank.storage.results.rows import write_rows
+from logitbank.tasks import LANGUAGES, TASKS
 
 SCALES = ("percent", "fraction")
 LAMBDA = re.compile(r"[λ]\s*=\s*([0-9]*\.?[0-9]+)")

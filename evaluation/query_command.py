@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import ConfigError
-from configs.command import CommandParser, run_command
-from evaluation.import_csv import SCALES, import_csv
-from evaluation.render import FORMATS, write_answer
-from evaluation.result_tables import all_tables
-from evaluation.shell import run_shell
-from storage.catalogue import Catalogue
+from logitbank.command import CommandParser, run_command
+from logitbank.configs import ConfigError
+from logitbank.evaluation.import_csv import SCALES, import_csv
+from logitbank.evaluation.report.render import FORMATS, write_answer
+from logitbank.evaluation.report.result_tables import all_tables
+from logitbank.evaluation.shell import run_shell
+from logitbank.storage.results.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "tables":
         print(_document(catalogue, arguments.results), end="")
     elif arguments.command == "report":
-        from evaluation.report import write_report  # matplotlib, where it is installed
+        from logitbank.evaluation.report.write import write_report  # matplotlib, where it is installed
 
         *_, markdown, page = write_report(catalogue, arguments.output)
         print(f"wrote {markdown} and {page}")

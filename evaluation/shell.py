@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from evaluation.render import write_answer
-from storage.catalogue import Catalogue
-from storage.errors import StoreError
+from logitbank.errors import StoreError
+from logitbank.evaluation.report.render import write_answer
+from logitbank.storage.results.catalogue import Catalogue
 
 HELP = """\
 SQL ends with a semicolon and may span lines. Views of your own: CREATE VIEW name AS SELECT …;

@@ -33,13 +33,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from configs.command import CommandParser, make_directory, run_command
-from tasks import LANGUAGES, TASKS
-from tasks.common import Example
-from tasks.ner import TAGS as NER_TAGS
-from tasks.nli import LABELS as NLI_LABELS
-from tasks.pos import TAGS as POS_TAGS
-from tasks.pos import UPOS
+from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.tasks import LANGUAGES, TASKS
+from logitbank.tasks.common import Example
+from logitbank.tasks.ner import TAGS as NER_TAGS
+from logitbank.tasks.nli import LABELS as NLI_LABELS
+from logitbank.tasks.pos import TAGS as POS_TAGS
+from logitbank.tasks.pos import UPOS
 
 logger = logging.getLogger("demo_world")
 

@@ -19,7 +19,7 @@ checkpoints=()
 for ((step = every; step <= steps; step += every)); do checkpoints+=("$step"); done # five: 200 … 1000
 
 stage "teacher cache: few-shot, zero-shot, shuffled answers"
-run_module teacher_cache --store "$output/store" --view fewshot --view zeroshot --view shuffled_answers "${settings[@]}"
+run_module logitbank build-teacher-cache --store "$output/store" --view fewshot --view zeroshot --view shuffled_answers "${settings[@]}"
 
 for condition in base fewshot; do
     stage "evaluate $condition"
@@ -28,7 +28,7 @@ done
 for condition in finetuned:none distilled:fewshot control:zeroshot shuffled_answers:shuffled_answers; do
     view=${condition#*:} condition=${condition%:*}
     stage "student $condition (view $view)"
-    run_module student_train.train_command --store "$output/store" --view "$view" --output "$output/$condition" \
+    run_module logitbank train-student --store "$output/store" --view "$view" --output "$output/$condition" \
         --results "$output/results" --resume "${settings[@]}"
     stage "evaluate $condition at steps ${checkpoints[*]}"
     evaluate-model --condition "$condition" --checkpoint "$output/$condition" --steps "${checkpoints[@]}" \

@@ -15,15 +15,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
 from scipy.special import stdtrit
 
-from configs import load_config
-from configs.command import CommandParser, make_directory, run_command
-from evaluation.evaluate_command import main as evaluate_model
-from storage.catalogue import Catalogue
-from student_train.train_command import main as train_student
-from teacher_cache.build_command import main as build_teacher_cache
+from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.configs import load_config
+from logitbank.evaluation.evaluate_command import main as evaluate_model
+from logitbank.scripts.demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.student_train.train_command import main as train_student
+from logitbank.teacher_cache.build_command import main as build_teacher_cache
 
 STUDENTS = {"finetuned": "none", "control": "zeroshot", "distilled": "fewshot"}
 CONDITIONS = ("base", "fewshot", *STUDENTS)

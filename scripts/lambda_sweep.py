@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError, load_config
-from configs.command import CommandParser, run_command
-from evaluation.evaluate_command import main as evaluate_model
-from storage import TeacherStore
-from storage.catalogue import Catalogue
-from student_train.train_command import main as train_student
+from logitbank.command import CommandParser, run_command
+from logitbank.configs import ConfigError, load_config
+from logitbank.evaluation.evaluate_command import main as evaluate_model
+from logitbank.storage import TeacherStore
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.student_train.train_command import main as train_student
 
 SUMMARY = """
     WITH per_seed AS (

@@ -20,13 +20,13 @@ study() { # NAME, then the arguments that choose the model
     shift
     local work=$output/$name results=$output/results all=("$@" "${settings[@]}")
     stage "$name: teacher cache, few-shot and zero-shot"
-    run_module teacher_cache --store "$work/store" --view fewshot --view zeroshot "${all[@]}"
+    run_module logitbank build-teacher-cache --store "$work/store" --view fewshot --view zeroshot "${all[@]}"
 
     local condition view
     for condition in finetuned:none distilled:fewshot control:zeroshot; do
         view=${condition#*:} condition=${condition%:*}
         stage "$name: student $condition (view $view)"
-        run_module student_train.train_command --store "$work/store" --view "$view" \
+        run_module logitbank train-student --store "$work/store" --view "$view" \
             --output "$work/$condition" --results "$results" --resume "${all[@]}"
     done
 

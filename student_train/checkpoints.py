@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from student_train.sharding import load_optimizer_state, whole_optimizer_state, whole_weights
+from logitbank.student_train.sharding import load_optimizer_state, whole_optimizer_state, whole_weights
 
 logger = logging.getLogger(__name__)
 

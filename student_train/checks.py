@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from configs import Config, ConfigError
-from configs.models import lm_head_rows
-from storage import StoreError, TeacherStore
-from student_train.checkpoints import FINAL, list_checkpoints
-from tasks.prompts import PromptEncoder
+from logitbank.configs import Config, ConfigError
+from logitbank.models.huggingface import lm_head_rows
+from logitbank.storage import StoreError, TeacherStore
+from logitbank.student_train.checkpoints import FINAL, list_checkpoints
+from logitbank.tasks.prompts import PromptEncoder
 
 
 def check_output(output: Path, *, resume: bool) -> bool:

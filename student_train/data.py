@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from storage import StoreInfo
-from student_train.losses import TeacherLogits
+from logitbank.storage import StoreInfo
+from logitbank.student_train.losses.step_loss import TeacherLogits
 
 SHARDS_PER_WINDOW = 8
 BYTES_PER_RANK = 8  # of a store's widest encoding in memory

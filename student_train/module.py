@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from student_train.losses import StudentLogits, answer_logits, read_logits
+from logitbank.student_train.losses.step_loss import StudentLogits, answer_logits, read_logits
 
 logger = logging.getLogger(__name__)
 

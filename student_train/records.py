@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs import Config, ConfigError, config_to_dict
-from storage import TeacherStore
-from storage.results import write_rows
+from logitbank.configs import Config, ConfigError, config_to_dict
+from logitbank.storage import TeacherStore
+from logitbank.storage.results.rows import write_rows
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from configs.schema import ConfigError, TrainingConfig
-from student_train.data import BatchPlan
+from logitbank.configs.schema import ConfigError, TrainingConfig
+from logitbank.student_train.data import BatchPlan
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from configs.schema import ConfigError, TrainingConfig
-from storage import TeacherStore
-from student_train import gradients
-from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches
-from student_train.divergences import kd_term
-from student_train.losses import StepLoss, step_loss
-from student_train.records import Run
-from student_train.strategies import LambdaWeights
+from logitbank.configs.schema import ConfigError, TrainingConfig
+from logitbank.storage import TeacherStore
+from logitbank.student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches
+from logitbank.student_train.losses.divergences import kd_term
+from logitbank.student_train.losses.step_loss import StepLoss, step_loss
+from logitbank.student_train.records import Run
+from logitbank.student_train.strategies import gradients
+from logitbank.student_train.strategies.weights import LambdaWeights
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import peft
 import torch
 
-from configs.models import load_causal_lm, require_quantization
-from configs.schema import Config, ConfigError
+from logitbank.configs.schema import Config, ConfigError
+from logitbank.models.huggingface import load_causal_lm, require_quantization
 
 
 def build_student(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ConfigError, TrainingConfig
+from logitbank.configs.schema import ConfigError, TrainingConfig
 
 
 class Trackers:

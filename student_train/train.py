@@ -17,18 +17,16 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, set_seed
 
-from configs import Config, ConfigError
-from configs.command import make_directory
-from configs.models import load_tokenizer
-from configs.schema import TrainingConfig
-from storage import TeacherStore
-from student_train import checkpoints
-from student_train.checks import check_output, check_store_fits
-from student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
-from student_train.gradients import refuse_sharding
-from student_train.metrics import TrainingLog
-from student_train.module import StudentModule
-from student_train.records import (
+from logitbank.command import make_directory
+from logitbank.configs import Config, ConfigError
+from logitbank.configs.schema import TrainingConfig
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.storage import TeacherStore
+from logitbank.student_train import checkpoints
+from logitbank.student_train.checks import check_output, check_store_fits
+from logitbank.student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
+from logitbank.student_train.module import StudentModule
+from logitbank.student_train.records import (
     Run,
     describe_request,
     describe_run,
@@ -37,10 +35,18 @@ from student_train.records import (
     refuse_another_run,
     withdraw_later_rows,
 )
-from student_train.sharding import check_launcher, chunk_tokens, is_sharded, shard_on_any_device, sharding_plugin
-from student_train.step import Stepper
-from student_train.student import build_student
-from student_train.trackers import Trackers
+from logitbank.student_train.sharding import (
+    check_launcher,
+    chunk_tokens,
+    is_sharded,
+    shard_on_any_device,
+    sharding_plugin,
+)
+from logitbank.student_train.step import Stepper
+from logitbank.student_train.strategies.gradients import refuse_sharding
+from logitbank.student_train.student import build_student
+from logitbank.student_train.trackers import Trackers
+from logitbank.student_train.training_log import TrainingLog
 
 logger = logging.getLogger(__name__)
 

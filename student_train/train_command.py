@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command import CommandParser, add_config_arguments, load, run_command
-from student_train.records import Run
-from student_train.train import train
+from logitbank.command import CommandParser, run_command
+from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.student_train.records import Run
+from logitbank.student_train.train import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="train-student",
         description="Train a student from a teacher store, by cross-entropy and the teacher's cached logits.",
-        epilog="Several processes or GPUs: accelerate launch -m student_train.train_command …",
+        epilog="Several processes or GPUs: accelerate launch -m logitbank train-student …",
     )
     add_config_arguments(parser)
     parser.add_argument("--store", required=True, metavar="URL", help="teacher store: directory or fsspec URL")

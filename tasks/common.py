@@ -8,11 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from logitbank.errors import TaskError
+
 LANGUAGES = ("en", "hi", "es", "de", "fr", "zh")
-
-
-class TaskError(ValueError):
-    """A task, language, split or row that does not exist or does not fit; says what does."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks import LANGUAGES, TASKS
-from tasks.common import Example, HubSource, Source, Task, TaskError
+from logitbank.tasks import LANGUAGES, TASKS
+from logitbank.tasks.common import Example, HubSource, Source, Task, TaskError
 
 logger = logging.getLogger(__name__)
 

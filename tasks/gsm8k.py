@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from tasks.common import Example, HubSource, Source, score_by_statistics
-from tasks.labels import accuracy_metrics
+from logitbank.tasks.common import Example, HubSource, Source, score_by_statistics
+from logitbank.tasks.scoring.labels import accuracy_metrics
 
 _SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
 _MINUS = "-\N{MINUS SIGN}"
@@ -88,3 +88,6 @@ def _value(match: re.Match[str]) -> Decimal:
     sign, sign_after_dollar, digits = match.groups()
     value = Decimal(digits.replace(",", ""))
     return -value if sign or sign_after_dollar else value
+
+
+TASK = GSM8K()

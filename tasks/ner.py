@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
-from tasks.tags import fit_length, parse_tags, ratio
+from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
+from logitbank.tasks.scoring.tags import fit_length, parse_tags, ratio
 
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")  # in the order of the hub's class labels
 _TAG = re.compile(r"O|[BI]-[A-Z]+")
@@ -100,3 +100,6 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         if prefix in ("B", "I") and not continues:
             open_type, start = kind, position
     return found
+
+
+TASK = NER()

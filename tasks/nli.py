@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
-from tasks.labels import accuracy_metrics, label_statistics, parse_label
+from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
+from logitbank.tasks.scoring.labels import accuracy_metrics, label_statistics, parse_label
 
 LABELS = ("entailment", "neutral", "contradiction")  # in the order of the hub's class labels
 
@@ -67,3 +67,6 @@ class NLI:
     def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
         """`accuracy` over all outputs, those that cannot be read included as wrong."""
         return score_by_statistics(self, outputs, references, language)
+
+
+TASK = NLI()

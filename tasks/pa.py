@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.common import Example, HubSource, Source, class_name, score_by_statistics
-from tasks.labels import accuracy_metrics, label_statistics, parse_label
+from logitbank.tasks.common import Example, HubSource, Source, class_name, score_by_statistics
+from logitbank.tasks.scoring.labels import accuracy_metrics, label_statistics, parse_label
 
 LABELS = ("no", "yes")  # the hub's classes 0 and 1
 PAWSX_LANGUAGES = ("en", "es", "de", "fr", "zh")
@@ -61,3 +61,6 @@ class PA:
     def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
         """`accuracy` over all outputs, those that cannot be read included as wrong."""
         return score_by_statistics(self, outputs, references, language)
+
+
+TASK = PA()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
-from tasks.labels import accuracy_metrics
-from tasks.tags import fit_length, parse_tags, ratio
+from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
+from logitbank.tasks.scoring.labels import accuracy_metrics
+from logitbank.tasks.scoring.tags import fit_length, parse_tags, ratio
 
 TAGS = ("NOUN", "VERB", "ADJ", "ADV", "PRON", "DET", "ADP", "NUM", "CONJ", "PART", "PUNCT", "X")
 # The hub's class labels, in its order.
@@ -90,3 +90,6 @@ class POS:
     def score(self, outputs: Sequence[str], references: Sequence[Sequence[str]], language: str) -> dict[str, float]:
         """Token `accuracy` over all tokens of all sentences."""
         return score_by_statistics(self, outputs, references, language)
+
+
+TASK = POS()

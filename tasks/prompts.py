@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.common import Example, Task, TaskError
+from logitbank.tasks.common import Example, Task, TaskError
 
 PROMPT_DATE = "26 Jul 2024"  # what Llama 3's template writes where it cannot ask the clock
 

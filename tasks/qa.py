@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tasks.common import Example, HubSource, Source, TaskError, score_by_statistics
+from logitbank.tasks.common import Example, HubSource, Source, TaskError, score_by_statistics
 
 MLQA_LANGUAGES = ("en", "hi", "es", "de", "zh")
 PROTOCOLS = ("mlqa", "squad")
@@ -157,3 +157,6 @@ def token_f1(prediction: str, gold: str) -> float:
 
 def _is_mlqa_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+TASK = QA()

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from configs import Config, ConfigError, config_to_dict
-from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
-from storage.rows import concatenate
-from tasks.prompts import PromptEncoder
-from teacher_cache.engine import Sequenced, TeacherEngine, batches_by_length
-from teacher_cache.plan import TeacherPlan
-from teacher_cache.sampling import Sampling, uniforms
-from teacher_cache.sharing import shared_prefixes
+from logitbank.configs import Config, ConfigError, config_to_dict
+from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine, batches_by_length
+from logitbank.teacher_cache.plan import TeacherPlan
+from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
+from logitbank.teacher_cache.sampling import Sampling, uniforms
 
 logger = logging.getLogger(__name__)
 

@@ -12,20 +12,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from configs import Config, ConfigError
-from configs.command import CommandParser, add_config_arguments, load, run_command
-from configs.models import default_device, lm_head_rows, load_tokenizer
-from configs.schema import ModelConfig
-from configs.vllm import require_vllm
-from configs.workers import find_worker, local_device
-from storage import TeacherStore
-from storage.objects import ObjectStore
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import Tally, build, stored_ranks
-from teacher_cache.carriers import CARRIERS
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
-from teacher_cache.vllm_engine import VllmTeacher
+from logitbank.command import CommandParser, run_command
+from logitbank.configs import Config, ConfigError
+from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.configs.schema import ModelConfig
+from logitbank.models.huggingface import default_device, lm_head_rows, load_tokenizer
+from logitbank.models.vllm import require_vllm
+from logitbank.models.workers import find_worker, local_device
+from logitbank.storage import TeacherStore
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import Tally, build, stored_ranks
+from logitbank.teacher_cache.engines.carriers import CARRIERS
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.engines.vllm import VllmTeacher
+from logitbank.teacher_cache.plan import DEFAULT_VIEWS, VIEWS, TeacherPlan, make_plan
 
 # Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
 # 256, everything counted (docs/benchmarks.md).

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from configs.schema import Config, ConfigError
-from storage import ExampleRecord
-from tasks import TASKS, Example, TaskError
-from tasks.data import cells, demonstration_pool, load_examples, training_examples
-from tasks.fewshot import draw_demonstrations, shuffle_answers
-from tasks.prompts import PromptEncoder
+from logitbank.configs.schema import Config, ConfigError
+from logitbank.storage import ExampleRecord
+from logitbank.tasks import TASKS, Example, TaskError
+from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
+from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers
+from logitbank.tasks.prompts import PromptEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from storage import TeacherRows
+from logitbank.storage import TeacherRows
 
 # Logits worked on at once in float32: few enough for a CPU's cache, many enough to fill a GPU.
 LOGIT_ELEMENTS = {"cpu": 600_000}

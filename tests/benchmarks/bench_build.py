@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from configs import Config, load_config
-from configs.models import load_tokenizer
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import build
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.plan import make_plan
+from logitbank.configs import Config, load_config
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import build
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.plan import make_plan
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 

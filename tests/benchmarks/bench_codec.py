@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
-from storage.encoding import ENCODINGS
+from logitbank.registry import ENCODINGS
+from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 
 PILOT = 2048  # answer tokens, as in teacher_cache.build
 

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from configs import Config, load_config
-from configs.models import text_config
-from storage import TeacherStore
-from student_train.data import MicroBatches
-from student_train.module import StudentModule
-from student_train.records import Run
-from student_train.step import Stepper
-from student_train.student import build_student
-from student_train.train import example_order, make_accelerator, parameter_groups, split_batch
+from logitbank.configs import Config, load_config
+from logitbank.models.huggingface import text_config
+from logitbank.storage import TeacherStore
+from logitbank.student_train.data import MicroBatches
+from logitbank.student_train.module import StudentModule
+from logitbank.student_train.records import Run
+from logitbank.student_train.step import Stepper
+from logitbank.student_train.student import build_student
+from logitbank.student_train.train import example_order, make_accelerator, parameter_groups, split_batch
 from tests.benchmarks.bench_student import clock, report
 from tests.benchmarks.memory import peak_gib, peaks_apart
 

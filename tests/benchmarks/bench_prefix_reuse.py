@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import load_config
-from configs.models import load_tokenizer
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import Tally, score
-from teacher_cache.engine import Sequenced
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.plan import make_plan
-from teacher_cache.sharing import shared_prefixes
+from logitbank.configs import load_config
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import Tally, score
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.plan import make_plan
+from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.query_command import main as query_results
-from storage.results import write_rows
+from logitbank.evaluation.query_command import main as query_results
+from logitbank.storage.results.rows import write_rows
 
 LANGUAGES = ("en", "hi", "es", "de", "fr", "zh")
 CONDITIONS = ("finetuned", "distilled", "control")
@@ -102,7 +102,7 @@ def main() -> None:
         base = ["--results", str(results)]
         slow = [timed(f"sql {query[:40]}…", [*base, "sql", query, "--format", "csv"]) for query in QUERIES]
         tables = timed("tables", [*base, "tables"])
-        command = [sys.executable, "-m", "evaluation.query_command", *base, "sql", QUERIES[0], "--format", "csv"]
+        command = [sys.executable, "-m", "logitbank", "query-results", *base, "sql", QUERIES[0], "--format", "csv"]
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         print(f"{'sql, the whole command in a new process':50} {time.perf_counter() - started:6.2f} s")

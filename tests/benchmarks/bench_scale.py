@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.examples import ExampleTable
-from storage.layout import create_flat_array, plan_shards
-from storage.objects import ObjectStore
-from storage.writer import done_shards
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.examples import ExampleTable
+from logitbank.storage.teacher_store.layout import create_flat_array, plan_shards
+from logitbank.storage.teacher_store.writer import done_shards
 
 
 @contextmanager

@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs import Config, load_config
-from configs.models import load_causal_lm, load_tokenizer
-from configs.schema import DistillationConfig
-from storage import StoreSpec, TeacherRows, Vocabulary, open_builder
-from storage.objects import ObjectStore
-from storage.rows import concatenate
-from student_train.data import sample_weights
-from student_train.divergences import kd_term
-from student_train.losses import StudentLogits, TeacherLogits, read_logits
-from tasks.prompts import PromptEncoder
-from teacher_cache.plan import TeacherPlan, make_plan
-from teacher_cache.sampling import Sampling, add_samples, uniforms
-from teacher_cache.signal import signal
+from logitbank.configs import Config, load_config
+from logitbank.configs.schema import DistillationConfig
+from logitbank.models.huggingface import load_causal_lm, load_tokenizer
+from logitbank.storage import StoreSpec, TeacherRows, Vocabulary, open_builder
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.student_train.data import sample_weights
+from logitbank.student_train.losses.divergences import kd_term
+from logitbank.student_train.losses.step_loss import StudentLogits, TeacherLogits, read_logits
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.plan import TeacherPlan, make_plan
+from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
+from logitbank.teacher_cache.signal import signal
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 FORWARD_KL = DistillationConfig(loss="forward_kl")

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage import StoreSpec, TeacherRows, TeacherStore, open_builder
-from storage.encoding import ENCODINGS
-from storage.rows import concatenate
-from student_train.data import BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
+from logitbank.registry import ENCODINGS
+from logitbank.storage import StoreSpec, TeacherRows, TeacherStore, open_builder
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.student_train.data import BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
 from tests.benchmarks.bench_codec import records
 
 BATCH = 32
@@ -133,7 +133,7 @@ class ZarrStore:
     def read(self, examples: Sequence[int], view: str, top_k: int | None = None) -> TeacherRows:
         """See `TeacherStore.read`."""
         info, plan, parts = self.store.info, self.store.plan, []
-        encoding = ENCODINGS[info.encoding]()
+        encoding = ENCODINGS[info.encoding]
         names = [spec.name for spec in encoding.arrays(info.top_k)]
         for example in examples:
             start = int(plan.answer_start[example])

@@ -25,15 +25,15 @@ import numpy as np
 import torch
 import transformers
 
-from configs import Config, load_config
-from storage import TeacherRows, TeacherStore
-from student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
-from student_train.divergences import mse
-from student_train.gradients import run_student
-from student_train.losses import step_loss
-from student_train.module import StudentModule
-from student_train.student import build_student
-from student_train.train import example_order, parameter_groups
+from logitbank.configs import Config, load_config
+from logitbank.storage import TeacherRows, TeacherStore
+from logitbank.student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
+from logitbank.student_train.losses.divergences import mse
+from logitbank.student_train.losses.step_loss import step_loss
+from logitbank.student_train.module import StudentModule
+from logitbank.student_train.strategies.gradients import run_student
+from logitbank.student_train.student import build_student
+from logitbank.student_train.train import example_order, parameter_groups
 from tests.benchmarks.memory import peak_gib, peaks_apart
 
 KINDS = ("sft", "distilled", "plain", "live")

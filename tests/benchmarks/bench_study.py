@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from configs import load_config
+from logitbank.configs import load_config
 from tests.benchmarks.bench_student import Bench
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
@@ -83,7 +83,9 @@ def main() -> None:
         f"training.global_batch_size={got.batch}",
         f"training.micro_batch_size={got.batch}",
     ]
-    teacher = seconds_of(run_module("teacher_cache.build_command", "--store", store, "--view", "fewshot", *settings))
+    teacher = seconds_of(
+        run_module("logitbank", "build-teacher-cache", "--store", store, "--view", "fewshot", *settings)
+    )
     print(
         f"teacher pass over {5 * got.examples} examples: {teacher:.0f} s; students of {got.steps} steps of {got.batch}"
     )
@@ -91,7 +93,7 @@ def main() -> None:
     for number in range(1, got.students + 1):
         output = got.output / f"student-{number}"
         student = ["--store", store, "--view", "fewshot", "--output", str(output), *settings, f"seed={number}"]
-        cached += seconds_of(run_module("student_train.train_command", *student))
+        cached += seconds_of(run_module("logitbank", "train-student", *student))
         live += seconds_of(run_live(store, [*settings, f"seed={number}"], got.steps))
         shutil.rmtree(output)
         if number & (number - 1) == 0:

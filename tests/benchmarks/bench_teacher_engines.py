@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configs import load_config
-from configs.models import load_tokenizer
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import Tally, score
-from teacher_cache.build_command import _open_engine
-from teacher_cache.engine import Sequenced
-from teacher_cache.plan import TeacherPlan, make_plan
-from teacher_cache.sharing import shared_prefixes
+from logitbank.configs import load_config
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import Tally, score
+from logitbank.teacher_cache.build_command import _open_engine
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.plan import TeacherPlan, make_plan
+from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 
-from configs import Config, load_config
-from storage import TeacherStore
-from student_train.records import Run
-from student_train.train import train
+from logitbank.configs import Config, load_config
+from logitbank.storage import TeacherStore
+from logitbank.student_train.records import Run
+from logitbank.student_train.train import train
 
 
 def logged(config: Config, store: str, view: str | None) -> tuple[dict[str, list[float]], float]:

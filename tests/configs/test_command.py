@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import ConfigError
-from configs.command import CommandParser, make_directory, run_command
+from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.configs import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

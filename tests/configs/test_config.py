@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import Config, ConfigError, config_keys, config_to_dict, load_config, shipped_configs
+from logitbank.configs import Config, ConfigError, config_keys, config_to_dict, load_config, shipped_configs
 
 
 def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import Config, config_keys
-from configs.schema import MISSING
+from logitbank.configs import Config, config_keys
+from logitbank.configs.schema import MISSING
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -14,8 +14,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from configs import Config, load_config
-from storage.results import write_rows
+from logitbank.configs import Config, load_config
+from logitbank.storage.results.rows import write_rows
 
 TEMPLATE = (
     "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"

@@ -13,10 +13,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import ConfigError
-from evaluation.checkpoints import open_checkpoint
-from evaluation.engine import Request, open_engine
-from evaluation.hf_engine import HfEngine, length_sorted_batches
+from logitbank.configs import ConfigError
+from logitbank.evaluation.checkpoints import open_checkpoint
+from logitbank.evaluation.engines.base import Request, open_engine
+from logitbank.evaluation.engines.huggingface import HfEngine, length_sorted_batches
 
 
 def _requests(count: int, seed: int = 1) -> list[Request]:

@@ -12,16 +12,16 @@ import pytest
 import torch
 import transformers
 
-from configs import Config
-from evaluation import evaluate_command, query_command
-from evaluation.checkpoints import Checkpoint, open_checkpoint
-from evaluation.engine import Request, open_engine
-from evaluation.evaluate import Evaluation, evaluate
-from evaluation.identity import identify
-from storage.catalogue import Catalogue
-from tasks import TASKS
-from tasks.data import load_examples
-from tasks.prompts import PromptEncoder
+from logitbank.configs import Config
+from logitbank.evaluation import evaluate_command, query_command
+from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
+from logitbank.evaluation.engines.base import Request, open_engine
+from logitbank.evaluation.identity import identify
+from logitbank.evaluation.run import Evaluation, evaluate
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.tasks import TASKS
+from logitbank.tasks.data import load_examples
+from logitbank.tasks.prompts import PromptEncoder
 from tests.evaluation.conftest import base_overrides
 
 

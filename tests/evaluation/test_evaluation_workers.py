@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from evaluation import evaluate_command
-from storage.catalogue import Catalogue
+from logitbank.evaluation import evaluate_command
+from logitbank.storage.results.catalogue import Catalogue
 from tests.evaluation.conftest import base_overrides
 
 ROWS = "SELECT * EXCLUDE (run) FROM predictions ORDER BY task, language, example_id"
@@ -19,7 +19,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def _command(results: Path, overrides: list[str], *arguments: str) -> list[str]:
-    module = [sys.executable, "-m", "evaluation.evaluate_command"]
+    module = [sys.executable, "-m", "logitbank", "evaluate-model"]
     return [*module, "--condition", "base", "--results", str(results), *arguments, *overrides]
 
 
@@ -44,7 +44,7 @@ def test_two_processes_do_all_cells_once(tiny_model: Path, mirror: Path, tmp_pat
     assert len(cells[0]) == 3
     assert len(cells[1]) == 2
     assert not cells[0] & cells[1]
-    evaluate_command.main(_command(alone, overrides)[3:])
+    evaluate_command.main(_command(alone, overrides)[4:])
     expected = Catalogue([alone]).rows(ROWS)
     assert len(expected) == 30
     assert Catalogue([shared]).rows(ROWS) == expected
@@ -55,9 +55,9 @@ def test_a_later_run_does_what_a_lost_worker_left(
     tiny_model: Path, mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = base_overrides(tiny_model, mirror)
-    evaluate_command.main(_command(tmp_path, overrides, "--worker", "1/3")[3:])
+    evaluate_command.main(_command(tmp_path, overrides, "--worker", "1/3")[4:])
     assert "[2/2]" in capsys.readouterr().out
-    evaluate_command.main(_command(tmp_path, overrides)[3:])
+    evaluate_command.main(_command(tmp_path, overrides)[4:])
     assert "2 of 5 cells are finished already and skipped" in capsys.readouterr().out
     assert len(Catalogue([tmp_path]).rows(ROWS)) == 30
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from evaluation import query_command
-from evaluation.import_csv import condition_name
-from storage.catalogue import Catalogue
+from logitbank.evaluation import query_command
+from logitbank.evaluation.import_csv import condition_name
+from logitbank.storage.results.catalogue import Catalogue
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_query import run, table_of
 

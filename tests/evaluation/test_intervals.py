@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from evaluation.intervals import DRAWS, Interval, bootstrap_metrics, draw_counts, interval, load_replicates
-from evaluation.result_tables import Results
-from storage.catalogue import Catalogue
-from storage.results import write_rows
-from tasks import TASKS
+from logitbank.evaluation.report.intervals import (
+    DRAWS,
+    Interval,
+    bootstrap_metrics,
+    draw_counts,
+    interval,
+    load_replicates,
+)
+from logitbank.evaluation.report.result_tables import Results
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import write_rows
+from logitbank.tasks import TASKS
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_query import run, table_of
 

@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from storage.results import write_rows
+from logitbank.storage.results.rows import write_rows
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_query import run, table_of
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation import query_command
-from evaluation.render import average, markdown_table, percent
-from storage.catalogue import Catalogue
+from logitbank.evaluation import query_command
+from logitbank.evaluation.report.render import average, markdown_table, percent
+from logitbank.storage.results.catalogue import Catalogue
 from tests.evaluation.conftest import add_run
 
 GRID = [("nli", "en"), ("nli", "hi"), ("pa", "en"), ("qa", "en"), ("qa", "hi")]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.example_browser import browsed_examples
-from evaluation.html_page import html_page, script_json
-from evaluation.render import Table
-from evaluation.report import collect, write_report
-from storage import TeacherStore
-from storage.catalogue import Catalogue
-from storage.results import write_rows
+from logitbank.evaluation.report.example_browser import browsed_examples
+from logitbank.evaluation.report.page import html_page, script_json
+from logitbank.evaluation.report.render import Table
+from logitbank.evaluation.report.write import collect, write_report
+from logitbank.storage import TeacherStore
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import write_rows
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
 from tests.evaluation.test_query import run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache_rows import TOKEN_SCHEMA
-from storage.catalogue import Catalogue
-from storage.results import SCHEMAS
-from storage.tables import VIEWS
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import SCHEMAS
+from logitbank.storage.results.store_rows import TOKEN_SCHEMA
+from logitbank.storage.results.views import VIEWS
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
 from tests.storage import stores

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.shell import run_shell
-from storage.catalogue import Catalogue
+from logitbank.evaluation.shell import run_shell
+from logitbank.storage.results.catalogue import Catalogue
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_query import run
 

@@ -14,10 +14,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from configs import load_config
-from tasks import LANGUAGES, TASKS
-from tasks.data import cells, demonstration_pool, load_examples, training_examples
-from tasks.prompts import PromptEncoder
+from logitbank.configs import load_config
+from logitbank.tasks import LANGUAGES, TASKS
+from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
+from logitbank.tasks.prompts import PromptEncoder
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo_world.py"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
+from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
 
 VOCAB_SIZE = 520
 TOKENIZER_SIZE = 500

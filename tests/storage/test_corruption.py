@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore
-from storage.verify import verify
+from logitbank.storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore
+from logitbank.storage.teacher_store.verify import verify
 from tests.storage import stores
 
 EXAMPLES = stores.records(12)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import StoreError, TeacherStore, objects
-from storage.verify import verify
+from logitbank.storage import StoreError, TeacherStore
+from logitbank.storage.objects import store as objects
+from logitbank.storage.teacher_store.verify import verify
 from tests.storage import stores
 
 PHASES = (

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import StoreError, TeacherRows, Vocabulary
-from storage.encoding import ENCODINGS
-from storage.layout import RANK_BLOCK
+from logitbank.registry import ENCODINGS
+from logitbank.storage import StoreError, TeacherRows, Vocabulary
+from logitbank.storage.teacher_store.layout import RANK_BLOCK
 
 VOCAB = 300
 VALUE_BOUND = 5 / 128  # nats: half of compact's step
@@ -55,7 +55,7 @@ def round_trip(name: str, rows: TeacherRows, top_k: int | None = None, seed: int
     """Encode all ranks, decode the first `top_k` from as many blocks as they need."""
     stored_k = rows.token_ids.shape[1]
     top_k = stored_k if top_k is None else top_k
-    encoding = ENCODINGS[name]()
+    encoding = ENCODINGS[name]
     arrays = encoding.encode(rows, vocabulary(seed, rows))
     kept = {}
     for spec in encoding.arrays(stored_k):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import TeacherStore
+from logitbank.storage import TeacherStore
 from tests.storage import stores
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"

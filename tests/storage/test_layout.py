@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import StoreError
-from storage.layout import plan_shards
+from logitbank.storage import StoreError
+from logitbank.storage.teacher_store.layout import plan_shards
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,7 +16,7 @@ EPOCH = f"""
 import resource, sys
 from pathlib import Path
 import numpy as np
-from storage import TeacherStore
+from logitbank.storage import TeacherStore
 
 store = TeacherStore.open(sys.argv[1], cache_bytes=int(sys.argv[2]))
 order = np.random.default_rng(0).permutation(len(store.examples))

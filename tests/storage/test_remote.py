@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import StoreError, TeacherStore, lease, open_builder
-from storage.objects import ObjectStore
-from storage.verify import verify
+from logitbank.storage import StoreError, TeacherStore, open_builder
+from logitbank.storage.objects import lease
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.verify import verify
 from tests.storage import stores, test_crash
 from tests.storage.test_crash import EXAMPLES, PHASES, build_until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import StoreError
-from storage.results import SCHEMAS, write_rows
+from logitbank.errors import StoreError
+from logitbank.storage.results.rows import SCHEMAS, write_rows
 
 LOG_ROW = {"run": "r", "model": "m", "step": 10, "task": "all", "metric": "ce", "value": 1.5}
 
@@ -78,7 +78,7 @@ def test_a_torn_file_of_that_name_is_named(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from storage.results import write_rows
+from logitbank.storage.results.rows import write_rows
 directory, writer = sys.argv[1], int(sys.argv[2])
 row = {"run": "r", "model": "m", "step": 10, "task": "all", "metric": "ce", "value": 1.5}
 for part in range(5):

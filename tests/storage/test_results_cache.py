@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from storage import result_cache
-from storage.catalogue import Catalogue
-from storage.results import write_rows
+from logitbank.storage.results import compaction as result_cache
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import write_rows
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import TeacherStore
-from storage.catalogue import Catalogue
-from storage.errors import StoreError
+from logitbank.errors import StoreError
+from logitbank.storage import TeacherStore
+from logitbank.storage.results.catalogue import Catalogue
 from tests.storage import stores
 
 

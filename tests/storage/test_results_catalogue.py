@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.catalogue import Catalogue
-from storage.errors import StoreError
-from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, write_rows
+from logitbank.errors import StoreError
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, write_rows
 
 LOG_ROW = {"run": "r", "model": "m", "step": 10, "task": "all", "metric": "ce", "value": 1.5}
 

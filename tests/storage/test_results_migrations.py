@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from storage import migrations, result_cache
-from storage.catalogue import Catalogue
-from storage.results import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, to_table, write_rows
+from logitbank.storage.results import compaction as result_cache
+from logitbank.storage.results import migrations
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, to_table, write_rows
 
 ROW: dict[str, Any] = {
     **dict.fromkeys(("run", "model", "condition", "task", "language", "split", "method", "example_id"), "x"),

@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import CorruptStoreError, IncompleteStoreError, StoreError, TeacherStore, Vocabulary, open_builder
-from storage.objects import ObjectStore
-from storage.verify import verify
+from logitbank.storage import (
+    CorruptStoreError,
+    IncompleteStoreError,
+    StoreError,
+    TeacherStore,
+    Vocabulary,
+    open_builder,
+)
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.verify import verify
 from tests.storage import stores
 
 EXAMPLES = stores.records(40)

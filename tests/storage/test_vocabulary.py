@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import StoreError, Vocabulary
+from logitbank.storage import StoreError, Vocabulary
 
 SIZE = 60
 

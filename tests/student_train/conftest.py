@@ -13,9 +13,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from configs import Config, load_config
-from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
-from tasks.prompts import PromptEncoder
+from logitbank.configs import Config, load_config
+from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
+from logitbank.tasks.prompts import PromptEncoder
 
 VOCAB, TOKENS = 104, 97  # rows of the lm_head (padding included), length of the tokenizer
 TASKS = ("nli", "pos")

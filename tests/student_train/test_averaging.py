@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from student_train.train_command import main
+from logitbank.student_train.train_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def test_processes_and_accumulation_change_nothing(
         # `accelerate launch --cpu` would start one process however many are asked for
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
         launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launcher += ["--main_process_port", "0", "-m", "student_train.train_command"]
+        launcher += ["--main_process_port", "0", "-m", "logitbank", "train-student"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [*launcher, *arguments(name, micro)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

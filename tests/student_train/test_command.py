@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
-from student_train.train_command import main
+from logitbank.student_train.train_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    module = [sys.executable, "-m", "student_train.train_command"]
+    module = [sys.executable, "-m", "logitbank", "train-student"]
     arguments = command(tiny_model, small_store.url, tmp_path / "run")
     done = subprocess.run([*module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

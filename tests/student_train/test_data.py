@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import Config
-from student_train.data import BatchPlan, ExampleOrder, MicroBatches, collate, micro_batch_loader
-from student_train.train import example_order
+from logitbank.configs import Config
+from logitbank.student_train.data import BatchPlan, ExampleOrder, MicroBatches, collate, micro_batch_loader
+from logitbank.student_train.train import example_order
 
 
 def order_of(counts: list[int], seed: int = 0, shard_size: int = 5) -> ExampleOrder:
@@ -150,7 +150,7 @@ def test_workers_deliver_the_same_batches_and_draw_no_random_numbers(
 ) -> None:
     from functools import partial
 
-    from storage import TeacherStore
+    from logitbank.storage import TeacherStore
 
     order = example_order(small_store.store, configure())
     opener = partial(TeacherStore.open, small_store.url)

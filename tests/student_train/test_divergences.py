@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import DistillationConfig
-from student_train.divergences import DIVERGENCES, kd_term, tail_mass, teacher_tail_mass
-from student_train.losses import StudentLogits, TeacherLogits
+from logitbank.configs.schema import DistillationConfig
+from logitbank.student_train.losses.divergences import DIVERGENCES, kd_term, tail_mass, teacher_tail_mass
+from logitbank.student_train.losses.step_loss import StudentLogits, TeacherLogits
 
 V = 50
 

@@ -12,12 +12,12 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs import Config
-from student_train.data import Batch, BatchPlan, MicroBatches
-from student_train.divergences import mse
-from student_train.losses import StepLoss, StudentLogits, answer_logits, read_logits, step_loss
-from student_train.module import StudentModule
-from student_train.train import example_order
+from logitbank.configs import Config
+from logitbank.student_train.data import Batch, BatchPlan, MicroBatches
+from logitbank.student_train.losses.divergences import mse
+from logitbank.student_train.losses.step_loss import StepLoss, StudentLogits, answer_logits, read_logits, step_loss
+from logitbank.student_train.module import StudentModule
+from logitbank.student_train.train import example_order
 
 LAMBDA = 0.7
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from student_train.module import StudentModule
+from logitbank.student_train.module import StudentModule
 
 COMMON = {
     "vocab_size": 80,

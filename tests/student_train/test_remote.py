@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import load_file
 
-from storage.objects import ObjectStore
-from student_train.train_command import main
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.student_train.train_command import main
 
 SMALL = [
     "tasks=[nli,pos]",

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs import Config, ConfigError
-from student_train import checkpoints
-from student_train.records import Run
-from student_train.train import train
+from logitbank.configs import Config, ConfigError
+from logitbank.student_train import checkpoints
+from logitbank.student_train.records import Run
+from logitbank.student_train.train import train
 
 STEPS = ["training.max_steps=24", "training.save_steps=3", "training.logging_steps=2"]
 KINDS = {

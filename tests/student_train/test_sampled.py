@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from configs import ConfigError
-from configs.schema import DistillationConfig
-from storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
-from student_train.checks import check_store_fits
-from student_train.data import sample_weights
-from student_train.divergences import kd_term
-from student_train.losses import StudentLogits, TeacherLogits
-from student_train.train_command import main
-from tasks.prompts import PromptEncoder
+from logitbank.configs import ConfigError
+from logitbank.configs.schema import DistillationConfig
+from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
+from logitbank.student_train.checks import check_store_fits
+from logitbank.student_train.data import sample_weights
+from logitbank.student_train.losses.divergences import kd_term
+from logitbank.student_train.losses.step_loss import StudentLogits, TeacherLogits
+from logitbank.student_train.train_command import main
+from logitbank.tasks.prompts import PromptEncoder
 
 V, DRAWS = 48, 6
 

@@ -19,10 +19,10 @@ import transformers
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from configs.schema import TrainingConfig
-from student_train.data import BatchPlan
-from student_train.sharding import load_optimizer_state, sharding_plugin, whole_optimizer_state
-from student_train.train_command import main
+from logitbank.configs.schema import TrainingConfig
+from logitbank.student_train.data import BatchPlan
+from logitbank.student_train.sharding import load_optimizer_state, sharding_plugin, whole_optimizer_state
+from logitbank.student_train.train_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
 FSDP = {"fsdp_version": "2", "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_reshard_after_forward": "true"}
@@ -58,7 +58,7 @@ class World:
         lines = ["compute_environment: LOCAL_MACHINE", "distributed_type: FSDP", "num_machines: 1", "num_processes: 2"]
         file.write_text("\n".join([*lines, "fsdp_config:", *[f"  {key}: {value}" for key, value in FSDP.items()]]))
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-        launcher += ["--main_process_port", "0", "-m", "student_train.train_command", *self.arguments(name, *more)]
+        launcher += ["--main_process_port", "0", "-m", "logitbank", "train-student", *self.arguments(name, *more)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -14,16 +14,16 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from configs import Config, ConfigError, load_config
-from configs.schema import DistillationConfig
-from student_train import gradients
-from student_train.data import Batch, BatchPlan, MicroBatches
-from student_train.divergences import mse
-from student_train.losses import StepLoss, TeacherLogits, step_loss
-from student_train.module import StudentModule
-from student_train.records import Run
-from student_train.strategies import LambdaWeights, entropy_factor, gate_factor, schedule_factor
-from student_train.train import example_order, train
+from logitbank.configs import Config, ConfigError, load_config
+from logitbank.configs.schema import DistillationConfig
+from logitbank.student_train.data import Batch, BatchPlan, MicroBatches
+from logitbank.student_train.losses.divergences import mse
+from logitbank.student_train.losses.step_loss import StepLoss, TeacherLogits, step_loss
+from logitbank.student_train.module import StudentModule
+from logitbank.student_train.records import Run
+from logitbank.student_train.strategies import gradients
+from logitbank.student_train.strategies.weights import LambdaWeights, entropy_factor, gate_factor, schedule_factor
+from logitbank.student_train.train import example_order, train
 
 
 def weights_of(distillation: DistillationConfig, tasks: tuple[str, ...] = ("nli", "pos")) -> LambdaWeights:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from configs import load_config, shipped_configs
-from storage.results import write_rows
+from logitbank.configs import load_config, shipped_configs
+from logitbank.storage.results.rows import write_rows
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "lambda_sweep.py"
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from configs import Config
-from student_train.records import Run
-from student_train.train import train
+from logitbank.configs import Config
+from logitbank.student_train.records import Run
+from logitbank.student_train.train import train
 
 
 def run_of(config: Config, store: SimpleNamespace, output: Path, **changes: Any) -> Run:

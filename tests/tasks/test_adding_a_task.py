@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tasks
-from tasks.data import cells, demonstration_pool, load_examples, training_examples
-from tasks.fewshot import draw_demonstrations
-from tasks.prompts import PromptEncoder
+from logitbank import registry, tasks
+from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
+from logitbank.tasks.demonstrations import draw_demonstrations
+from logitbank.tasks.prompts import PromptEncoder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-task.md"
 
 
 @pytest.fixture
-def reviews(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> tasks.Task:
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tasks.Task]:
     """The page's task, registered under its name."""
     code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     file = tmp_path_factory.mktemp("page") / "reviews.py"
     file.write_text(code[0], encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("tasks.reviews", file)
+    spec = importlib.util.spec_from_file_location("logitbank.tasks.reviews", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     task: tasks.Task = module.Reviews()
-    monkeypatch.setitem(tasks.TASKS, task.name, task)
-    return task
+    tasks.TASKS.register(task.name, task)
+    yield task
+    tasks.TASKS.unregister(task.name)
 
 
 @pytest.fixture
@@ -64,16 +65,16 @@ def test_the_page_s_task_works(reviews: tasks.Task, mirror: str, make_tokenizer:
 
 
 def test_the_page_s_line_is_the_one_in_the_package() -> None:
-    diff = re.search(r"^-(TASKS.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    diff = re.search(r"^ ( +\"pos\": .*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert diff is not None
-    assert diff.group(1) in Path(tasks.__file__).read_text(encoding="utf-8")
+    assert f"{diff.group(1)}\n" in Path(registry.__file__).read_text(encoding="utf-8")
 
 
 def test_unusable_rows_are_reported_once(
     reviews: tasks.Task, mirror: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.data._reported", set())
-    with caplog.at_level("INFO", logger="tasks.data"):
+    monkeypatch.setattr("logitbank.tasks.data._reported", set())
+    with caplog.at_level("INFO", logger="logitbank.tasks.data"):
         load_examples("reviews", "train", "en", mirror=mirror)
         load_examples("reviews", "train", "en", mirror=mirror)
     assert [record.getMessage() for record in caplog.records] == [

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import LANGUAGES, TASKS, TaskError
-from tasks.data import cells, demonstration_pool, load_examples, training_examples
+from logitbank.tasks import LANGUAGES, TASKS, TaskError
+from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 
 CELLS = [(name, language) for name, task in TASKS.items() for language in task.languages]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import Example, TaskError
-from tasks.fewshot import draw_demonstrations, shuffle_answers
+from logitbank.tasks import Example, TaskError
+from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers
 
 
 def question(number: int, answer: str = "yes", text: str | None = None) -> Example:
@@ -86,8 +86,8 @@ def test_shuffles_differ_between_queries() -> None:
 
 def test_another_process_with_another_hash_seed_draws_the_same() -> None:
     program = (
-        "from tasks import Example\n"
-        "from tasks.fewshot import draw_demonstrations, shuffle_answers\n"
+        "from logitbank.tasks import Example\n"
+        "from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers\n"
         "pool = [Example(f'pa/en/train/{n}', 'pa', 'en', {'s': str(n)}, 'ab'[n % 2]) for n in range(50)]\n"
         "for query in pool[:9]:\n"
         "    shown = draw_demonstrations(pool, query, 5, seed=3)\n"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import TASKS, TaskError
-from tasks.data import load_examples
+from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks.data import load_examples
 
 NLI, PA, GSM8K = TASKS["nli"], TASKS["pa"], TASKS["gsm8k"]
 

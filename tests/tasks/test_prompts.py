@@ -11,8 +11,8 @@ import pytest
 import transformers.utils.chat_template_utils as chat_template_utils
 from transformers import AutoTokenizer
 
-from tasks import TASKS, Example, TaskError
-from tasks.prompts import PromptEncoder
+from logitbank.tasks import TASKS, Example, TaskError
+from logitbank.tasks.prompts import PromptEncoder
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks import TASKS, Example
-from tasks.data import demonstration_pool, load_examples
-from tasks.fewshot import draw_demonstrations
-from tasks.prompts import PromptEncoder
+from logitbank.tasks import TASKS, Example
+from logitbank.tasks.data import demonstration_pool, load_examples
+from logitbank.tasks.demonstrations import draw_demonstrations
+from logitbank.tasks.prompts import PromptEncoder
 
 END_OF_TURN = {
     "Qwen-QwQ-32B": "<|im_end|>",

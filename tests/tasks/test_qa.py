@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import TASKS, TaskError
-from tasks.data import load_examples
-from tasks.qa import QA
+from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks.data import load_examples
+from logitbank.tasks.qa import QA
 
 TASK = QA()
 ARTICLES = {

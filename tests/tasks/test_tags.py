@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score, precision_score, recall_score
 
-from tasks import TASKS
-from tasks.ner import spans
-from tasks.pos import study_tag
+from logitbank.tasks import TASKS
+from logitbank.tasks.ner import spans
+from logitbank.tasks.pos import study_tag
 
 NER, POS = TASKS["ner"], TASKS["pos"]
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"])

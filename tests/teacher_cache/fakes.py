@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs import Config, load_config
-from storage import ExampleRecord, TeacherRows
-from storage.rows import concatenate
-from teacher_cache.build import Tally, build
-from teacher_cache.engine import Sequenced
-from teacher_cache.plan import TeacherPlan, ViewPlan
+from logitbank.configs import Config, load_config
+from logitbank.storage import ExampleRecord, TeacherRows
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.teacher_cache.build import Tally, build
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan
 
 TOKENS, ROWS, TOP_K, PREFIX = 60, 64, 20, 160
 ENCODER: Any = SimpleNamespace(tokenizer=range(TOKENS), tokenizer_hash="t" * 64, template_hash="c" * 64)

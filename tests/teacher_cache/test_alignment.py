@@ -16,16 +16,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from configs import load_config
-from configs.models import load_tokenizer
-from storage import TeacherStore
-from tasks import TASKS, Example
-from tasks.data import demonstration_pool, load_examples
-from tasks.fewshot import draw_demonstrations
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import build
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.plan import make_plan
+from logitbank.configs import load_config
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.storage import TeacherStore
+from logitbank.tasks import TASKS, Example
+from logitbank.tasks.data import demonstration_pool, load_examples
+from logitbank.tasks.demonstrations import draw_demonstrations
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import build
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.plan import make_plan
 
 TOP_K = 20
 TOLERANCE = 1e-4

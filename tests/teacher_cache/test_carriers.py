@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import TeacherRows
-from teacher_cache.carriers import CARRIERS, pack, unpack
-from teacher_cache.signal import read_signal, signal
+from logitbank.storage import TeacherRows
+from logitbank.teacher_cache.engines.carriers import CARRIERS, pack, unpack
+from logitbank.teacher_cache.signal import read_signal, signal
 
 ROWS, TOKENS = 48, 41  # 7 rows of padding
 

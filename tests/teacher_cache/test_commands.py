@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import TeacherStore
-from storage.objects import ObjectStore
-from student_train import train_command
-from teacher_cache import build_command, inspect_command
+from logitbank.storage import TeacherStore
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.student_train import train_command
+from logitbank.teacher_cache import build_command
+from logitbank.teacher_cache.inspection import command as inspect_command
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +226,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "teacher_cache.inspect_command", "--store", str(tmp_path / "none")],
+        [sys.executable, "-m", "logitbank", "inspect-cache", "--store", str(tmp_path / "none")],
         capture_output=True,
         text=True,
         check=False,

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import ModelConfig
-from teacher_cache.engine import Sequenced, batches_by_length
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.signal import signal
-from teacher_cache.weights import weights_hash
+from logitbank.configs.schema import ModelConfig
+from logitbank.models.weights import weights_hash
+from logitbank.teacher_cache.engines.base import Sequenced, batches_by_length
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.signal import signal
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import TeacherStore
-from teacher_cache import inspect_command
-from teacher_cache.inspection import Inspection
+from logitbank.storage import TeacherStore
+from logitbank.teacher_cache.inspection import command as inspect_command
+from logitbank.teacher_cache.inspection.summary import Inspection
 from tests.storage import stores
 
 EXAMPLES = stores.records(40)

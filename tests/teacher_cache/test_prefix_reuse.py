@@ -14,12 +14,12 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import ConfigError
-from configs.schema import ModelConfig
-from teacher_cache.build import Tally, score
-from teacher_cache.engine import Sequenced
-from teacher_cache.hf_engine import HFTeacher
-from teacher_cache.sharing import shared_prefixes
+from logitbank.configs import ConfigError
+from logitbank.configs.schema import ModelConfig
+from logitbank.teacher_cache.build import Tally, score
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -97,7 +97,7 @@ def test_kept_prefixes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     MODELS["qwen3"]().save_pretrained(tmp_path)
     items = sequences()
     kept, _ = score(items, teacher(tmp_path, prefix_reuse=True), 12, 60, Tally())
-    monkeypatch.setattr("teacher_cache.prefix_cache.PREFIX_TOKENS", 1)  # none is kept beside the last
+    monkeypatch.setattr("logitbank.teacher_cache.prefixes.cache.PREFIX_TOKENS", 1)  # none is kept beside the last
     engine = teacher(tmp_path, prefix_reuse=True)
     score(items[::-1], engine, 12, 60, Tally())
     dropped, _ = score(items, engine, 12, 60, Tally())

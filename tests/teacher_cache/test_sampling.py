@@ -11,13 +11,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from configs import ConfigError, load_config
-from storage import StoreError, StoreSpec, TeacherRows, TeacherStore, open_builder
-from storage.rows import concatenate
-from storage.samples import decode_samples, encode_samples, sample_problems
-from storage.verify import verify
-from teacher_cache.sampling import Sampling, add_samples, uniforms
-from teacher_cache.signal import signal
+from logitbank.configs import ConfigError, load_config
+from logitbank.storage import StoreError, StoreSpec, TeacherRows, TeacherStore, open_builder
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage.teacher_store.samples import decode_samples, encode_samples, sample_problems
+from logitbank.storage.teacher_store.verify import verify
+from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
+from logitbank.teacher_cache.signal import signal
 from tests.storage import stores
 
 V, TOKENS = 40, 37  # rows of the lm_head, three of them padding

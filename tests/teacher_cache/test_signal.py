@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache import signal
-from teacher_cache.signal import GROUP, exact_top_k, read_signal
+from logitbank.teacher_cache import signal
+from logitbank.teacher_cache.signal import GROUP, exact_top_k, read_signal
 
 
 @settings(max_examples=60, deadline=None)

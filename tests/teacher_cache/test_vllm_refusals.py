@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 
-from configs import ConfigError, load_config
-from configs.schema import ModelConfig
-from evaluation import evaluate_command
-from teacher_cache import build_command
-from teacher_cache.hf_engine import HFTeacher
+from logitbank.configs import ConfigError, load_config
+from logitbank.configs.schema import ModelConfig
+from logitbank.evaluation import evaluate_command
+from logitbank.teacher_cache import build_command
+from logitbank.teacher_cache.engines.huggingface import HFTeacher
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
 

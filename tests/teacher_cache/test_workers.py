@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import ConfigError
-from configs.workers import find_worker
-from storage import TeacherStore
-from storage.verify import verify
-from teacher_cache.build import Tally, score
-from teacher_cache.engine import Sequenced
+from logitbank.configs import ConfigError
+from logitbank.models.workers import find_worker
+from logitbank.storage import TeacherStore
+from logitbank.storage.teacher_store.verify import verify
+from logitbank.teacher_cache.build import Tally, score
+from logitbank.teacher_cache.engines.base import Sequenced
 from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_plan
 
 FORK = multiprocessing.get_context("fork")

@@ -49,7 +49,7 @@ def transformers_store(settings: list[str], tmp_path_factory: pytest.TempPathFac
 
     def make(*arguments: str) -> Path:
         path = tmp_path_factory.mktemp("transformers") / "store"
-        command = [str(python), "-m", "teacher_cache.build_command", "--store", str(path), *settings, *arguments]
+        command = [str(python), "-m", "logitbank", "build-teacher-cache", "--store", str(path), *settings, *arguments]
         subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
         return path
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 
-from configs import Config, ConfigError, load_config
-from evaluation import evaluate_command
-from evaluation.checkpoints import Checkpoint, open_checkpoint
-from evaluation.engine import Engine, Request, open_engine
-from tasks.prompts import PromptEncoder
+from logitbank.configs import Config, ConfigError, load_config
+from logitbank.evaluation import evaluate_command
+from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
+from logitbank.evaluation.engines.base import Engine, Request, open_engine
+from logitbank.tasks.prompts import PromptEncoder
 
 QUESTIONS = ["What is 3 + 4?", "Name the people: Ada met Bob in Paris.", "Does rain follow from wet streets?"]
 LABELS = ["entailment", "neutral", "yes", "7"]

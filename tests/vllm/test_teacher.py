@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import Config, ConfigError, load_config
-from configs.models import load_tokenizer
-from configs.schema import ModelConfig, VllmConfig
-from storage import TeacherRows, TeacherStore
-from tasks.prompts import PromptEncoder
-from teacher_cache.build import build
-from teacher_cache.engine import Sequenced
-from teacher_cache.plan import TeacherPlan, make_plan
-from teacher_cache.vllm_engine import VllmTeacher
+from logitbank.configs import Config, ConfigError, load_config
+from logitbank.configs.schema import ModelConfig, VllmConfig
+from logitbank.models.huggingface import load_tokenizer
+from logitbank.storage import TeacherRows, TeacherStore
+from logitbank.tasks.prompts import PromptEncoder
+from logitbank.teacher_cache.build import build
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.vllm import VllmTeacher
+from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 
 VIEWS = ("zeroshot", "fewshot")  # the first also gives the pilot
 FLOAT32, BFLOAT16 = 1e-3, 0.25  # nats; a bfloat16 logit near 20 is itself a multiple of 1/8
@@ -136,7 +136,7 @@ def test_the_command_agrees_in_bfloat16(
     settings: list[str], transformers_store: Callable[..., Path], tmp_path: Path
 ) -> None:
     arguments = ["--view", "zeroshot", "teacher.dtype=bfloat16", "tasks=[nli,ner]"]
-    command = [sys.executable, "-m", "teacher_cache.build_command", "--store", str(tmp_path / "ours"), *settings]
+    command = [sys.executable, "-m", "logitbank", "build-teacher-cache", "--store", str(tmp_path / "ours"), *settings]
     done = subprocess.run([*command, *arguments, "teacher.engine=vllm"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "zeroshot complete" in done.stdout

@@ -1,0 +1,147 @@
+"""Greedy generation and answer likelihoods with vLLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from logitbank.configs import Config, ConfigError
+from logitbank.evaluation.checkpoints import ADAPTER_CONFIG, Checkpoint
+from logitbank.evaluation.engines.base import Request
+from logitbank.models.huggingface import load_tokenizer, text_config
+from logitbank.models.vllm import open_vllm
+from logitbank.tasks.prompts import PromptEncoder
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM makes room for
+
+
+class VllmEngine:
+    """vLLM forms the batches; every prompt is handed over as token ids."""
+
+    def __init__(self, llm: Any, tokenizer: Any, *, context_tokens: int | None, adapter: Any = None) -> None:
+        """Wrap an opened model.
+
+        Args:
+            llm: a `vllm.LLM` that returns `raw_logprobs`.
+            tokenizer: decides the stop tokens and decodes.
+            context_tokens: longest prompt and answer that the model can take.
+            adapter: a `LoRARequest` to be used for all prompts.
+        """
+        self.tokenizer = tokenizer
+        self.context_tokens = context_tokens
+        self.stop_ids = PromptEncoder(tokenizer).stop_ids
+        self._llm = llm
+        self._adapter = adapter
+
+    @classmethod
+    def open(cls, config: Config, checkpoint: Checkpoint | None) -> VllmEngine:
+        """Load the base model, a checkpoint in its place, or an adapter on top of it.
+
+        Raises:
+            ConfigError: vLLM is not installed, or what it cannot open.
+        """
+        model, tokenizer_of, options, adapter = config.model, config.model, {}, None
+        if checkpoint is not None and checkpoint.is_adapter:
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for_rank(checkpoint)}
+        elif checkpoint is not None:
+            model = dataclasses.replace(config.model, name=str(checkpoint.path.resolve()), revision=None)
+            if (checkpoint.path / "tokenizer_config.json").is_file():
+                tokenizer_of = model
+        tokenizer = load_tokenizer(tokenizer_of)
+        context = getattr(text_config(model), "max_position_embeddings", None)
+        llm = open_vllm(
+            "evaluation.engine",
+            model,
+            config.vllm,
+            dtype=None,
+            batch_tokens=config.evaluation.batch_tokens,
+            max_model_len=min(config.data.max_teacher_tokens, context or config.data.max_teacher_tokens),
+            **options,
+        )
+        if options:
+            from vllm.lora.request import LoRARequest
+
+            assert checkpoint is not None
+            adapter = LoRARequest("adapter", 1, str(checkpoint.path.resolve()))
+        return cls(llm, tokenizer, context_tokens=context, adapter=adapter)
+
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
+        """See `Engine.generate`."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                temperature=0,
+                max_tokens=request.max_new_tokens,
+                stop_token_ids=self.stop_ids,
+                ignore_eos=True,  # the stop tokens are all that ends an answer, as with transformers
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        texts = []
+        for output in self._run([request.prompt_ids for request in requests], parameters):
+            answer = list(output.outputs[0].token_ids)
+            ends = [position for position, token in enumerate(answer) if token in self.stop_ids]
+            kept = answer[: ends[0]] if ends else answer
+            texts.append(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        progress(len(requests))
+        return texts
+
+    def answer_logprobs(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, progress: Callable[[int], object]
+    ) -> list[float]:
+        """See `Engine.answer_logprobs`.
+
+        Each answer token is the only one allowed in a completion of one token, which leaves the raw
+        log-probabilities as they are; equal beginnings are computed once.
+        """
+        from vllm import SamplingParams
+
+        asked = [
+            (pair, [*prompt, *answer[:done]], token)
+            for pair, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+            for done, token in enumerate(answer)
+        ]
+        parameters = [
+            SamplingParams(
+                temperature=0, max_tokens=1, logprobs=0, allowed_token_ids=[token], ignore_eos=True, detokenize=False
+            )
+            for _, _, token in asked
+        ]
+        sums = [0.0] * len(prompts)
+        outputs = self._run([ids for _, ids, _ in asked], parameters)
+        for (pair, _, token), output in zip(asked, outputs, strict=True):
+            sums[pair] += output.outputs[0].logprobs[0][token].logprob
+        progress(len(prompts))
+        return sums
+
+    def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
+        from vllm import TokensPrompt
+
+        try:
+            outputs: list[Any] = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts],
+                list(parameters),
+                use_tqdm=False,
+                lora_request=self._adapter,
+            )
+        except ValueError as error:
+            if self._adapter is None:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"--checkpoint: vLLM cannot use the adapter {self._adapter.path}: {reason}") from error
+        return outputs
+
+
+def _room_for_rank(checkpoint: Checkpoint) -> int:
+    rank = int(json.loads((checkpoint.path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"])
+    room = next((size for size in LORA_RANKS if size >= rank), None)
+    if room is None:
+        raise ConfigError(
+            f"--checkpoint: vLLM takes adapters up to rank {LORA_RANKS[-1]}, {checkpoint.path} has {rank}; "
+            "set evaluation.engine=hf"
+        )
+    return room

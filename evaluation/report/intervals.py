@@ -1,0 +1,289 @@
+"""Bootstrap intervals over examples: of a cell, of an average, of a difference on the same examples.
+
+Shape legend: D draws, N examples of a cell, G cells of N examples each, S statistics of a task.
+
+One draw resamples the N examples of a cell with replacement; the metric is then computed from the
+means of the per-example statistics (Efron and Tibshirani, 1993, ch. 13, percentile interval). Span F1
+resamples sentences, since a sentence is an example. All models meet the same draws of a cell, which
+makes differences paired (ch. 8); different cells meet independent draws. Several seeds are averaged
+within each draw. What the intervals leave out is the noise of training: the number of seeds says it.
+
+Resampling a cell in which every answer is right, or none, always gives the same value. Alone and in
+averages such a cell takes draws of its rate under Jeffreys' prior, Beta(N + 1/2, 1/2), instead (Brown,
+Cai and DasGupta, 2001, Statistical Science 16). Paired differences stay as the bootstrap gives them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from logitbank.errors import StoreError
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.tasks import TASKS, Task
+
+DRAWS = 1000
+LEVEL = 0.95
+GROUP_CELLS = 256  # cells resampled at once: D·G·S numbers
+
+Row = Mapping[str, Any]
+Cell = tuple[str, str, str, str, str, str]  # model, condition, setup, variant, task, language
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% percentile interval, as fractions."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of its length."""
+        return (self.high - self.low) / 2
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference with this interval is resolved."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass
+class Replicates:
+    """Bootstrap replicates of every cell that has predictions.
+
+    Attributes:
+        by_cell: `(cell, metric) -> (D,) float64`.
+        examples: `cell -> digest of its examples`, to see whether two cells can be paired.
+        sizes: `cell -> N`.
+        by_step: `(cell, step) -> (D,) float64` of the primary metric, where a cell was evaluated at several
+            training steps.
+    """
+
+    by_cell: dict[tuple[Cell, str], FloatArray] = field(default_factory=dict)
+    examples: dict[Cell, str] = field(default_factory=dict)
+    sizes: dict[Cell, int] = field(default_factory=dict)
+    by_step: dict[tuple[Cell, int], FloatArray] = field(default_factory=dict)
+
+    def note(self, cell: Cell, digest: str, size: int) -> None:
+        """Remember what a cell was asked, by one of its seeds or steps."""
+        if self.examples.setdefault(cell, digest) != digest:
+            self.examples[cell] += digest  # its seeds were asked different examples: it pairs with no other
+        self.sizes[cell] = size
+
+    def cell(self, cell: Cell, metric: str) -> Interval | None:
+        """Interval of one cell; None where it has no predictions (published numbers)."""
+        return self.average([cell], metric)
+
+    def average(self, cells: Iterable[Cell], metric: str | Mapping[str, str]) -> Interval | None:
+        """Interval of the mean over cells; None where one of them has no predictions."""
+        return _interval_of_mean([self._alone(cell, _metric(metric, cell)) for cell in cells])
+
+    def task_mean(self, cells: Iterable[Cell], metric: Mapping[str, str]) -> Interval | None:
+        """Interval of the mean over tasks of their mean over languages."""
+        by_task: dict[str, list[FloatArray]] = {}
+        for cell in cells:
+            values = self._alone(cell, metric[cell[4]])
+            if values is None:
+                return None
+            by_task.setdefault(cell[4], []).append(values)
+        return _interval_of_mean([np.mean(own, axis=0) for own in by_task.values()])
+
+    def contrast(self, cells: Iterable[Cell], others: Iterable[Cell], metric: Mapping[str, str]) -> Interval | None:
+        """Interval of the mean over cells minus the mean over others, which were asked other examples."""
+        sides = [[self._alone(cell, metric[cell[4]]) for cell in side] for side in (cells, others)]
+        known = [[values for values in side if values is not None] for side in sides]
+        if not all(known) or any(len(a) != len(b) for a, b in zip(sides, known, strict=True)):
+            return None
+        return interval(np.mean(known[0], axis=0) - np.mean(known[1], axis=0))
+
+    def at_step(self, cells: Iterable[Cell], step: int) -> Interval | None:
+        """Interval of the mean over cells of the primary metric at one training step."""
+        found = [(cell, self.by_step.get((cell, step))) for cell in cells]
+        return _interval_of_mean([None if v is None else spread(v, self.sizes[cell], cell) for cell, v in found])
+
+    def _alone(self, cell: Cell, metric: str) -> FloatArray | None:
+        values = self.by_cell.get((cell, metric))
+        return None if values is None else spread(values, self.sizes[cell], cell)
+
+    def difference(self, pairs: Iterable[tuple[Cell, Cell]], metric: str) -> Interval | None:
+        """Interval of the mean difference over pairs of cells that were asked the same examples.
+
+        None where a cell has no predictions or the two were asked different examples.
+        """
+        differences = []
+        for one, other in pairs:
+            a, b = self.by_cell.get((one, metric)), self.by_cell.get((other, metric))
+            if a is None or b is None or self.examples[one] != self.examples[other]:
+                return None
+            differences.append(a - b)
+        return interval(np.mean(differences, axis=0)) if differences else None
+
+
+def _interval_of_mean(replicates: Sequence[FloatArray | None]) -> Interval | None:
+    known = [values for values in replicates if values is not None]
+    return interval(np.mean(known, axis=0)) if known and len(known) == len(replicates) else None
+
+
+def interval(replicates: FloatArray) -> Interval:
+    """The percentile interval of (D,) bootstrap replicates."""
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def spread(replicates: FloatArray, examples: int, cell: Cell) -> FloatArray:
+    """(D,) replicates of one cell; Jeffreys' where all are 0 or all are 1, in the cell's own order."""
+    value = replicates[0]
+    if value not in (0.0, 1.0) or np.any(replicates != value):
+        return replicates
+    misses = _rare_misses(examples)[_independent_order(cell[4], cell[5])]
+    return misses if value == 0.0 else 1.0 - misses
+
+
+@functools.cache
+def _rare_misses(examples: int) -> FloatArray:
+    """D equally likely values of a rate of which none was seen in N trials, in ascending order."""
+    from scipy.special import betaincinv  # takes longer to import than most tables to print
+
+    return np.asarray(betaincinv(0.5, examples + 0.5, (np.arange(DRAWS) + 0.5) / DRAWS))
+
+
+def draw_counts(examples: int, *, draws: int = DRAWS) -> FloatArray:
+    """How often each draw takes each example: (D,N) float64, every row summing to N.
+
+    A function of N alone, so that all models meet the same draws.
+    """
+    counts = np.random.default_rng([20, examples]).multinomial(examples, np.full(examples, 1 / examples), size=draws)
+    return counts.astype(np.float64)
+
+
+def bootstrap_metrics(task: Task, statistics: FloatArray, names: Sequence[str], counts: FloatArray) -> dict[str, Any]:
+    """Every metric of G cells under every draw.
+
+    Args:
+        task: whose metrics.
+        statistics: (G,N,S) per-example numbers.
+        names: of the S statistics.
+        counts: (D,N), see `draw_counts`.
+
+    Returns:
+        metric name -> (D,G) float64.
+    """
+    cells, examples, width = statistics.shape
+    flat = statistics.transpose(1, 0, 2).reshape(examples, cells * width)
+    means = (counts @ flat / examples).reshape(len(counts), cells, width)
+    return task.metrics({name: means[:, :, index] for index, name in enumerate(names)})
+
+
+def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replicates:
+    """Replicates of the primary metric, and of the named ones, of every cell that the tables show.
+
+    Raises:
+        StoreError: predictions of one task whose statistics have different names.
+    """
+    found = Replicates()
+    for row in catalogue.rows("SELECT DISTINCT task FROM metrics WHERE method = 'generate' ORDER BY task"):
+        if row["task"] in TASKS:
+            _add_task(found, catalogue, TASKS[row["task"]], metrics)
+    return found
+
+
+def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
+    cell_columns = "model, condition, setup, variant, language"
+    shown = f"""
+        SELECT run, {cell_columns}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
+               step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {cell_columns}, seed) AS is_final,
+               min(step) OVER (PARTITION BY {cell_columns}) < max(step) OVER (PARTITION BY {cell_columns}) AS has_steps
+        FROM scores WHERE task = '{task.name}' AND is_primary AND method = 'generate'
+    """
+    names, statistics, segments, examples = _read_statistics(catalogue, task, shown)
+    if not len(segments):
+        return
+    identity = {row["segment"]: row for row in catalogue.rows(shown)}
+    order = np.lexsort((examples, segments))
+    starts = np.flatnonzero(np.r_[True, np.diff(segments[order]) != 0])
+    by_size: dict[int, list[tuple[Row, Any]]] = {}
+    for rows in np.split(order, starts[1:]):
+        by_size.setdefault(len(rows), []).append((identity[int(segments[rows[0]])], rows))
+    final = _SeedMeans(found.by_cell)
+    stepwise = _SeedMeans(found.by_step)
+    for size, group in by_size.items():
+        counts = draw_counts(size)
+        for start in range(0, len(group), GROUP_CELLS):
+            part = group[start : start + GROUP_CELLS]
+            values = bootstrap_metrics(task, np.stack([statistics[rows] for _, rows in part]), names, counts)
+            for index, (row, rows) in enumerate(part):
+                cell = (row["model"], row["condition"], row["setup"], row["variant"], task.name, row["language"])
+                found.note(cell, hashlib.sha256(examples[rows].tobytes()).hexdigest(), size)
+                shuffle = _independent_order(task.name, row["language"])
+                if row["has_steps"] and row["step"] is not None:
+                    stepwise.add((cell, row["step"]), values[task.primary_metric][shuffle, index])
+                if row["is_final"]:
+                    for metric in {task.primary_metric, *metrics} & values.keys():
+                        final.add((cell, metric), values[metric][shuffle, index])
+    final.finish()
+    stepwise.finish()
+
+
+class _SeedMeans(Generic[Key]):
+    """Means over seeds of replicates, put into `target` in the end."""
+
+    def __init__(self, target: dict[Key, FloatArray]) -> None:
+        self._target = target
+        self._sums: dict[Key, tuple[FloatArray, int]] = {}
+
+    def add(self, key: Key, values: FloatArray) -> None:
+        total, seeds = self._sums.get(key, (np.zeros(DRAWS), 0))
+        self._sums[key] = (total + values, seeds + 1)
+
+    def finish(self) -> None:
+        for key, (total, seeds) in self._sums.items():
+            self._target[key] = total / seeds
+
+
+def _read_statistics(
+    catalogue: Catalogue, task: Task, shown: str
+) -> tuple[list[str], FloatArray, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Names of the statistics, their values (rows, S), and of each row its segment and its example's hash."""
+    source = f"FROM predictions JOIN ({shown}) USING (run, language) WHERE task = '{task.name}' AND method = 'generate'"
+    keys = catalogue.rows(f"SELECT DISTINCT map_keys(statistics) AS names {source}")
+    if len(keys) > 1:
+        raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
+    names = keys[0]["names"] if keys else []
+    values = "".join(f", statistics['{name}'] AS s{index}" for index, name in enumerate(names))
+    answer = catalogue.query(f"SELECT segment, hash(example_id) AS example{values} {source}")
+    columns = [_numpy(answer[f"s{index}"], np.dtype(np.float64)) for index in range(len(names))]
+    statistics = np.stack(columns, axis=1) if columns else np.zeros((0, 0))
+    segments = _numpy(answer["segment"], np.dtype(np.int64))
+    return names, statistics, segments, _numpy(answer["example"], np.dtype(np.uint64))
+
+
+def _numpy(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The numbers of a column without nulls; pyarrow's own way imports pandas, which takes longer than this."""
+    if column.type != pa.from_numpy_dtype(dtype) or column.null_count:
+        raise StoreError(f"predictions: expected {dtype} without nulls, got {column.type} with {column.null_count}")
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+@functools.cache
+def _independent_order(task: str, language: str) -> Any:
+    """Order of the draws for one cell of the grid: the same for all models, unrelated between cells."""
+    seed = int.from_bytes(hashlib.sha256(f"{task}/{language}".encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).permutation(DRAWS)
+
+
+def _metric(metric: str | Mapping[str, str], cell: Cell) -> str:
+    return metric if isinstance(metric, str) else metric[cell[4]]

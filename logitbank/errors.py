@@ -1,0 +1,44 @@
+"""What can go wrong that is not a bug: one root class, and a member for each kind of mistake or mishap.
+
+Every member also is the built-in exception that a caller of that kind of function expects. Commands print
+the message on one line and exit with code 2; a message says which field, what was expected, what was
+found and what to do.
+"""
+
+from __future__ import annotations
+
+
+class LogitbankError(Exception):
+    """Whatever this package refuses to do, or could not finish."""
+
+
+class ConfigError(LogitbankError, ValueError):
+    """A configuration key or command-line option that has to be mended."""
+
+
+class TaskError(LogitbankError, ValueError):
+    """A task, language, split or row that does not exist or does not fit; says what does."""
+
+
+class StoreError(LogitbankError, ValueError):
+    """A teacher store or result directory that cannot be used as asked; says which part and what to do."""
+
+
+class CorruptStoreError(StoreError):
+    """Bytes that do not match their checksum or manifest; names array, shard and examples."""
+
+
+class IncompleteStoreError(StoreError):
+    """A view with shards still to be written."""
+
+
+class TrainingError(LogitbankError, ArithmeticError):
+    """A training run whose numbers left the finite ones."""
+
+
+class MemoryExhaustedError(LogitbankError, MemoryError):
+    """Work that does not fit in memory even in its smallest pieces; names the keys that need less."""
+
+
+class OutputError(LogitbankError, OSError):
+    """A file or directory that cannot be written."""

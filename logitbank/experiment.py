@@ -1,0 +1,148 @@
+"""The vocabulary of an experiment, which all rooms share: views, conditions, and what a training run leaves behind.
+
+A *view* is what a teacher was shown when it was asked for an answer; a store has rows for each of its views. A
+*condition* says what was evaluated: a model before training, or a student that learnt from a view or from none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from logitbank.errors import ConfigError
+
+VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
+DEFAULT_VIEWS = ("fewshot", "zeroshot")
+NO_VIEW = "none"  # as `--view` spells cross-entropy alone
+TRAINING_RECORD = "training.json"
+CONDITION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What was evaluated.
+
+    Attributes:
+        name: as tables show it.
+        trained: whether it is a student; otherwise the model before training.
+        view: the teacher view that a student learnt from; None for cross-entropy alone, and untrained.
+        demonstrations: whether it is evaluated with demonstrations in its prompt.
+    """
+
+    name: str
+    trained: bool
+    view: str | None = None
+    demonstrations: bool = False
+
+
+CONDITIONS: dict[str, Condition] = {
+    condition.name: condition
+    for condition in (
+        Condition("base", trained=False),
+        Condition("fewshot", trained=False, demonstrations=True),
+        Condition("finetuned", trained=True),
+        Condition("distilled", trained=True, view="fewshot"),
+        Condition("control", trained=True, view="zeroshot"),
+        Condition("shuffled_answers", trained=True, view="shuffled_answers"),
+    )
+}
+STUDENTS = ("finetuned", "distilled", "control")  # of the study, in its order
+STUDY_CONDITIONS = ("base", "fewshot", *STUDENTS)
+# (minuend, subtrahend): the differences that tables form between trained conditions
+GAPS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "control"))
+
+
+def condition_of_view(view: str | None) -> str:
+    """The name of the condition of students that learnt from a view; the view's own name where none has one."""
+    for condition in CONDITIONS.values():
+        if condition.trained and condition.view == view:
+            return condition.name
+    assert view is not None  # None is that of `finetuned`
+    return view
+
+
+def view_of_argument(argument: str) -> str | None:
+    """The view that `--view` names; None for `none`."""
+    return None if argument == NO_VIEW else argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What a training run says of itself beside its weights, in `training.json`.
+
+    Attributes:
+        run: name of the run, unique.
+        condition: see `condition_of_view`.
+        model: hub id or path of the base model.
+        view: teacher view, or None for cross-entropy alone.
+        seed: of the run.
+        config: the whole configuration, as nested mappings.
+        store: URL of the teacher store.
+        store_fingerprint: of the store.
+        view_fingerprint: of the view; None without one.
+        versions: package -> version.
+        step: optimizer step after which the weights were written.
+        seconds: training time up to then; None before the end.
+        finished_at: ISO 8601; None before the end.
+    """
+
+    run: str
+    condition: str
+    model: str
+    view: str | None
+    seed: int
+    config: Mapping[str, Any]
+    store: str
+    store_fingerprint: str
+    view_fingerprint: str | None
+    versions: Mapping[str, str]
+    step: int | None = None
+    seconds: float | None = None
+    finished_at: str | None = None
+
+    @classmethod
+    def read(cls, directory: Path) -> TrainingRecord | None:
+        """The record beside a checkpoint's weights; None where another program trained them and left none.
+
+        Fields of a later version are left out.
+
+        Raises:
+            ConfigError: a file that is no such record.
+        """
+        path = directory / TRAINING_RECORD
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--checkpoint: {path} cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"--checkpoint: {path}: expected a JSON object, got {type(content).__name__}")
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in content.items() if name in known})
+        except TypeError:
+            lacking = [field.name for field in fields(cls) if field.default is not None and field.name not in content]
+            raise ConfigError(
+                f"--checkpoint: {path}: expected the record of a training run, but it lacks {', '.join(lacking)}; "
+                "delete the file if another program wrote it"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object; `read` takes it back."""
+        return asdict(self)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat

@@ -1,0 +1,122 @@
+"""Everything that can be chosen by name: tasks, encodings, losses, λ strategies, engines.
+
+Each registry maps names to `module:attribute`, imported when it is asked for: names are known without
+importing torch. Adding a choice is one file and one line here, or a `register` call from outside the package;
+validation, help and documentation take their lists from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from logitbank.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Names and what they stand for.
+
+    Attributes:
+        key: the configuration key or option whose values these names are, for messages.
+    """
+
+    def __init__(self, key: str, targets: Mapping[str, str]) -> None:
+        self.key = key
+        self._targets: dict[str, str | T] = dict(targets)
+
+    def register(self, name: str, target: str | T) -> None:
+        """Add a choice.
+
+        Args:
+            name: as configurations will spell it.
+            target: what it stands for, or `module:attribute` to be imported on first use.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if name in self._targets and self._targets[name] != target:
+            raise ConfigError(f"{self.key}: {name} is registered already; choose another name")
+        self._targets[name] = target
+
+    def unregister(self, name: str) -> None:
+        """Take a choice away again."""
+        del self._targets[name]
+
+    def __getitem__(self, name: str) -> T:
+        """What a name stands for; KeyError where it is unknown."""
+        target = self._targets[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+            self._targets[name] = target
+        return target
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+
+# -> a `Task` of `tasks.common`
+TASKS: Registry[Any] = Registry(
+    "tasks",
+    {
+        "gsm8k": "logitbank.tasks.gsm8k:TASK",
+        "nli": "logitbank.tasks.nli:TASK",
+        "pa": "logitbank.tasks.pa:TASK",
+        "qa": "logitbank.tasks.qa:TASK",
+        "ner": "logitbank.tasks.ner:TASK",
+        "pos": "logitbank.tasks.pos:TASK",
+    },
+)
+# -> an `Encoding` of `storage.teacher_store.encoding`
+ENCODINGS: Registry[Any] = Registry(
+    "store.encoding",
+    {
+        "compact": "logitbank.storage.teacher_store.encoding:COMPACT",
+        "float16": "logitbank.storage.teacher_store.encoding:FLOAT16",
+        "exact": "logitbank.storage.teacher_store.encoding:EXACT",
+    },
+)
+TEACHER_ENGINES: Registry[Any] = Registry(
+    "teacher.engine",
+    {
+        "hf": "logitbank.teacher_cache.engines.huggingface:HFTeacher",
+        "vllm": "logitbank.teacher_cache.engines.vllm:VllmTeacher",
+    },
+)
+LOSSES: Registry[Any] = Registry(
+    "distillation.loss",
+    {
+        "mse": "logitbank.student_train.losses.divergences:mse",
+        "forward_kl": "logitbank.student_train.losses.divergences:forward_kl",
+        "reverse_kl": "logitbank.student_train.losses.divergences:reverse_kl",
+        "jsd": "logitbank.student_train.losses.divergences:jsd",
+        "tvd": "logitbank.student_train.losses.divergences:tvd",
+    },
+)
+STRATEGIES: Registry[Any] = Registry(
+    "distillation.strategy",
+    {
+        "fixed": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "per_task": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "entropy": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "gradient_conflict": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "loss_ratio": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "meta": "logitbank.student_train.strategies.weights:LambdaWeights",
+    },
+)
+EVALUATION_ENGINES: Registry[Any] = Registry(
+    "evaluation.engine",
+    {
+        "hf": "logitbank.evaluation.engines.huggingface:HfEngine",
+        "vllm": "logitbank.evaluation.engines.vllm:VllmEngine",
+    },
+)

@@ -1,0 +1,140 @@
+"""The one place where Hugging Face tokenizers and models are opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from logitbank.configs.schema import ConfigError, ModelConfig
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """Open the tokenizer of a model.
+
+    Raises:
+        ConfigError: no such directory or hub repository, or no tokenizer in it.
+    """
+    return _open(AutoTokenizer, model)
+
+
+def token_text(model: str) -> Callable[[int], str]:
+    """Text of single token ids, for people to read; `<id>`, with a warning, where the tokenizer cannot be opened."""
+    try:
+        tokenizer = load_tokenizer(ModelConfig(name=model))
+    except ConfigError as error:
+        logger.warning("warning: %s; token ids are shown instead", error)
+        return lambda token: f"<{token}>"
+    return lambda token: str(tokenizer.decode([token]))
+
+
+def load_causal_lm(
+    model: ModelConfig,
+    *,
+    dtype: str | None = None,
+    device: str | torch.device = "cpu",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    device_map: str | None = None,
+    stay_on_host: bool = False,
+) -> Any:
+    """Open a causal language model in evaluation mode.
+
+    Args:
+        model: what to open.
+        dtype: one of `DTYPES` or "auto": as the checkpoint says, but float32 on a CPU, where half
+            precision is emulated and several times slower; default `model.dtype`.
+        device: where to put it.
+        load_in_4bit: quantise linear layers to NF4, computing in bfloat16 (QLoRA, arXiv:2305.14314); needs
+            CUDA and bitsandbytes.
+        load_in_8bit: quantise them to 8 bits (arXiv:2208.07339) instead; needs the same.
+        device_map: spread the layers over all devices, as accelerate does; replaces `device`.
+        stay_on_host: leave the weights in host memory; who shards them moves them to `device`.
+
+    Raises:
+        ConfigError: no such directory or hub repository, or no model in it.
+    """
+    name = dtype or model.dtype
+    if name == "auto" and torch.device(device).type == "cpu":
+        name = "float32"
+    options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    elif load_in_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if device_map is not None or "quantization_config" in options:
+        options["device_map"] = device_map or {"": torch.device(device)}
+        return _open(AutoModelForCausalLM, model, **options).eval()
+    opened = _open(AutoModelForCausalLM, model, **options).eval()
+    return opened if stay_on_host else opened.to(device)
+
+
+def require_quantization(key: str, device: torch.device) -> None:
+    """Check that weights can be quantised here.
+
+    Args:
+        key: the configuration key that asks for it.
+        device: where the model goes.
+
+    Raises:
+        ConfigError: no CUDA device, or bitsandbytes is not installed.
+    """
+    if device.type != "cuda":
+        raise ConfigError(f"{key}: needs a CUDA device, this run has {device.type}; set it to false")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{key}: the package bitsandbytes is not installed; pip install bitsandbytes")
+
+
+def lm_head_rows(model: ModelConfig) -> int:
+    """Rows of the model's `lm_head`, padding included, read from its configuration alone."""
+    return int(text_config(model).vocab_size)
+
+
+def text_config(model: ModelConfig) -> Any:
+    """The configuration of the model's language part, without its weights; ConfigError where there is none."""
+    return _open(AutoConfig, model).get_text_config()
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
+    looks_local = model.name.startswith((".", "/", "~")) or Path(model.name).exists()
+    path = str(Path(model.name).expanduser()) if looks_local else model.name
+    if looks_local and not Path(path).is_dir():
+        raise ConfigError(f"model.name: no directory {model.name}; give a directory or a hub id")
+    try:
+        return auto.from_pretrained(
+            path,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=looks_local,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        lacks_all = looks_local and not any(Path(path).glob("*.json"))  # no model's directory, whatever it lacks first
+        reason = "no config.json or tokenizer in it" if lacks_all else str(error).strip().splitlines()[0].rstrip(": ")
+        raise ConfigError(f"model.name: {model.name} cannot be opened: {reason}") from error

@@ -1,0 +1,96 @@
+"""A teacher store as rows: one for each answer token and view, one for each example and view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from logitbank.storage.teacher_store.reader import TeacherStore
+
+TOP = 5  # ranks that `cache_tokens` shows
+
+TOKEN_SCHEMA = pa.schema(
+    [
+        ("store", pa.string()),
+        ("fingerprint", pa.string()),
+        ("view", pa.string()),
+        ("example_id", pa.string()),
+        ("task", pa.string()),
+        ("language", pa.string()),
+        ("position", pa.int64()),  # 0: the first answer token
+        ("token_id", pa.int64()),  # the gold answer token
+        ("logprob", pa.float64()),  # log p(gold token), nats
+        ("gold_logit", pa.float64()),
+        ("gold_rank", pa.int64()),  # 0: the teacher's first choice
+        ("entropy", pa.float64()),  # nats
+        ("logsumexp", pa.float64()),
+        ("top_k_mass", pa.float64()),  # probability of all stored ranks together
+        ("top_ids", pa.list_(pa.int64())),
+        ("top_logprobs", pa.list_(pa.float64())),
+    ]
+)
+EXAMPLES_SQL = """
+    SELECT store, fingerprint, view, example_id, task, language, count(*) AS answer_tokens,
+           sum(logprob) AS logprob, -avg(logprob) AS cross_entropy, avg(entropy) AS entropy,
+           bool_and(gold_rank = 0) AS known
+    FROM cache_tokens GROUP BY store, fingerprint, view, example_id, task, language
+"""
+
+
+def token_rows(urls: Sequence[str]) -> pa.Table:
+    """Every answer token under every view of the stores, with the schema `TOKEN_SCHEMA`.
+
+    Raises:
+        StoreError: no store, or a view that is still being written.
+    """
+    batches = []
+    for url in urls:
+        store = TeacherStore.open(url)
+        for view in store.views:
+            store.require_view(view)
+        batches += list(token_batches(store))
+    return pa.Table.from_batches(batches, schema=TOKEN_SCHEMA)
+
+
+def token_batches(store: TeacherStore) -> Iterator[pa.RecordBatch]:
+    """The same for one store, shard by shard, so that memory stays bounded; unwritten shards are left out."""
+    tasks, languages = np.array(store.info.tasks), np.array(store.info.languages)
+    ids = np.asarray(store.examples.example_id, dtype=object)
+    for view in store.views:
+        missing = set(store.missing_shards(view))
+        for shard in set(range(store.info.shards)) - missing:
+            yield _shard_batch(store, view, shard, tasks, languages, ids)
+
+
+def _shard_batch(
+    store: TeacherStore, view: str, shard: int, tasks: NDArray[Any], languages: NDArray[Any], ids: NDArray[Any]
+) -> pa.RecordBatch:
+    rows, table = store.read_shard(view, shard), store.examples
+    chosen = np.asarray(store.plan.examples_of(shard))
+    lengths = table.answer_length[chosen]
+    repeated = np.repeat(chosen, lengths)
+    logsumexp = rows.logsumexp.astype(np.float64)
+    logprobs = rows.logits - logsumexp[:, None]
+    columns = {
+        "store": [store.url] * len(rows),
+        "fingerprint": [store.info.fingerprint] * len(rows),
+        "view": [view] * len(rows),
+        "example_id": ids[repeated].tolist(),
+        "task": tasks[table.task[repeated]].tolist(),
+        "language": languages[table.language[repeated]].tolist(),
+        "position": np.concatenate([np.arange(length) for length in lengths]),
+        "token_id": np.concatenate([table.answer_ids(int(index)) for index in chosen]).astype(np.int64),
+        "logprob": rows.gold_logit - logsumexp,
+        "gold_logit": rows.gold_logit.astype(np.float64),
+        "gold_rank": rows.gold_rank.astype(np.int64),
+        "entropy": rows.entropy.astype(np.float64),
+        "logsumexp": logsumexp,
+        "top_k_mass": -np.expm1(rows.log_tail.astype(np.float64)),
+        "top_ids": rows.token_ids[:, :TOP].tolist(),
+        "top_logprobs": logprobs[:, :TOP].tolist(),
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=TOKEN_SCHEMA)

@@ -1,0 +1,320 @@
+"""Reading a teacher store. Every byte is checked against the manifest before it becomes a number.
+
+Whole objects are fetched and their size and CRC-32C verified first, so a flipped bit, a truncated or a
+missing object is an error, never data, whichever codecs are in use. Zarr decodes the metadata and the
+examples; teacher arrays are decoded here, a shard at a time, and kept as they are stored: only the rows
+that are asked for become ids and logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
+from logitbank.registry import ENCODINGS
+from logitbank.storage.objects.manifest import (
+    BASE_KEY,
+    ObjectEntry,
+    covers,
+    read_manifest,
+    read_object,
+    read_objects,
+    shard_key,
+    view_key,
+)
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.chunks import decode_object
+from logitbank.storage.teacher_store.examples import ExampleTable
+from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
+from logitbank.storage.teacher_store.rows import TeacherRows
+from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
+from logitbank.storage.teacher_store.vocabulary import Vocabulary
+from logitbank.storage.teacher_store.writer import StoreSpec, done_shards
+
+_Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo(StoreSpec):
+    """What a store says of itself: what it was begun with, and what came of it.
+
+    Attributes:
+        fingerprint: SHA-256 over everything that decides its content.
+        answer_tokens: answer tokens of all examples, per view.
+        shards: shards per view.
+    """
+
+    fingerprint: str
+    answer_tokens: int
+    shards: int
+
+
+class TeacherStore:
+    """Read access to one store.
+
+    Attributes:
+        url: where it lies.
+        info: what it is.
+        examples: the training examples.
+        validation: held-out examples, without teacher rows.
+        views: names of the views it has, finished or not.
+        plan: which rows belong to which example.
+        vocabulary: the numbering of tokens that was frozen in it.
+    """
+
+    def __init__(self, url: str, cache_bytes: int) -> None:
+        self.url = url
+        self.objects = ObjectStore(url)
+        self._source = _VerifiedObjects(self.objects)
+        try:
+            self._source.add_manifest(BASE_KEY)
+        except FileNotFoundError:
+            raise StoreError(
+                f"--store {url}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
+            ) from None
+        for key in [key for key in self._source if key.endswith("zarr.json")]:
+            self._source[key]  # metadata that no array needs is checked as well
+        attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
+        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"--store {url}: expected {FORMAT} version {FORMAT_VERSION}, "
+                f"got {attributes.get('format')} version {attributes.get('format_version')}; build it again"
+            )
+        names = set(StoreInfo.__dataclass_fields__)
+        values = {key: value for key, value in attributes.items() if key in names}
+        self.info = StoreInfo(**{**values, "tasks": tuple(values["tasks"]), "languages": tuple(values["languages"])})
+        self._zarr = MemoryStore(self._source, read_only=True)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"))
+        self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"))
+        self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
+        shard_of = self.examples.answer_start // self.info.shard_tokens
+        first = np.searchsorted(shard_of, np.arange(self.info.shards + 1))
+        self.plan = ShardPlan(
+            self.info.shard_tokens,
+            self.examples.answer_start,
+            self.examples.answer_length,
+            first.astype(np.int64),
+        )
+        found = {key.split("/")[1] for key in self.objects.keys("manifest") if key.endswith("/view.json")}
+        self.views = tuple(sorted(found))
+        self._encoding = ENCODINGS[self.info.encoding]
+        self._specs = self._encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.info.encoding)
+        self._view_attributes: dict[str, dict[str, Any]] = {}
+        self._shards = _Cache(cache_bytes)
+
+    @classmethod
+    def open(cls, url: str, *, cache_bytes: int = 1 << 30) -> TeacherStore:
+        """Open a store for reading.
+
+        Args:
+            url: directory or fsspec URL.
+            cache_bytes: how much decompressed teacher signal to keep in memory.
+
+        Raises:
+            StoreError: there is none, or one of another format version.
+            CorruptStoreError: a damaged root, manifest or example table.
+        """
+        return cls(url, cache_bytes)
+
+    def view_attributes(self, view: str) -> Mapping[str, Any]:
+        """`identity`, `details` and `fingerprint` of a view; StoreError where there is none."""
+        if view not in self.views:
+            have = ", ".join(self.views) or "none yet"
+            raise StoreError(f"--view {view}: the store at {self.url} has no such view (it has: {have})")
+        if view not in self._view_attributes:
+            entries, _ = read_manifest(self.objects, view_key(view))
+            keys = list(entries)  # the metadata of its arrays is checked as well, though nothing reads it here
+            documents = dict(zip(keys, read_objects(self.objects, keys, entries, f"view {view}"), strict=True))
+            self._view_attributes[view] = json.loads(documents[f"teachers/{view}/zarr.json"])["attributes"]
+        return self._view_attributes[view]
+
+    def missing_shards(self, view: str) -> list[int]:
+        """Shards of a view that are still to be written."""
+        self.view_attributes(view)
+        done = done_shards(self.objects, view)
+        return [shard for shard in range(self.info.shards) if shard not in done]
+
+    def require_view(self, view: str) -> None:
+        """Raise `StoreError` where the view is absent, `IncompleteStoreError` where half-built."""
+        missing = self.missing_shards(view)
+        if missing:
+            raise IncompleteStoreError(
+                f"--view {view}: {len(missing)} of {self.info.shards} shards of {self.url} are still to be "
+                "written; run build-teacher-cache again, it does only those"
+            )
+
+    def read(self, examples: Sequence[int] | NDArray[Any], view: str, top_k: int | None = None) -> TeacherRows:
+        """Teacher rows of the given examples, end to end in the given order.
+
+        Args:
+            examples: positions in `self.examples`, at least one.
+            view: which view.
+            top_k: how many ranks, up to the stored K (the default). Fewer come without draws.
+
+        Raises:
+            StoreError: no such view, more ranks than stored, or no examples asked for.
+            CorruptStoreError: bytes that are missing or damaged.
+        """
+        top_k = self._checked(top_k)
+        if len(examples) == 0:
+            raise StoreError("examples: expected at least one, got none")
+        rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        total = 0
+        for example in examples:
+            shard, row = divmod(int(self.plan.answer_start[example]), self.plan.shard_tokens)
+            length = int(self.plan.answer_length[example])
+            rows[shard].append((row, total, length))
+            total += length
+        return self._decode(view, rows, total, top_k)
+
+    def read_shard(self, view: str, shard: int, top_k: int | None = None) -> TeacherRows:
+        """All used rows of one shard."""
+        used = self.plan.used_rows(shard)
+        return self._decode(view, {shard: [(0, 0, used)]}, used, self._checked(top_k))
+
+    def _checked(self, top_k: int | None) -> int:
+        top_k = self.info.top_k if top_k is None else top_k
+        if not 1 <= top_k <= self.info.top_k:
+            raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")
+        return top_k
+
+    def _decode(
+        self, view: str, rows: Mapping[int, Sequence[tuple[int, int, int]]], total: int, top_k: int
+    ) -> TeacherRows:
+        """Some rows of some shards: per shard, runs of (its first row, where that goes, how many rows)."""
+        gathered: dict[str, NDArray[Any]] = {}
+        for shard, runs in sorted(rows.items()):  # one after the other: no more than one beyond the cache is alive
+            for name, values in self._load(view, shard, top_k).items():
+                objects, _, columns = values.shape
+                if name not in gathered:
+                    gathered[name] = np.empty((total, objects, columns), dtype=values.dtype)
+                wide = gathered[name]
+                for row, start, length in runs:
+                    wide[start : start + length] = values[:, row : row + length].transpose(1, 0, 2)
+        arrays = {}
+        for spec in self._specs:
+            columns = spec.columns_for(top_k, self.info.top_k)
+            wide = gathered.pop(spec.name).reshape(total, -1)
+            arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
+        decoded = self._encoding.decode(arrays, top_k, self.vocabulary)
+        # Draws complete all of the K ranks: to fewer they say nothing.
+        complete = self.info.draws and top_k == self.info.top_k
+        return decode_samples(decoded, arrays, self.vocabulary) if complete else decoded
+
+    def _load(self, view: str, shard: int, top_k: int) -> _Shard:
+        """The used rows of a shard, with the columns that the first `top_k` ranks need."""
+        key = (view, shard, -(-top_k // RANK_BLOCK))
+        if (cached := self._shards.get(key)) is not None:
+            return cached
+        self.view_attributes(view)
+        try:
+            entries, details = read_manifest(self.objects, shard_key(view, shard))
+        except FileNotFoundError:
+            self.require_view(view)
+            raise
+        keys: dict[str, list[str]] = {}
+        for spec in self._specs:
+            base = f"teachers/{view}/{spec.name}/c/{shard}"
+            columns = spec.columns_for(top_k, self.info.top_k)
+            keys[spec.name] = [base] if columns is None else [f"{base}/{i}" for i in range(len(rank_blocks(columns)))]
+        wanted = [name for names in keys.values() for name in names]
+        objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
+        arrays: _Shard = {}
+        for spec in self._specs:
+            # Zarr fills a narrower last block up, so all objects of an array have as many columns.
+            shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
+            arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
+            for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
+                self._decode_object(name, objects[name], out, shard)
+        self._shards.put(key, arrays)
+        return arrays
+
+    def _decode_object(self, key: str, data: bytes, out: NDArray[Any], shard: int) -> None:
+        try:
+            decode_object(data, out, shard_tokens=self.info.shard_tokens, chunk_tokens=self.info.chunk_tokens)
+        except Exception as error:  # a codec that chokes on bytes whose checksum matched
+            raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
+
+    def _array(self, path: str) -> zarr.Array[Any]:
+        if path not in self._arrays:
+            opened = zarr.open_array(self._zarr, path=path, mode="r")
+            self._arrays[path] = opened
+        return self._arrays[path]
+
+
+class _VerifiedObjects(MutableMapping[str, Buffer]):
+    """Zarr's view of the store: whole objects that the manifests list, verified when fetched."""
+
+    def __init__(self, objects: ObjectStore, keep_bytes: int = 1 << 26) -> None:
+        self._objects = objects
+        self._entries: dict[str, ObjectEntry] = {}
+        self._recent: OrderedDict[str, Buffer] = OrderedDict()
+        self._recent_bytes = 0
+        self._keep_bytes = keep_bytes
+
+    def add_manifest(self, key: str) -> None:
+        """Make the objects of one manifest readable."""
+        entries, _ = read_manifest(self._objects, key)
+        self._entries |= entries
+
+    def __getitem__(self, key: str) -> Buffer:
+        if key in self._recent:
+            return self._recent[key]
+        if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
+            raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
+        data = read_object(self._objects, key, self._entries[key])
+        buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
+        self._recent[key] = buffer
+        self._recent_bytes += len(data)
+        while self._recent_bytes > self._keep_bytes and len(self._recent) > 1:
+            _, dropped = self._recent.popitem(last=False)
+            self._recent_bytes -= len(dropped)
+        return buffer
+
+    def __setitem__(self, key: str, value: Buffer) -> None:
+        raise TypeError("a store is read-only here")
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("a store is read-only here")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Cache:
+    """Least recently used shards, up to a number of bytes (one shard is always kept)."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._shards: OrderedDict[tuple[str, int, int], _Shard] = OrderedDict()
+
+    def get(self, key: tuple[str, int, int]) -> _Shard | None:
+        if key in self._shards:
+            self._shards.move_to_end(key)
+        return self._shards.get(key)
+
+    def put(self, key: tuple[str, int, int], arrays: _Shard) -> None:
+        self._shards[key] = arrays
+        self._bytes += _bytes(arrays)
+        while self._bytes > self._limit and len(self._shards) > 1:
+            _, dropped = self._shards.popitem(last=False)
+            self._bytes -= _bytes(dropped)
+
+
+def _bytes(arrays: _Shard) -> int:
+    return sum(values.nbytes for values in arrays.values())

@@ -1,0 +1,153 @@
+"""Checking a whole store: every byte against the manifests, every number against what it means."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from logitbank.errors import StoreError
+from logitbank.storage.objects.lock import LOCK_NAME
+from logitbank.storage.objects.manifest import BASE_KEY, covers, read_manifest, read_object, shard_key, view_key
+from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.teacher_store.encoding import GAP_STEP, SCALAR_STEP, TAIL_STEP
+from logitbank.storage.teacher_store.reader import TeacherStore
+from logitbank.storage.teacher_store.rows import TeacherRows
+from logitbank.storage.teacher_store.samples import sample_problems
+
+
+def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> list[str]:
+    """Every problem found in a store, a line each; none for a sound one.
+
+    Args:
+        url: the store.
+        advance: called with the name of each part as it is done.
+
+    Raises:
+        StoreError: there is no store at all.
+    """
+    problems: list[str] = []
+    objects = ObjectStore(url)
+    keys = list(objects.keys())
+    if not any(key.startswith("manifest/") for key in keys):
+        raise StoreError(f"--store {url}: no teacher store there (nothing under manifest/)")
+    listed: set[str] = set()
+    manifests = sorted(key for key in keys if key.startswith("manifest/"))
+    if BASE_KEY not in manifests:
+        problems.append(f"{BASE_KEY}: missing")
+    for key in manifests:
+        problems += _check_objects(objects, key, listed)
+        advance(key)
+    for key in keys:
+        if key not in listed and not key.startswith(("manifest/", LOCK_NAME)):
+            problems.append(f"{key}: no manifest lists it (an unfinished shard, or not of this store)")
+    if problems:
+        return problems
+    store = TeacherStore.open(url)
+    problems += _check_plan(store)
+    for view in store.views:
+        missing = set(store.missing_shards(view))
+        for shard in range(store.info.shards):
+            if shard not in missing:
+                problems += _check_shard(store, view, shard)
+                advance(f"{view} {shard}")
+        if missing:
+            some = ", ".join(map(str, sorted(missing)[:8]))
+            problems.append(f"view {view}: {len(missing)} of {store.info.shards} shards not written yet ({some})")
+    return problems
+
+
+def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Iterator[str]:
+    try:
+        entries, details = read_manifest(objects, manifest)
+    except StoreError as error:
+        yield str(error)
+        return
+    what = covers(details)
+    if "shard" in details:
+        expected = shard_key(details["view"], details["shard"])
+    else:
+        expected = view_key(details["view"]) if "view" in details else BASE_KEY
+    if manifest != expected:
+        yield f"{manifest}: holds the content of {expected}"
+    for key, entry in entries.items():
+        listed.add(key)
+        try:
+            data = read_object(objects, key, entry, what)
+        except StoreError as error:
+            yield str(error)
+            continue
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            yield f"{key} ({what}): damaged (SHA-256 differs from the manifest's)"
+
+
+def _check_plan(store: TeacherStore) -> Iterator[str]:
+    for name, table in (("examples", store.examples), ("validation", store.validation)):
+        ends = table.answer_start + table.answer_length
+        if (table.answer_start[1:] < ends[:-1]).any() or (table.answer_length < 1).any():
+            yield f"{name}: answers overlap or are empty"
+        if (table.task >= len(store.info.tasks)).any() or (table.language >= len(store.info.languages)).any():
+            yield f"{name}: a task or language that the store does not name"
+        for example in range(len(table)):
+            ids = np.concatenate([table.prompt_ids(example), table.answer_ids(example)])
+            if ids.min() < 0 or ids.max() >= store.info.vocab_size:
+                yield f"{name} {table.example_id[example]}: a token id outside 0 to {store.info.vocab_size - 1}"
+    size = store.plan.shard_tokens
+    last_row = store.examples.answer_start + store.examples.answer_length - 1
+    if (store.examples.answer_start // size != last_row // size).any():
+        yield "examples: an answer straddles two shards"
+
+
+def _check_shard(store: TeacherStore, view: str, shard: int) -> Iterator[str]:
+    examples = store.plan.examples_of(shard)
+    where = f"view {view}, shard {shard}, examples {examples.start} to {examples.stop - 1}"
+    try:
+        rows = store.read_shard(view, shard)
+    except StoreError as error:
+        yield f"{where}: {error}"
+        return
+    answer_ids = np.concatenate([store.examples.answer_ids(example) for example in examples])
+    if len(rows) != len(answer_ids):
+        yield f"{where}: expected {len(answer_ids)} rows, got {len(rows)}"
+        return
+    try:
+        rows.check(store.info.tokenizer_size, store.info.vocab_size)
+    except StoreError as error:
+        yield f"{where}: {error}"
+    slack = 1e-3 if store.info.encoding == "exact" else 4e-3
+    for problem in sample_problems(rows, store.info.signal, store.info.draws, store.info.tokenizer_size, slack=slack):
+        yield f"{where}: {problem}"
+    for problem in _meaning(rows, answer_ids, store):
+        yield f"{where}: {problem}"
+
+
+def _meaning(rows: TeacherRows, answer_ids: np.ndarray, store: TeacherStore) -> Iterator[str]:
+    compact = store.info.encoding == "compact"
+    relative = float(np.abs(rows.logits[:, 0]).max()) * 2e-3 if store.info.encoding == "float16" else 0.0
+    slack = 1e-3 + relative + (SCALAR_STEP if compact else 0.0)
+    if (rows.logsumexp < rows.logits[:, 0] - slack).any():
+        yield "logsumexp: below the largest logit"
+    if (rows.entropy < -slack).any() or (rows.entropy > math.log(store.info.vocab_size) + slack).any():
+        yield f"entropy: outside 0 to log {store.info.vocab_size}"
+    if (rows.gold_logit > rows.logits[:, 0] + slack).any():
+        yield "gold_logit: above the largest logit"
+    # Where the gold token is among the stored ranks, its value must be that of its rank.
+    value_slack = slack + (GAP_STEP if compact else 0.0)
+    stored = np.flatnonzero(rows.gold_rank < rows.logits.shape[1])
+    at_rank = rows.logits[stored, rows.gold_rank[stored]]
+    if (np.abs(at_rank - rows.gold_logit[stored]) > value_slack).any():
+        yield "gold_rank: the logit of that rank is not the gold logit"
+    mass = np.exp(rows.logits - rows.logsumexp[:, None].astype(np.float64)).sum(axis=1)
+    tail = np.exp(rows.log_tail.astype(np.float64))
+    tolerance = mass * np.expm1(value_slack) + tail * np.expm1(TAIL_STEP if compact else 1e-2) + 1e-5
+    if (np.abs(mass + tail - 1) > tolerance).any():
+        yield "log_tail: it and the stored ranks do not add up to probability 1"
+    if store.info.encoding == "exact":
+        ids = np.sort(rows.token_ids, axis=1)
+        if (ids[:, 1:] == ids[:, :-1]).any():
+            yield "token_ids: a token twice in one row"
+        outside = np.flatnonzero(rows.gold_rank >= rows.logits.shape[1])
+        if (rows.token_ids[outside] == answer_ids[outside, None]).any():
+            yield "gold_rank: says the gold token is not among the stored ranks, but it is"

@@ -1,0 +1,161 @@
+"""The Hugging Face teacher: one forward pass, logits at answer positions only.
+
+Shape letters: B sequences, L tokens, T answer tokens of the batch, V rows of the `lm_head`, K ranks.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from packaging.version import Version
+
+from logitbank.configs.schema import ConfigError, ModelConfig
+from logitbank.models.huggingface import load_causal_lm, require_quantization
+from logitbank.models.weights import weights_hash
+from logitbank.storage import TeacherRows
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.prefixes.cache import PrefixCache
+from logitbank.teacher_cache.sampling import add_samples, joined
+from logitbank.teacher_cache.signal import rows_at_once, signal
+
+BOOLEAN_LOGITS_TO_KEEP = Version("5.21")  # the first transformers that takes a mask of positions
+
+
+class HFTeacher:
+    """A causal language model of transformers.
+
+    Args:
+        model: which one; `dtype` as the configuration says.
+        dtype: see `configs.models.load_causal_lm`.
+        tokenizer_size: rows at and above this are padding and never enter the top K.
+        device: where to run.
+        prefix_reuse: compute what the sequences of a batch share once, and keep it for later batches.
+        device_map: spread the model over all devices (`auto` …) instead.
+        load_in_8bit: quantise linear layers to 8 bits.
+        load_in_4bit: quantise linear layers to 4 bits.
+
+    Raises:
+        ConfigError: transformers is too old, the model cannot be opened or quantised, or its state is not one of
+            keys and values.
+    """
+
+    batches_itself = False
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        dtype: str | None,
+        tokenizer_size: int,
+        device: torch.device,
+        prefix_reuse: bool = False,
+        device_map: str | None = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+    ) -> None:
+        if Version(transformers.__version__) < BOOLEAN_LOGITS_TO_KEEP:
+            raise ConfigError(
+                f"teacher.engine: hf needs transformers {BOOLEAN_LOGITS_TO_KEEP} or newer, got "
+                f"{transformers.__version__}; install it, or set teacher.engine=vllm"
+            )
+        self._config = model
+        self._quantization = "nf4" if load_in_4bit else "int8" if load_in_8bit else None
+        if self._quantization is not None:
+            require_quantization(f"teacher.load_in_{4 if load_in_4bit else 8}bit", device)
+        self._model = load_causal_lm(
+            model,
+            dtype=dtype,
+            device=device,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            device_map=device_map,
+        )
+        self._device: torch.device = self._model.get_input_embeddings().weight.device
+        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        self._tokenizer_size = min(tokenizer_size, self.vocab_size)
+        self._prefixes = PrefixCache(self._model, model.name, self._device) if prefix_reuse else None
+
+    @property
+    def reuses_prefixes(self) -> bool:
+        """See `TeacherEngine.reuses_prefixes`."""
+        return self._prefixes is not None
+
+    def identity(self) -> Mapping[str, Any]:
+        """See `TeacherEngine.identity`."""
+        return {
+            "model": self._config.name,
+            "revision": self._config.revision,
+            "weights": weights_hash(self._config),
+            "engine": "hf",
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": self._model.config._attn_implementation,
+            "device": self._device.type,
+            "quantization": self._quantization,
+            "prefix_reuse": self.reuses_prefixes,
+            "versions": {
+                "torch": torch.__version__.split("+")[0],
+                "transformers": transformers.__version__,
+                "machine": platform.machine(),
+            },
+        }
+
+    @torch.inference_mode()
+    def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
+        """See `TeacherEngine.score`.
+
+        Sequences are padded on the right. No position looks to its right, so the padding needs no
+        mask; the logits of answer token j are those of position `len(prompt) + j - 1`.
+
+        Raises:
+            torch.OutOfMemoryError: the batch is too large for the device.
+        """
+        try:
+            return self._score(batch, top_k)
+        except torch.OutOfMemoryError:
+            if self._prefixes is not None:
+                self._prefixes.clear()
+            raise
+
+    def _score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
+        shared = batch[0].shared if self._prefixes is not None else 0
+        longest = max(map(len, batch)) - shared
+        input_ids_BL = torch.zeros(len(batch), longest, dtype=torch.long)
+        keep_BL = torch.zeros(len(batch), longest, dtype=torch.bool)
+        for row, item in enumerate(batch):
+            tokens = np.concatenate([item.prompt_ids[shared:], item.answer_ids[:-1]])
+            input_ids_BL[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+            keep_BL[row, len(item.prompt_ids) - 1 - shared : len(tokens)] = True
+        options: dict[str, Any] = {"use_cache": False}
+        if self._prefixes is not None and shared:
+            options = {
+                "use_cache": True,
+                "past_key_values": self._prefixes.get(batch[0].prompt_ids[:shared]),
+                "position_ids": torch.arange(shared, shared + longest, device=self._device)[None],
+            }
+        gold_T = torch.from_numpy(np.concatenate([item.answer_ids for item in batch]).astype(np.int64))
+        logits_TV = self._model(
+            input_ids=input_ids_BL.to(self._device), logits_to_keep=keep_BL.to(self._device), **options
+        ).logits.reshape(-1, self.vocab_size)
+        if len(logits_TV) != len(gold_T):
+            raise ConfigError(
+                f"model.name: {self._config.name} ignores a boolean logits_to_keep "
+                f"(expected {len(gold_T)} rows of logits, got {len(logits_TV)}); "
+                "its architecture cannot be a teacher"
+            )
+        rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size)
+        sampling = joined([item.sampling for item in batch])
+        if sampling is None:
+            return rows
+        parts = []
+        step = rows_at_once(self._device, self.vocab_size)
+        for start in range(0, len(gold_T), step):
+            part = slice(start, start + step)
+            own = rows.take(np.arange(len(gold_T))[part])
+            parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size))
+        return concatenate(parts)

@@ -1,0 +1,140 @@
+"""The vLLM teacher: the given answers are decoded step by step, with the whole signal of every step.
+
+One request per example: vLLM reads the prompt once, shares what prompts have in common, and "generates"
+the given answer, which its logits processor (`vllm_processor.py`) forces. So no prompt position has logits, and
+every token is computed once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from logitbank.configs.schema import ModelConfig, VllmConfig
+from logitbank.models.huggingface import lm_head_rows
+from logitbank.models.vllm import open_vllm, vllm_version
+from logitbank.models.weights import weights_hash
+from logitbank.storage import TeacherRows
+from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.carriers import CARRIERS, unpack
+
+PROCESSOR = "logitbank.teacher_cache.engines.vllm_processor:SignalProcessor"
+
+
+class VllmTeacher:
+    """A causal language model of vLLM.
+
+    Args:
+        model: which one.
+        settings: of vLLM.
+        dtype: see `configs.models.load_causal_lm`.
+        tokenizer_size: rows at and above this are padding and never enter the top K.
+        top_k: most ranks that will be asked for.
+        batch_tokens: most tokens in one forward pass.
+        max_tokens: longest prompt and answer together.
+        prefix_reuse: compute what prompts begin with alike once.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot open the model.
+    """
+
+    reuses_prefixes = False  # it does, but finds them by itself
+    batches_itself = True
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        settings: VllmConfig,
+        *,
+        dtype: str | None,
+        tokenizer_size: int,
+        top_k: int,
+        batch_tokens: int,
+        max_tokens: int,
+        prefix_reuse: bool = True,
+    ) -> None:
+        self._config = model
+        self._prefix_reuse = prefix_reuse
+        self._tensor_parallel = settings.tensor_parallel
+        self.vocab_size = lm_head_rows(model)
+        self._tokenizer_size = min(tokenizer_size, self.vocab_size)
+        # The other model runner has another interface for logits processors, which no CPU runs; and a
+        # scheduler in this process takes the same steps every time, so that a shard has the same bytes.
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self._llm = open_vllm(
+            "teacher.engine",
+            model,
+            settings,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            max_model_len=max_tokens,
+            logits_processors=[PROCESSOR],
+            logprobs_mode="processed_logits",
+            max_logprobs=top_k + CARRIERS,
+            enable_prefix_caching=prefix_reuse,
+        )
+
+    def identity(self) -> Mapping[str, Any]:
+        """See `TeacherEngine.identity`."""
+        return {
+            "model": self._config.name,
+            "revision": self._config.revision,
+            "weights": weights_hash(self._config),
+            "engine": "vllm",
+            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "tensor_parallel": self._tensor_parallel,
+            "prefix_reuse": self._prefix_reuse,
+            "versions": {
+                "vllm": vllm_version("teacher.engine"),
+                "torch": torch.__version__.split("+")[0],
+                "machine": platform.machine(),
+            },
+        }
+
+    def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
+        """See `TeacherEngine.score`.
+
+        Nothing is kept from one call to the next: the rows are a function of the batch alone.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        self._llm.reset_prefix_cache()
+        # Long answers first, so that few of them are left over when the others are done.
+        order = sorted(range(len(batch)), key=lambda i: -len(batch[i].answer_ids))
+        answers = {i: batch[i].answer_ids.tolist() for i in order}
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=batch[i].prompt_ids.tolist()) for i in order],
+            [
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=len(answers[i]),
+                    ignore_eos=True,
+                    logprobs=top_k + CARRIERS,
+                    flat_logprobs=True,
+                    detokenize=False,
+                    extra_args={
+                        "logitbank": {"answer_ids": answers[i], "top_k": top_k, "tokenizer_size": self._tokenizer_size}
+                    },
+                )
+                for i in order
+            ],
+            use_tqdm=False,
+        )
+        parts: dict[int, TeacherRows] = {}
+        for i, output in zip(order, outputs, strict=True):
+            completion = output.outputs[0]
+            if list(completion.token_ids) != answers[i]:
+                raise RuntimeError("vLLM generated other tokens than its logits processor forced; report this")
+            shape = (len(answers[i]), 1 + CARRIERS + top_k)  # the generated token comes first
+            token_ids = np.asarray(completion.logprobs.token_ids, dtype=np.int32).reshape(shape)
+            values = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(shape)
+            parts[i] = unpack(token_ids[:, 1:], values[:, 1:])
+        return concatenate([parts[i] for i in range(len(batch))])
