@@ -11,16 +11,10 @@ from typing import Any
 import datasets
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from logitbank.configs import Config, load_config
 from logitbank.storage.results.rows import write_rows
-
-TEMPLATE = (
-    "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
-)
+from tests import tiny
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,38 +24,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="<end>", additional_special_tokens=["<start>"]
-    )
-    made.chat_template = TEMPLATE
-    return made
+    return tiny.chat_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """Directory of a random Qwen3 with 2 layers; its own defaults would sample."""
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=264,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=1024,
-        initializer_range=0.4,
-    )
     path = tmp_path_factory.mktemp("tiny") / "tiny-qwen3"
-    model = transformers.Qwen3ForCausalLM(config)
-    model.generation_config = transformers.GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=1.8)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return tiny.save_model(path, tokenizer, rows=264, tie_word_embeddings=False, initializer_range=0.4)
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from logitbank.configs import Config, load_config
 from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 from logitbank.tasks.prompts import PromptEncoder
+from tests import tiny
 
 VOCAB, TOKENS = 104, 97  # rows of the lm_head (padding included), length of the tokenizer
 TASKS = ("nli", "pos")
@@ -28,32 +28,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    words = ["<pad>", "<end>"] + [f"w{i}" for i in range(TOKENS - 2)]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
+    return tiny.word_tokenizer(TOKENS)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """Directory of a Qwen3 with 2 layers and tied embeddings."""
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.15,
-    )
     path = tmp_path_factory.mktemp("tiny-qwen3")
-    transformers.Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return tiny.save_model(path, tokenizer, rows=VOCAB, max_position_embeddings=256, initializer_range=0.15)
 
 
 @pytest.fixture(scope="session")

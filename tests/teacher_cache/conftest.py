@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 from transformers import AutoTokenizer
+
+from tests import tiny
 
 PADDING_ROWS = 8
 
@@ -27,21 +27,17 @@ def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[...
             tokenizer.chat_template = None
         elif template != "own":
             tokenizer.chat_template = (shared / "tokenizers/templates" / f"{template}.jinja").read_text()
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer) + padding_rows,
+        path = tmp_path_factory.mktemp("worn")
+        return tiny.save_model(
+            path,
+            tokenizer,
+            rows=len(tokenizer) + padding_rows,
+            architecture="llama",
             hidden_size=16,
             intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
+            head_dim=8,
             max_position_embeddings=4096,
-            tie_word_embeddings=True,
             initializer_range=0.5,
         )
-        path = tmp_path_factory.mktemp("worn")
-        transformers.LlamaForCausalLM(config).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        return path
 
     return make
