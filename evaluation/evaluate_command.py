@@ -13,8 +13,8 @@ from logitbank.configs.arguments import add_config_arguments, load
 from logitbank.evaluation.checkpoints import check_condition, check_model, checkpoints_at_steps
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+def make_parser() -> CommandParser:
+    """The command's arguments."""
     parser = CommandParser(
         prog="evaluate-model",
         description="Evaluate a model or checkpoint on every task and language of the configuration. "
@@ -38,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="this process is worker I (from 0) of N that share the cells (default: as torchrun says)",
     )
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
-    run_command(lambda: _evaluate(parser.parse_intermixed_args(argv)))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = make_parser().parse_intermixed_args(argv)
+    run_command(lambda: _evaluate(arguments), resumes=True)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -18,8 +18,8 @@ from logitbank.storage.results.catalogue import Catalogue
 logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+def make_parser() -> CommandParser:
+    """The command's arguments."""
     parser = CommandParser(prog="query-results", description=__doc__)
     parser.add_argument(
         "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; may be repeated"
@@ -52,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     published.add_argument("--scale", choices=SCALES, help="default: percent where any value is above 1")
 
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = make_parser().parse_args(argv)
     run_command(lambda: _run(arguments))
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from logitbank.command import CommandParser, run_command
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.student_train.records import Run
-from logitbank.student_train.train import train
+from logitbank.experiment import view_of_argument
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+def make_parser() -> CommandParser:
+    """The command's arguments."""
     parser = CommandParser(
         prog="train-student",
         description="Train a student from a teacher store, by cross-entropy and the teacher's cached logits.",
@@ -24,13 +23,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where checkpoints go")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --output")
     parser.add_argument("--results", type=Path, metavar="DIR", help="result rows (default: OUTPUT/results)")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = make_parser().parse_intermixed_args(argv)
 
     def body() -> None:
+        from logitbank.student_train.records import Run  # torch and transformers: not for --help
+        from logitbank.student_train.train import train
+
         run = Run(
             config=load(arguments),
             store_url=arguments.store,
-            view=None if arguments.view == "none" else arguments.view,
+            view=view_of_argument(arguments.view),
             output=arguments.output,
             results=arguments.results or arguments.output / "results",
             resume=arguments.resume,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tomllib
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -70,3 +72,47 @@ def test_a_directory_that_cannot_be_written_into_is_refused(tmp_path: Path, monk
     monkeypatch.setattr("os.access", lambda *arguments: False)  # as for anyone but root in a read-only directory
     with pytest.raises(ConfigError, match="nothing can be written into"):
         make_directory("--output", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)]
+)
+def test_a_signal_unwinds_and_promises_only_what_is_true(
+    number: signal.Signals, word: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = []
+
+    def body() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(number)
+
+    for resumes, line in ((True, f"{word}; run the same command to resume"), (False, word)):
+        with pytest.raises(SystemExit) as caught:
+            run_command(body, resumes=resumes)
+        assert caught.value.code == code
+        assert capsys.readouterr().err == f"{line}\n"
+    assert cleaned == [number, number]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_body_that_kept_something_says_what(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise KeyboardInterrupt("Interrupted after step 12; run the same command to resume from it")
+
+    with pytest.raises(SystemExit):
+        run_command(body)
+    assert capsys.readouterr().err == "Interrupted after step 12; run the same command to resume from it\n"
+
+
+def test_warnings_of_libraries_do_not_reach_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        warnings.warn("this argument is deprecated", FutureWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as outside:
+        warnings.simplefilter("always")
+        run_command(body)
+        assert not outside
+        body()  # filters are the caller's own again
+    assert len(outside) == 1
