@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm bench clean
+.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm docs bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
+	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 
 # Modules are compiled on all cores, where pip would take one. Some packages ship files that no Python 3 compiles.
@@ -67,6 +68,16 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 
 test-vllm: install $(VLLM_VENV)/.installed
 	HF_PYTHON="$(abspath $(BIN)/python)" $(VLLM_VENV)/bin/python -m pytest tests/vllm
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+# Spelling is checked in everything but the tests, which misspell on purpose. The variable silences a notice that
+# docs/decisions.md has: Material's maintenance ends in 2027.
+docs: $(VENV)/.installed-docs
+	$(BIN)/codespell *.md *.toml *.yml Makefile docs logitbank/*
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Takes the better part of an hour on two cores; each script says what it measures and takes arguments of its own.
 # The vLLM engine is measured where `make test-vllm` has made its environment.

@@ -60,7 +60,8 @@ def sharding_plugin(precision: str, training: TrainingConfig, plan: BatchPlan) -
 
     Args:
         precision: as `Accelerator(mixed_precision=…)`: "no", "bf16" or "fp16".
-        training, plan: say what DeepSpeed wants to know of batches and gradient clipping, whatever its file says.
+        training: gives DeepSpeed the gradient clipping, whatever its own file says.
+        plan: likewise the sizes of batches.
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES.get(precision), reduce_dtype=torch.float32)

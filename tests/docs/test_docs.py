@@ -1,29 +1,16 @@
-"""The documentation names every command, option and configuration key, with its true default."""
+"""The documentation names every command, option and configuration key, and shows commands that exist."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import re
-import tomllib
-from pathlib import Path
 
 import pytest
 
-from logitbank.configs import Config, config_keys
+from logitbank.configs import Config, config_keys, shipped_configs
 from logitbank.configs.schema import MISSING
+from tests.docs.pages import PAGES, ROOT, SCRIPTS, Line, headings, help_of, links, name_of, shown_commands, without_code
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-
-
-def help_of(command: str) -> str:
-    module, function = SCRIPTS[command].split(":")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-        getattr(importlib.import_module(module), function)(["--help"])
-    return output.getvalue()
+EXAMPLES = [("docs/adding-a-task.md", "tasks/reviews.py")]  # what a reader is to write
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
@@ -57,9 +44,40 @@ def test_make_bench_runs_every_benchmark_as_a_module() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in PAGES:
+        for file, anchor in links(page):
+            target = page.parent / file if file else page
+            assert target.exists(), f"{name_of(page)} links to {file}"
+            assert not anchor or anchor in headings(target), f"{name_of(page)} links to {file}#{anchor}"
+
+
+@pytest.mark.parametrize("line", [line for line in shown_commands() if line.command], ids=lambda line: line.page)
+def test_commands_that_pages_show_take_those_options_and_keys(line: Line) -> None:
+    shown = help_of(line.command)
+    configs = False
+    for word in line.arguments:
+        option = re.match(r"\[*(--[a-z-]+)", word)
+        key = re.match(r"([a-z_]+(?:\.[a-z_0-9]+)*)=", word)
+        if option:
+            assert option[1] in shown, f"{line.page} shows {line.command} {option[1]}"
+        elif key:
+            assert key[1] in config_keys(), f"{line.page} shows {line.command} {key[1]}=…"
+        elif configs and re.fullmatch(r"[a-z0-9.-]+", word):
+            assert word in shipped_configs(), f"{line.page} shows --config {word}"
+        configs = option[1] == "--config" if option else configs
+
+
+def test_paths_that_pages_name_exist() -> None:
+    path = re.compile(r"`([a-z_.]+/[a-z0-9_./-]+\.(?:py|sh|yaml|sbatch|toml))`")
+    named = {(name_of(page), found) for page in PAGES for found in path.findall(without_code(page.read_text()))}
+    assert [pair for pair in sorted(named) if not (ROOT / pair[1]).exists()] == EXAMPLES
+
+
+def test_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = re.compile(r"`make ([a-z-]+)`|^make ([a-z-]+)", re.MULTILINE)
+    named = {(name_of(page), "".join(found)) for page in PAGES for found in shown.findall(page.read_text())}
+    assert [pair for pair in sorted(named) if pair[1] not in targets] == []
 
 
 def _yaml(value: object) -> str:

@@ -1,0 +1,83 @@
+"""What stands beside the code: the site's navigation, citation, hooks, and what continuous integration runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+import logitbank
+from logitbank import registry
+from tests.docs.pages import DOCS, PROJECT, ROOT
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def pages_of(nav: list[Any]) -> list[str]:
+    found: list[str] = []
+    for entry in nav:
+        for item in entry.values() if isinstance(entry, dict) else [entry]:
+            found += [item] if isinstance(item, str) else pages_of(item)
+    return found
+
+
+def targets(text: str) -> set[str]:
+    return {target for line in re.findall(r"make ((?:[a-z-]+ ?)+)", text) for target in line.split()}
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = pages_of(read("mkdocs.yml")["nav"])
+    here = [page.relative_to(ROOT / "docs").as_posix() for page in DOCS]
+    assert sorted(listed) == sorted([*here, "index.md", "contributing.md", "changelog.md"])
+
+
+def test_every_room_is_in_the_reference_and_the_architecture() -> None:
+    rooms = {path.name for path in (ROOT / "logitbank").iterdir() if path.is_symlink()}
+    reference = {page.stem for page in (ROOT / "docs/reference").glob("*.md")} - {"index"}
+    assert reference == rooms - {"scripts"}
+    architecture = (ROOT / "docs/architecture.md").read_text()
+    assert all(f"| `{room}/` |" in architecture for room in rooms)
+
+
+def test_contributing_says_how_to_add_to_every_registry() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    registries = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
+    assert len(registries) >= 6
+    assert [name for name in registries if f"| `{name}` |" not in text] == []
+
+
+def test_one_version_stands_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    assert logitbank.__version__ == version
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    citation = read("CITATION.cff")
+    assert citation["version"] == version
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def test_the_workflow_runs_what_continuous_integration_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    jobs = read(".github/workflows/checks.yml")["jobs"]
+    runs = targets("\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"]))
+    parts = targets((ROOT / ".ci/run").read_text())
+    of_test = re.search(r"^test:(.*)$", makefile, re.MULTILINE)
+    assert of_test is not None
+    assert runs - {"install"} == parts - {"test"} | set(of_test[1].split())
+
+
+def test_the_workflow_starts_with_the_oldest_python_supported() -> None:
+    matrix = read(".github/workflows/checks.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert f">={matrix[0]}" == PROJECT["project"]["requires-python"]
+
+
+def test_hooks_call_tools_that_are_installed_and_pinned() -> None:
+    pinned = (ROOT / "constraints.txt").read_text()
+    development = " ".join(PROJECT["project"]["optional-dependencies"]["dev"])
+    for hook in read(".pre-commit-config.yaml")["repos"][0]["hooks"]:
+        tool = hook["entry"].split()[0].removeprefix(".venv/bin/")
+        assert f"\n{tool}==" in pinned, hook["id"]
+        assert f"{tool}>=" in development, hook["id"]
