@@ -106,7 +106,10 @@ def validate(config: Config) -> None:
         raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
     if config.teacher.draws > MOST_DRAWS:
         raise ConfigError(f"teacher.draws: expected at most {MOST_DRAWS}, got {config.teacher.draws}")
-    _check_vllm(config)
+    if config.vllm.gpu_memory_utilization > 1:
+        raise ConfigError(
+            f"vllm.gpu_memory_utilization: expected a share of at most 1, got {config.vllm.gpu_memory_utilization:g}"
+        )
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
     if config.training.global_batch_size % config.training.micro_batch_size:
@@ -114,31 +117,6 @@ def validate(config: Config) -> None:
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "
             f"({config.training.micro_batch_size}), got {config.training.global_batch_size}"
         )
-
-
-def _check_vllm(config: Config) -> None:
-    if config.vllm.gpu_memory_utilization > 1:
-        raise ConfigError(
-            f"vllm.gpu_memory_utilization: expected a share of at most 1, got {config.vllm.gpu_memory_utilization:g}"
-        )
-    if config.teacher.engine != "vllm":
-        return
-    if config.teacher.device_map is not None:
-        raise ConfigError(
-            f"teacher.device_map: only teacher.engine=hf spreads layers (got {config.teacher.device_map}); "
-            "with vllm set vllm.tensor_parallel"
-        )
-    if config.teacher.signal != "topk":
-        raise ConfigError(
-            f"teacher.signal: vllm returns the largest logits alone; expected topk, got {config.teacher.signal}; "
-            "set teacher.engine=hf to draw"
-        )
-    for bits in (4, 8):
-        if getattr(config.teacher, f"load_in_{bits}bit"):
-            raise ConfigError(
-                f"teacher.load_in_{bits}bit: only teacher.engine=hf quantises while it loads; "
-                "give vllm a quantised checkpoint as teacher.model"
-            )
 
 
 def _check_distillation(config: Config) -> None:

@@ -85,6 +85,7 @@ ENCODINGS: Registry[Any] = Registry(
         "exact": "logitbank.storage.teacher_store.encoding:EXACT",
     },
 )
+# -> a `TeacherOpener` of `teacher_cache.engines.base`
 TEACHER_ENGINES: Registry[Any] = Registry(
     "teacher.engine",
     {

@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-transformers.utils.logging.disable_progress_bar()
-logging.getLogger("transformers").setLevel(logging.ERROR)
-
 
 def load_tokenizer(model: ModelConfig) -> Any:
     """Open the tokenizer of a model.
@@ -115,17 +112,13 @@ def text_config(model: ModelConfig) -> Any:
     return _open(AutoConfig, model).get_text_config()
 
 
-def default_device() -> torch.device:
-    """The first accelerator, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
-
-
 def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
     looks_local = model.name.startswith((".", "/", "~")) or Path(model.name).exists()
     path = str(Path(model.name).expanduser()) if looks_local else model.name
     if looks_local and not Path(path).is_dir():
         raise ConfigError(f"model.name: no directory {model.name}; give a directory or a hub id")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it warns of is for people who call it themselves
     try:
         return auto.from_pretrained(
             path,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from logitbank.configs.schema import ConfigError, ModelConfig, VllmConfig
-from logitbank.models.huggingface import default_device, text_config
+from logitbank.models.devices import default_device
+from logitbank.models.huggingface import text_config
 
 CPU_KV_CACHE_GIB = 2.0  # vLLM would take most of the machine's memory
 GIB = 1 << 30
@@ -43,7 +44,7 @@ def open_vllm(
         key: the configuration key that asks for vLLM.
         model: what to open; `attn_implementation` is transformers' and has no meaning here.
         settings: see docs/configuration.md.
-        dtype: as for `configs.models.load_causal_lm`.
+        dtype: as for `models.huggingface.load_causal_lm`.
         batch_tokens: most tokens in one forward pass.
         max_model_len: longest prompt and answer together, in tokens.
         options: further arguments of `vllm.LLM`.

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from logitbank.configs.schema import ConfigError
-from logitbank.models.huggingface import default_device
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,6 @@ def find_worker(argument: str | None, environment: Mapping[str, str], *, arrays:
         return None
     sources = [*(["Slurm array"] if tasks > 1 else []), *(["RANK and WORLD_SIZE"] if ranks > 1 else [])]
     return Worker(task * ranks + rank, tasks * ranks, " and ".join(sources))
-
-
-def local_device(environment: Mapping[str, str]) -> torch.device:
-    """The device of this process: its own accelerator where a launcher started several on one machine."""
-    device = default_device()
-    if device.type != "cpu" and int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1:
-        torch.accelerator.set_device_index(int(environment["LOCAL_RANK"]))
-    return device
 
 
 def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:

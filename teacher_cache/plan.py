@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from logitbank.configs.schema import Config, ConfigError
+from logitbank.experiment import VIEWS
 from logitbank.storage import ExampleRecord
-from logitbank.tasks import TASKS, Example, TaskError
+from logitbank.tasks import TASKS, Example
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers
 from logitbank.tasks.prompts import PromptEncoder
 
 logger = logging.getLogger(__name__)
-
-VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
-DEFAULT_VIEWS = ("fewshot", "zeroshot")
 
 Cell = tuple[str, str]
 
@@ -202,11 +200,6 @@ def _view_prompt(
     demonstrations = draw_demonstrations(
         pools[cell], example, wanted, seed=config.seed, selection=config.fewshot.selection
     )
-    if len(demonstrations) < wanted:
-        raise TaskError(
-            f"fewshot.num_demonstrations.{example.task}: expected at most the {len(demonstrations)} that "
-            f"{example.task}/{example.language} offers, got {wanted}"
-        )
     if view == "shuffled_answers":
         demonstrations = shuffle_answers(demonstrations, seed=config.seed, query=example)
     room = config.data.max_teacher_tokens - len(record.answer_ids)

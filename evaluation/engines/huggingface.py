@@ -16,8 +16,8 @@ from transformers import GenerationConfig
 from logitbank.configs import Config, ConfigError
 from logitbank.evaluation.checkpoints import Checkpoint
 from logitbank.evaluation.engines.base import Request
+from logitbank.models.devices import local_device
 from logitbank.models.huggingface import load_causal_lm, load_tokenizer
-from logitbank.models.workers import local_device
 from logitbank.tasks.prompts import PromptEncoder
 
 

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from logitbank.configs import Config
+from logitbank.configs.schema import ModelConfig
 from logitbank.storage import TeacherRows
 from logitbank.teacher_cache.sampling import Sampling
-
-# What a forward pass costs beside its tokens, in tokens: fewer batches against less padding; see docs/benchmarks.md.
-BATCH_COST = 48
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,13 @@ class Sequenced:
 
 
 class TeacherEngine(Protocol):
-    """A frozen language model that scores given answers."""
+    """A frozen language model that scores given answers.
+
+    Attributes:
+        vocab_size: rows of its `lm_head`.
+    """
+
+    vocab_size: int
 
     @property
     def reuses_prefixes(self) -> bool:
@@ -65,30 +70,43 @@ class TeacherEngine(Protocol):
         """Teacher rows of all answer tokens, sequences in the given order."""
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Group sequences so that each batch, padded to its longest, holds at most `token_budget` tokens.
+@dataclass(frozen=True)
+class Opening:
+    """What an engine is opened with.
 
-    Sorted by length and cut where padding and the fixed cost of a batch (`BATCH_COST`) together are
-    least, a shortest path over the cuts; a sequence longer than the budget goes alone.
-
-    Returns:
-        Lists of positions in `lengths`, longest first; each position once.
+    Attributes:
+        config: the whole configuration; an engine reads `teacher.*` and the keys of its own.
+        model: the teacher.
+        tokenizer_size: rows of the `lm_head` at and above this are padding and never enter the top K.
+        longest: tokens of the longest prompt and answer together.
+        environment: of the process, for what a launcher says there.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    cost = np.full(len(order) + 1, np.inf)
-    cost[0] = 0
-    start_of = np.zeros(len(order) + 1, dtype=np.int64)
-    for start, position in enumerate(order):
-        most = min(max(1, token_budget // lengths[position]), len(order) - start)
-        stops = slice(start + 1, start + most + 1)
-        padded = cost[start] + np.arange(1, most + 1) * float(lengths[position]) + BATCH_COST
-        better = padded < cost[stops]
-        cost[stops][better] = padded[better]
-        start_of[stops][better] = start
-    batches: list[list[int]] = []
-    stop = len(order)
-    while stop:
-        start = int(start_of[stop])
-        batches.append(order[start:stop])
-        stop = start
-    return batches[::-1]
+
+    config: Config
+    model: ModelConfig
+    tokenizer_size: int
+    longest: int
+    environment: Mapping[str, str]
+
+
+class TeacherOpener(Protocol):
+    """What a name in `TEACHER_ENGINES` stands for: an engine that is not open yet.
+
+    Attributes:
+        spare_ranks: entries of a row of logits that the engine needs for itself, so that they cannot be stored.
+    """
+
+    spare_ranks: int
+
+    def check(self, config: Config) -> None:
+        """Raise `ConfigError` for a key whose value this engine cannot honour; loads nothing."""
+
+    def require(self, config: Config, environment: Mapping[str, str]) -> None:
+        """Raise `ConfigError` where this machine, or the way the process was started, lacks what it needs."""
+
+    def open(self, opening: Opening) -> TeacherEngine:
+        """Load the model.
+
+        Raises:
+            ConfigError: it cannot be opened, or not as asked.
+        """

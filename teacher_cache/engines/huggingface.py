@@ -14,12 +14,14 @@ import torch
 import transformers
 from packaging.version import Version
 
+from logitbank.configs import Config
 from logitbank.configs.schema import ConfigError, ModelConfig
+from logitbank.models.devices import local_device, local_processes
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 from logitbank.models.weights import weights_hash
 from logitbank.storage import TeacherRows
 from logitbank.storage.teacher_store.rows import concatenate
-from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.prefixes.cache import PrefixCache
 from logitbank.teacher_cache.sampling import add_samples, joined
 from logitbank.teacher_cache.signal import rows_at_once, signal
@@ -32,7 +34,7 @@ class HFTeacher:
 
     Args:
         model: which one; `dtype` as the configuration says.
-        dtype: see `configs.models.load_causal_lm`.
+        dtype: see `models.huggingface.load_causal_lm`.
         tokenizer_size: rows at and above this are padding and never enter the top K.
         device: where to run.
         prefix_reuse: compute what the sequences of a batch share once, and keep it for later batches.
@@ -46,6 +48,7 @@ class HFTeacher:
     """
 
     batches_itself = False
+    spare_ranks = 0
 
     def __init__(
         self,
@@ -59,11 +62,7 @@ class HFTeacher:
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
     ) -> None:
-        if Version(transformers.__version__) < BOOLEAN_LOGITS_TO_KEEP:
-            raise ConfigError(
-                f"teacher.engine: hf needs transformers {BOOLEAN_LOGITS_TO_KEEP} or newer, got "
-                f"{transformers.__version__}; install it, or set teacher.engine=vllm"
-            )
+        _require_masks()
         self._config = model
         self._quantization = "nf4" if load_in_4bit else "int8" if load_in_8bit else None
         if self._quantization is not None:
@@ -80,6 +79,35 @@ class HFTeacher:
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._tokenizer_size = min(tokenizer_size, self.vocab_size)
         self._prefixes = PrefixCache(self._model, model.name, self._device) if prefix_reuse else None
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """See `TeacherOpener.check`: it honours every key."""
+
+    @staticmethod
+    def require(config: Config, environment: Mapping[str, str]) -> None:
+        """See `TeacherOpener.require`."""
+        _require_masks()
+        if local_processes(environment) > 1 and config.teacher.device_map is not None:
+            raise ConfigError(
+                f"teacher.device_map: {config.teacher.device_map} spreads one teacher over all devices, but several "
+                "processes were launched on this machine; launch one, or set it to null"
+            )
+
+    @classmethod
+    def open(cls, opening: Opening) -> HFTeacher:
+        """See `TeacherOpener.open`."""
+        teacher = opening.config.teacher
+        return cls(
+            opening.model,
+            dtype=teacher.dtype,
+            tokenizer_size=opening.tokenizer_size,
+            device=local_device(opening.environment),
+            prefix_reuse=teacher.prefix_reuse,
+            device_map=teacher.device_map,
+            load_in_8bit=teacher.load_in_8bit,
+            load_in_4bit=teacher.load_in_4bit,
+        )
 
     @property
     def reuses_prefixes(self) -> bool:
@@ -159,3 +187,12 @@ class HFTeacher:
             own = rows.take(np.arange(len(gold_T))[part])
             parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size))
         return concatenate(parts)
+
+
+def _require_masks() -> None:
+    """Raise `ConfigError` where transformers is older than the mask of positions that `score` gives it."""
+    if Version(transformers.__version__) < BOOLEAN_LOGITS_TO_KEEP:
+        raise ConfigError(
+            f"teacher.engine: hf needs transformers {BOOLEAN_LOGITS_TO_KEEP} or newer, got "
+            f"{transformers.__version__}; install it, or set teacher.engine=vllm"
+        )

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import ModelConfig, VllmConfig
+from logitbank.models.devices import default_device, local_processes
 from logitbank.models.huggingface import lm_head_rows
-from logitbank.models.vllm import open_vllm, vllm_version
+from logitbank.models.vllm import open_vllm, require_vllm, vllm_version
 from logitbank.models.weights import weights_hash
 from logitbank.storage import TeacherRows
 from logitbank.storage.teacher_store.rows import concatenate
-from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.engines.carriers import CARRIERS, unpack
 
 PROCESSOR = "logitbank.teacher_cache.engines.vllm_processor:SignalProcessor"
@@ -33,7 +35,7 @@ class VllmTeacher:
     Args:
         model: which one.
         settings: of vLLM.
-        dtype: see `configs.models.load_causal_lm`.
+        dtype: see `models.huggingface.load_causal_lm`.
         tokenizer_size: rows at and above this are padding and never enter the top K.
         top_k: most ranks that will be asked for.
         batch_tokens: most tokens in one forward pass.
@@ -46,6 +48,7 @@ class VllmTeacher:
 
     reuses_prefixes = False  # it does, but finds them by itself
     batches_itself = True
+    spare_ranks = CARRIERS
 
     def __init__(
         self,
@@ -79,6 +82,53 @@ class VllmTeacher:
             logprobs_mode="processed_logits",
             max_logprobs=top_k + CARRIERS,
             enable_prefix_caching=prefix_reuse,
+        )
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """See `TeacherOpener.check`."""
+        teacher = config.teacher
+        if teacher.device_map is not None:
+            raise ConfigError(
+                f"teacher.device_map: only teacher.engine=hf spreads layers (got {teacher.device_map}); "
+                "with vllm set vllm.tensor_parallel"
+            )
+        if teacher.signal != "topk":
+            raise ConfigError(
+                f"teacher.signal: vllm returns the largest logits alone; expected topk, got {teacher.signal}; "
+                "set teacher.engine=hf to draw"
+            )
+        for key, asked in (("load_in_4bit", teacher.load_in_4bit), ("load_in_8bit", teacher.load_in_8bit)):
+            if asked:
+                raise ConfigError(
+                    f"teacher.{key}: only teacher.engine=hf quantises while it loads; "
+                    "give vllm a quantised checkpoint as teacher.model"
+                )
+
+    @staticmethod
+    def require(config: Config, environment: Mapping[str, str]) -> None:
+        """See `TeacherOpener.require`."""
+        require_vllm("teacher.engine")
+        if local_processes(environment) > 1 and default_device().type != "cpu":
+            raise ConfigError(
+                "teacher.engine: vllm takes all devices it sees, but several processes were launched on this machine; "
+                "start each with its own CUDA_VISIBLE_DEVICES and --worker I/N, "
+                "or launch one with vllm.tensor_parallel"
+            )
+
+    @classmethod
+    def open(cls, opening: Opening) -> VllmTeacher:
+        """See `TeacherOpener.open`."""
+        teacher = opening.config.teacher
+        return cls(
+            opening.model,
+            opening.config.vllm,
+            dtype=teacher.dtype,
+            tokenizer_size=opening.tokenizer_size,
+            top_k=teacher.top_k,
+            batch_tokens=teacher.batch_tokens,
+            max_tokens=opening.longest,
+            prefix_reuse=teacher.prefix_reuse,
         )
 
     def identity(self) -> Mapping[str, Any]:

@@ -20,8 +20,8 @@ import torch
 from logitbank.configs import Config, load_config
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.build import build
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.fill import fill
 from logitbank.teacher_cache.plan import make_plan
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
@@ -63,7 +63,7 @@ def measure(config: Config, view: str, rounds: int) -> None:
         clock.reset()
         started = now()
         with tempfile.TemporaryDirectory() as folder:
-            build(f"{folder}/store", config, plan, encoder, teacher, vocab_size=teacher.vocab_size)
+            fill(f"{folder}/store", config, plan, encoder, teacher)
         ended = now()
         print(
             f"{view}: {plan.answer_tokens:,} answer tokens, {ended - started:.1f} s, {ended - clock.first:.1f} from "

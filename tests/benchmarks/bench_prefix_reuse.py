@@ -20,11 +20,11 @@ import torch
 from logitbank.configs import load_config
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.build import Tally, score
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.plan import make_plan
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
+from logitbank.teacher_cache.scoring import Tally, score
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 

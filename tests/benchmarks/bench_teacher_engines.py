@@ -10,6 +10,7 @@ starting it, reading data and writing. Few-shot prompts are drawn per example an
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -18,12 +19,12 @@ import torch
 
 from logitbank.configs import load_config
 from logitbank.models.huggingface import load_tokenizer
+from logitbank.registry import TEACHER_ENGINES
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.build import Tally, score
-from logitbank.teacher_cache.build_command import _open_engine
-from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
+from logitbank.teacher_cache.scoring import Tally, score
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
@@ -53,8 +54,9 @@ def main() -> None:
         config = load_config([], [*proxy_settings(arguments.shared, arguments.examples), *kind])
         encoder = PromptEncoder(load_tokenizer(config.model))
         plans[selection] = make_plan(config, encoder, ("zeroshot", "fewshot"))
-    longest = max(plans.values(), key=lambda plan: plan.longest)
-    teacher = _open_engine(config, config.model, encoder, longest)
+    longest = max(plan.longest for plan in plans.values())
+    opening = Opening(config, config.model, len(encoder.tokenizer), longest, os.environ)
+    teacher = TEACHER_ENGINES[arguments.engine].open(opening)
     for selection, view in (("per_example", "zeroshot"), ("per_example", "fewshot"), ("fixed", "fewshot")):
         items = sequences(plans[selection], view, teacher.reuses_prefixes)
         score(items[:8], teacher, config.teacher.top_k, config.teacher.batch_tokens, Tally())

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from logitbank.configs import Config, load_config
+from logitbank.models.workers import Worker
 from logitbank.storage import ExampleRecord, TeacherRows
 from logitbank.storage.teacher_store.rows import concatenate
-from logitbank.teacher_cache.build import Tally, build
 from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.fill import fill as fill_store
 from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan
+from logitbank.teacher_cache.scoring import Tally
 
 TOKENS, ROWS, TOP_K, PREFIX = 60, 64, 20, 160
 ENCODER: Any = SimpleNamespace(tokenizer=range(TOKENS), tokenizer_hash="t" * 64, template_hash="c" * 64)
@@ -102,15 +104,13 @@ def fill(
     worker: int | None = None,
     workers: int | None = None,
 ) -> Tally:
-    return build(
+    return fill_store(
         str(path),
         config or configuration(),
         small_plan(),
         ENCODER,
         engine,
-        vocab_size=ROWS,
-        worker=worker,
-        workers=workers,
+        worker=None if worker is None or workers is None else Worker(worker, workers, "test"),
     )
 
 

@@ -23,8 +23,8 @@ from logitbank.tasks import TASKS, Example
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.build import build
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.fill import fill
 from logitbank.teacher_cache.plan import make_plan
 
 TOP_K = 20
@@ -84,7 +84,7 @@ def test_stored_signal_stands_at_the_answer_tokens(
     encoder = PromptEncoder(load_tokenizer(config.model))
     plan = make_plan(config, encoder, ("fewshot", "zeroshot"))
     engine = HFTeacher(config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu"))
-    build(str(tmp_path / "store"), config, plan, encoder, engine, vocab_size=engine.vocab_size)
+    fill(str(tmp_path / "store"), config, plan, encoder, engine)
 
     store = TeacherStore.open(str(tmp_path / "store"))
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()

@@ -16,6 +16,7 @@ from logitbank.storage import TeacherStore
 from logitbank.storage.objects.store import ObjectStore
 from logitbank.student_train import train_command
 from logitbank.teacher_cache import build_command
+from logitbank.teacher_cache.estimate import bytes_per_token
 from logitbank.teacher_cache.inspection import command as inspect_command
 
 
@@ -56,7 +57,16 @@ def test_processes_of_accelerate_launch_write_what_one_process_writes(
     store: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launcher, "--main_process_port", "0", "-m", "teacher_cache", "--store", str(tmp_path / "launched")]
+    command = [
+        *launcher,
+        "--main_process_port",
+        "0",
+        "-m",
+        "logitbank",
+        "build-teacher-cache",
+        "--store",
+        str(tmp_path / "launched"),
+    ]
     run = subprocess.run([*command, "--view", "zeroshot", *arguments], capture_output=True, text=True, check=True)
     assert "zeroshot complete" in run.stdout  # says the last one
     assert all(f"worker {i} of 2 (RANK and WORLD_SIZE)" in run.stdout + run.stderr for i in (0, 1))
@@ -283,4 +293,4 @@ def test_the_expected_size_is_what_was_measured() -> None:
     rows = re.findall(r"^\| (compact|exact|float16) \| (\d+) \| ([\d.]+) \|", page, re.MULTILINE)
     assert {int(top_k) for _, top_k, _ in rows} >= {16, 64, 256}
     for encoding, top_k, measured in rows:
-        assert build_command.bytes_per_token(encoding, int(top_k)) == pytest.approx(float(measured), rel=0.06)
+        assert bytes_per_token(encoding, int(top_k)) == pytest.approx(float(measured), rel=0.06)

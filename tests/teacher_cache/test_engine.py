@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitbank.configs.schema import ModelConfig
+from logitbank.models.batches import batches_by_length
 from logitbank.models.weights import weights_hash
-from logitbank.teacher_cache.engines.base import Sequenced, batches_by_length
+from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.signal import signal
 

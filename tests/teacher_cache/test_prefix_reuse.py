@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import ModelConfig
-from logitbank.teacher_cache.build import Tally, score
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
+from logitbank.teacher_cache.scoring import Tally, score
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from logitbank.configs import ConfigError
+from logitbank.errors import MemoryExhaustedError
 from logitbank.models.workers import find_worker
 from logitbank.storage import TeacherStore
 from logitbank.storage.teacher_store.verify import verify
-from logitbank.teacher_cache.build import Tally, score
 from logitbank.teacher_cache.engines.base import Sequenced
+from logitbank.teacher_cache.scoring import Tally, score
 from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_plan
 
 FORK = multiprocessing.get_context("fork")
@@ -137,7 +138,9 @@ def seen_by(batches: list[list[int]]):  # type: ignore[no-untyped-def]
 
 
 def test_a_sequence_that_does_not_fit_alone_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"teacher.batch_tokens: a sequence of up to \d+ tokens does not fit"):
+    with pytest.raises(
+        MemoryExhaustedError, match=r"teacher.batch_tokens: a sequence of up to \d+ tokens does not fit"
+    ):
         fill(tmp_path, FakeTeacher(memory=5))
 
 

@@ -15,11 +15,12 @@ import pytest
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.configs.schema import ModelConfig, VllmConfig
 from logitbank.models.huggingface import load_tokenizer
+from logitbank.models.workers import Worker
 from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.build import build
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.vllm import VllmTeacher
+from logitbank.teacher_cache.fill import fill
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 
 VIEWS = ("zeroshot", "fewshot")  # the first also gives the pilot
@@ -46,8 +47,8 @@ class Teacher:
     def fill(
         self, path: Path, plan: TeacherPlan, config: Config, worker: int | None = None, workers: int | None = None
     ) -> Path:
-        rows = self.engine.vocab_size
-        build(str(path), config, plan, self.encoder, self.engine, vocab_size=rows, worker=worker, workers=workers)
+        share = None if worker is None or workers is None else Worker(worker, workers, "test")
+        fill(str(path), config, plan, self.encoder, self.engine, worker=share)
         return path
 
 

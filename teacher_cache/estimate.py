@@ -1,0 +1,122 @@
+"""What a build would cost, counted before any model is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from logitbank.configs import Config
+from logitbank.teacher_cache.plan import Cell, TeacherPlan
+
+# Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
+# 256, everything counted (docs/benchmarks.md).
+BYTES_PER_TOKEN = {"compact": (17.0, 1.0), "float16": (10.0, 2.57), "exact": (12.0, 4.3)}
+BYTES_PER_DRAW = 0.45  # likewise; more where draws are few
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """One task in one language.
+
+    Attributes:
+        task: its name.
+        language: ISO 639-1 code.
+        examples: that the store will hold.
+        answer_tokens: of these examples, end of turn included.
+        too_long: examples left out because the query alone does not fit.
+        tokens: view -> prompt and answer tokens that the teacher reads.
+        demonstrations_dropped: view -> demonstrations that had to go for length.
+    """
+
+    task: str
+    language: str
+    examples: int
+    answer_tokens: int
+    too_long: int
+    tokens: Mapping[str, int]
+    demonstrations_dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole build.
+
+    Attributes:
+        cells: in the order of task and language.
+        views: those that would be filled.
+        top_k: stored ranks.
+        draws: per answer token; 0 without.
+        encoding: of the store.
+        bytes_per_token: expected, per answer token and view.
+    """
+
+    cells: tuple[CellEstimate, ...]
+    views: tuple[str, ...]
+    top_k: int
+    draws: int
+    encoding: str
+    bytes_per_token: float
+
+    @property
+    def examples(self) -> int:
+        """Examples of all cells."""
+        return sum(cell.examples for cell in self.cells)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Answer tokens of all cells, counted once."""
+        return sum(cell.answer_tokens for cell in self.cells)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the teacher reads, over all views."""
+        return sum(sum(cell.tokens.values()) for cell in self.cells)
+
+    @property
+    def bytes(self) -> float:
+        """Expected size of the store."""
+        return self.answer_tokens * len(self.views) * self.bytes_per_token
+
+
+def estimate(config: Config, plan: TeacherPlan) -> Estimate:
+    """Count what a plan asks of the teacher, and what of it would be stored."""
+    cells = [(record.task, record.language) for record in plan.examples]
+    examples = Counter(cells)
+    answers: Counter[Cell] = Counter()
+    tokens = {view: Counter[Cell]() for view in plan.views}
+    for position, (cell, record) in enumerate(zip(cells, plan.examples, strict=True)):
+        answers[cell] += len(record.answer_ids)
+        for view, view_plan in plan.views.items():
+            tokens[view][cell] += len(view_plan.prompts[position]) + len(record.answer_ids) - 1
+    ranks, draws = stored_ranks(config), 0 if config.teacher.signal == "topk" else config.teacher.draws
+    return Estimate(
+        cells=tuple(
+            CellEstimate(
+                task=cell[0],
+                language=cell[1],
+                examples=examples[cell],
+                answer_tokens=answers[cell],
+                too_long=plan.too_long[cell],
+                tokens={view: counted[cell] for view, counted in tokens.items()},
+                demonstrations_dropped={view: plan.views[view].dropped[cell] for view in plan.views},
+            )
+            for cell in sorted(examples | plan.too_long)
+        ),
+        views=tuple(plan.views),
+        top_k=ranks,
+        draws=draws,
+        encoding=config.store.encoding,
+        bytes_per_token=bytes_per_token(config.store.encoding, ranks, draws),
+    )
+
+
+def stored_ranks(config: Config) -> int:
+    """K: draws from all tokens need no ranks, but the first choice is kept for all that is reported of it."""
+    return 1 if config.teacher.signal == "sampled" else config.teacher.top_k
+
+
+def bytes_per_token(encoding: str, top_k: int, draws: int = 0) -> float:
+    """Expected bytes of one answer token under one view."""
+    fixed, per_rank = BYTES_PER_TOKEN[encoding]
+    return fixed + per_rank * top_k + BYTES_PER_DRAW * draws
