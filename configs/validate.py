@@ -151,16 +151,17 @@ def _check_distillation(config: Config) -> None:
             raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")
     if distillation.schedule == "warmup_then_sft" and distillation.schedule_steps is None:
         raise ConfigError("distillation.schedule_steps: expected the steps to distil for (warmup_then_sft), got none")
-    if distillation.loss == "mse" and distillation.temperature != 1:
-        raise ConfigError(
-            f"distillation.temperature: mse compares raw logits and has none; expected 1, got "
-            f"{distillation.temperature}; choose another distillation.loss"
-        )
-    if distillation.loss != "mse" and distillation.normalize_logits != "none":
-        raise ConfigError(
-            f"distillation.normalize_logits: only mse has it; expected none with {distillation.loss}, "
-            f"got {distillation.normalize_logits}"
-        )
+    for key, plain, takes in (
+        ("temperature", 1, "takes_temperature"),
+        ("normalize_logits", "none", "takes_normalize_logits"),
+    ):
+        value = getattr(distillation, key)
+        if value != plain and not getattr(LOSSES[distillation.loss], takes):
+            able = ", ".join(name for name, loss in LOSSES.items() if getattr(loss, takes))
+            raise ConfigError(
+                f"distillation.{key}: {distillation.loss} does not use it; expected {plain}, got {value}; "
+                f"losses that use it: {able}"
+            )
     if not distillation.ema_decay < 1:
         raise ConfigError(f"distillation.ema_decay: expected less than 1, got {distillation.ema_decay}")
     two_gradients = {"gradient_conflict", "meta"} & set(parts)

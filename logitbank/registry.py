@@ -93,14 +93,15 @@ TEACHER_ENGINES: Registry[Any] = Registry(
         "vllm": "logitbank.teacher_cache.engines.vllm:VllmTeacher",
     },
 )
+# -> a class derived from `student_train.losses.base.Loss`
 LOSSES: Registry[Any] = Registry(
     "distillation.loss",
     {
-        "mse": "logitbank.student_train.losses.divergences:mse",
-        "forward_kl": "logitbank.student_train.losses.divergences:forward_kl",
-        "reverse_kl": "logitbank.student_train.losses.divergences:reverse_kl",
-        "jsd": "logitbank.student_train.losses.divergences:jsd",
-        "tvd": "logitbank.student_train.losses.divergences:tvd",
+        "mse": "logitbank.student_train.losses.mse:Mse",
+        "forward_kl": "logitbank.student_train.losses.forward_kl:ForwardKl",
+        "reverse_kl": "logitbank.student_train.losses.reverse_kl:ReverseKl",
+        "jsd": "logitbank.student_train.losses.jsd:Jsd",
+        "tvd": "logitbank.student_train.losses.tvd:Tvd",
     },
 )
 STRATEGIES: Registry[Any] = Registry(

@@ -9,6 +9,7 @@ import numpy as np
 
 from logitbank.configs import Config, ConfigError
 from logitbank.models.huggingface import lm_head_rows
+from logitbank.registry import LOSSES
 from logitbank.storage import StoreError, TeacherStore
 from logitbank.student_train.checkpoints import FINAL, list_checkpoints
 from logitbank.tasks.prompts import PromptEncoder
@@ -76,16 +77,18 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, toke
 
 
 def _check_signal(store: TeacherStore, config: Config) -> None:
-    """Refuse what draws cannot tell: they estimate the forward KL, and nothing else without bias."""
+    """Refuse what draws cannot tell without bias."""
     info, distillation = store.info, config.distillation
     if info.signal == "topk":
         return
-    if distillation.loss != "forward_kl":
+    from_draws = LOSSES[distillation.loss].from_draws
+    if from_draws is None:
+        able = ", ".join(name for name, loss in LOSSES.items() if loss.from_draws is not None)
         raise ConfigError(
-            f"distillation.loss: the store at {store.url} holds draws (teacher.signal={info.signal}), from which only "
-            f"the forward KL can be estimated; expected forward_kl, got {distillation.loss}"
+            f"distillation.loss: the store at {store.url} holds draws (teacher.signal={info.signal}), from which "
+            f"{distillation.loss} cannot be estimated; expected {able}, got {distillation.loss}"
         )
-    if distillation.temperature != 1:
+    if distillation.temperature != 1 and not from_draws.takes_temperature:
         raise ConfigError(
             f"distillation.temperature: the draws in the store at {store.url} were made at 1; expected 1, got "
             f"{distillation.temperature:g}"

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from logitbank.storage import StoreInfo
-from logitbank.student_train.losses.step_loss import TeacherLogits
+from logitbank.student_train.losses.base import TeacherLogits
 
 SHARDS_PER_WINDOW = 8
 BYTES_PER_RANK = 8  # of a store's widest encoding in memory

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitbank.student_train.losses.step_loss import StudentLogits, answer_logits, read_logits
+from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
+from logitbank.student_train.losses.base import StudentLogits
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class StudentModule(nn.Module):
         self.model = model
         self.chunk_tokens = chunk_tokens
         self.transform = find_head(_causal_lm(model))
+        # an adapter's dropout may be in any other class; a plain head has nothing to draw
+        self.head_draws = type(_causal_lm(model).get_output_embeddings()) is not nn.Linear
         if self.transform is None:
             logger.info(
                 "student: %s computes its logits in its own way; answer logits are not chunked",
@@ -55,6 +58,7 @@ class StudentModule(nn.Module):
         gold_T: torch.Tensor,
         top_ids_TK: torch.Tensor,
         with_argmax: bool = False,
+        with_rest: bool = False,
     ) -> StudentLogits:
         """Logits of the student where it predicts answer tokens.
 
@@ -65,6 +69,7 @@ class StudentModule(nn.Module):
             gold_T: the answer tokens.
             top_ids_TK: the teacher's ids; K may be 0.
             with_argmax: also return the id of the largest logit.
+            with_rest: also return the logsumexp of all rows but the teacher's ids.
         """
         lm = _causal_lm(self.model)
         if self.transform is not None:
@@ -78,11 +83,11 @@ class StudentModule(nn.Module):
                 top_ids_TK,
                 chunk_tokens=self.chunk_tokens,
                 with_argmax=with_argmax,
+                with_rest=with_rest,
+                head_draws=self.head_draws,
             )
         logits_TV = self._own_logits(lm, input_ids_BL, attention_mask_BL, answer_index_T)
-        logsumexp_T, picked_TM = read_logits(logits_TV, torch.cat([gold_T[:, None], top_ids_TK], dim=1))
-        argmax_T = logits_TV.argmax(dim=-1) if with_argmax else gold_T.new_empty(0)
-        return StudentLogits(logsumexp_T, picked_TM[:, 0], picked_TM[:, 1:], argmax_T)
+        return read_logits(logits_TV, gold_T, top_ids_TK, with_argmax=with_argmax, with_rest=with_rest)
 
     @staticmethod
     def _own_logits(

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from logitbank.configs.schema import ConfigError, TrainingConfig
 from logitbank.storage import TeacherStore
 from logitbank.student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches
-from logitbank.student_train.losses.divergences import kd_term
+from logitbank.student_train.losses.base import make_loss
 from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.records import Run
 from logitbank.student_train.strategies import gradients
@@ -50,7 +50,7 @@ class Stepper:
         self._student = student
         self._optimizer = optimizer
         self._config = run.config
-        self._kd_term = kd_term(run.config.distillation, store.info.vocab_size, store.info.signal)
+        self._kd_term = make_loss(run.config.distillation, store.info.vocab_size, store.info.signal)
         self._tasks = len(order.tasks)
         self._weights: LambdaWeights | None = None
         parts: frozenset[str] = frozenset()
@@ -112,7 +112,9 @@ class Stepper:
             self._weights.load_state_dict(state)
 
     def _forward(self, batch: Batch, lambda_T: torch.Tensor, *, diagnose: bool = False) -> StepLoss:
-        logits = gradients.run_student(self._student, batch, with_argmax=diagnose)
+        logits = gradients.run_student(
+            self._student, batch, with_argmax=diagnose, with_rest=batch.teacher is not None and self._kd_term.reads_rest
+        )
         return step_loss(logits, batch.teacher, kd_term=self._kd_term, lambda_T=lambda_T, step_tokens=batch.step_tokens)
 
     def _lambdas(self, step: int, batches: Sequence[Batch]) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from logitbank.configs.schema import ConfigError
 from logitbank.student_train.data import Batch
-from logitbank.student_train.losses.divergences import teacher_tail_mass
+from logitbank.student_train.losses.outcomes import teacher_log_tail
 from logitbank.student_train.losses.step_loss import StepLoss
 from logitbank.student_train.trackers import Trackers
 
@@ -84,7 +84,7 @@ class TrainingLog:
             terms[TEACHER_CE] = batch.teacher.cross_entropy_T
             if len(loss.argmax_T):
                 terms[DIAGNOSED] = zeros_T + 1
-                terms[TAIL_MASS] = teacher_tail_mass(batch.teacher)
+                terms[TAIL_MASS] = teacher_log_tail(batch.teacher).exp()
                 terms[AGREE] = (loss.argmax_T == batch.top_ids_TK[:, 0]).float()
         terms_TS = torch.stack([term.double() for term in terms], dim=1)
         self._sums.index_add_(0, batch.task_T, terms_TS)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from logitbank.configs.schema import ConfigError
 from logitbank.student_train.data import Batch
+from logitbank.student_train.losses.base import StudentLogits
 from logitbank.student_train.losses.step_loss import StepLoss, cross_entropy
 from logitbank.student_train.sharding import is_sharded
 
@@ -156,16 +157,18 @@ def reduced_means(
     return total[0].item(), total[1].item()
 
 
-def run_student(student: Any, batch: Batch, *, with_argmax: bool = False) -> Any:
+def run_student(student: Any, batch: Batch, *, with_argmax: bool = False, with_rest: bool = False) -> StudentLogits:
     """The student's logits at the answer positions of a batch."""
-    return student(
+    logits: StudentLogits = student(
         batch.input_ids_BL,
         batch.attention_mask_BL,
         batch.answer_index_T,
         batch.gold_T,
         batch.top_ids_TK,
         with_argmax=with_argmax,
+        with_rest=with_rest,
     )
+    return logits
 
 
 def cosine_between(left: Gradients, right: Gradients) -> float:

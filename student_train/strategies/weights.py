@@ -19,7 +19,7 @@ import torch
 
 from logitbank.configs.schema import DistillationConfig
 from logitbank.student_train.data import Batch
-from logitbank.student_train.losses.step_loss import TeacherLogits
+from logitbank.student_train.losses.base import TeacherLogits
 
 
 class LambdaWeights:

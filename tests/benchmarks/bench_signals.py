@@ -26,8 +26,8 @@ from logitbank.storage import StoreSpec, TeacherRows, Vocabulary, open_builder
 from logitbank.storage.objects.store import ObjectStore
 from logitbank.storage.teacher_store.rows import concatenate
 from logitbank.student_train.data import sample_weights
-from logitbank.student_train.losses.divergences import kd_term
-from logitbank.student_train.losses.step_loss import StudentLogits, TeacherLogits, read_logits
+from logitbank.student_train.losses.answer_logits import read_logits
+from logitbank.student_train.losses.base import TeacherLogits, make_loss
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
@@ -99,15 +99,14 @@ def dense_loss(student_TV: torch.Tensor, teacher_TV: torch.Tensor) -> torch.Tens
 def signal_loss(kind: Kind, rows: TeacherRows, student_TV: torch.Tensor) -> torch.Tensor:
     """The same from what is stored, with the loss that training uses."""
     ids_TC = torch.from_numpy(np.concatenate([rows.token_ids, rows.sample_ids], axis=1).astype(np.int64))
-    logsumexp_T, picked_TC = read_logits(student_TV, ids_TC)
-    student = StudentLogits(logsumexp_T, picked_TC[:, 0], picked_TC, ids_TC[:, 0])
+    student = read_logits(student_TV, ids_TC[:, 0], ids_TC, with_rest=kind.signal == "topk")
     if not kind.tail:  # the K probabilities alone, made to add up to 1
         target_TK = torch.from_numpy(rows.logits).softmax(-1)
-        return -(target_TK * (picked_TC - logsumexp_T[:, None])).sum()
+        return -(target_TK * (student.top_TK - student.logsumexp_T[:, None])).sum()
     weight_TC = torch.from_numpy(sample_weights(rows, kind.signal)).float() if kind.draws else None
     arrays = (rows.logits, rows.logsumexp, rows.entropy, rows.gold_logit, rows.gold_rank, rows.log_tail)
     teacher = TeacherLogits(*map(torch.from_numpy, arrays), weight_TC=weight_TC)
-    return kd_term(FORWARD_KL, student_TV.shape[1], kind.signal)(student, teacher).sum()
+    return make_loss(FORWARD_KL, student_TV.shape[1], kind.signal)(student, teacher).sum()
 
 
 def angles(prompts: Prompts, teacher: Any, student: Any) -> tuple[float, dict[Kind, float], dict[Kind, float]]:

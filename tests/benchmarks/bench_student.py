@@ -26,9 +26,10 @@ import torch
 import transformers
 
 from logitbank.configs import Config, load_config
+from logitbank.configs.schema import DistillationConfig
 from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
-from logitbank.student_train.losses.divergences import mse
+from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.module import StudentModule
 from logitbank.student_train.strategies.gradients import run_student
@@ -82,6 +83,7 @@ class Bench:
             weights_T = torch.full(batch.gold_T.shape, 0.5, device=self.device)
             logits = run_student(self.student, batch)
             tokens = len(batch.gold_T)
+            mse = Mse(DistillationConfig(), vocab_size=0)
             loss = step_loss(logits, batch.teacher, kd_term=mse, lambda_T=weights_T, step_tokens=tokens).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitbank.configs.schema import DistillationConfig
-from logitbank.student_train.losses.divergences import DIVERGENCES, kd_term, tail_mass, teacher_tail_mass
-from logitbank.student_train.losses.step_loss import StudentLogits, TeacherLogits
+from logitbank.registry import LOSSES
+from logitbank.student_train.losses.answer_logits import read_logits
+from logitbank.student_train.losses.base import StudentLogits, TeacherLogits, make_loss
+from logitbank.student_train.losses.outcomes import teacher_log_tail
 
 V = 50
+DIVERGENCES = [name for name, loss in LOSSES.items() if loss.takes_temperature]
 
 
 def random_logits(seed: int, scale: float, tokens: int = 4) -> np.ndarray:
@@ -28,7 +31,7 @@ def sides(student: np.ndarray, teacher: np.ndarray, k: int) -> tuple[StudentLogi
     values, ids = theirs.sort(dim=1, descending=True)
     zeros = torch.zeros(len(theirs))
     return (
-        StudentLogits(ours.logsumexp(1), ours[:, 0], ours.gather(1, ids[:, :k]), torch.empty(0)),
+        read_logits(ours, ids[:, 0], ids[:, :k], with_rest=True),
         TeacherLogits(values[:, :k], theirs.logsumexp(1), zeros, values[:, 0], zeros.long()),
     )
 
@@ -66,7 +69,7 @@ def dense(name: str, student: np.ndarray, teacher: np.ndarray, k: int, temperatu
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences_are_the_dense_formulas(name: str, k: int, temperature: float) -> None:
     student, teacher = random_logits(1, 1.5), random_logits(2, 1.5)
-    term = kd_term(DistillationConfig(loss=name, temperature=temperature), V)
+    term = make_loss(DistillationConfig(loss=name, temperature=temperature), V)
     got = term(*sides(student, teacher, k))
     assert got.tolist() == pytest.approx(dense(name, student, teacher, k, temperature), rel=1e-9)
 
@@ -74,7 +77,7 @@ def test_divergences_are_the_dense_formulas(name: str, k: int, temperature: floa
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_with_the_whole_vocabulary_temperature_is_that_of_the_logits(temperature: float) -> None:
     student, teacher = random_logits(1, 2.0), random_logits(2, 2.0)
-    term = kd_term(DistillationConfig(loss="forward_kl", temperature=temperature), V)
+    term = make_loss(DistillationConfig(loss="forward_kl", temperature=temperature), V)
     p, q = (torch.tensor(x / temperature).log_softmax(1) for x in (teacher, student))
     expected = temperature**2 * (p.exp() * (p - q)).sum(1)
     torch.testing.assert_close(term(*sides(student, teacher, V)), expected)
@@ -91,7 +94,7 @@ def test_with_the_whole_vocabulary_temperature_is_that_of_the_logits(temperature
 def test_never_negative_and_zero_where_both_agree(
     seed: int, scale: float, k: int, name: str, dtype: torch.dtype
 ) -> None:
-    term = kd_term(DistillationConfig(loss=name), V)
+    term = make_loss(DistillationConfig(loss=name), V)
     for student, same in ((random_logits(seed + 1, scale), False), (random_logits(seed, scale), True)):
         ours, theirs = sides(student, random_logits(seed, scale), k)
         ours = StudentLogits(*(tensor.to(dtype) for tensor in ours))
@@ -110,12 +113,12 @@ def test_never_negative_and_zero_where_both_agree(
 def test_gradients_are_finite_and_point_downhill(name: str) -> None:
     teacher = random_logits(2, 2.0)
     student = random_logits(1, 2.0)
-    term = kd_term(DistillationConfig(loss=name), V)
+    term = make_loss(DistillationConfig(loss=name), V)
     ids = torch.tensor(teacher).sort(dim=1, descending=True).indices[:, :8]
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         _, theirs = sides(student, teacher, 8)
-        return term(StudentLogits(logits.logsumexp(1), logits[:, 0], logits.gather(1, ids), ids), theirs)
+        return term(read_logits(logits, ids[:, 0], ids, with_rest=True), theirs)
 
     assert torch.autograd.gradcheck(loss, (torch.tensor(student, requires_grad=True),))
 
@@ -128,19 +131,19 @@ def test_a_teacher_that_rules_tokens_out() -> None:
     theirs = dataclasses.replace(theirs, logits_TK=logits_TK)
     for name in [*DIVERGENCES, "mse"]:
         for normalize in ["none", "center", "standardize"] if name == "mse" else ["none"]:
-            value = kd_term(DistillationConfig(loss=name, normalize_logits=normalize), V)(ours, theirs)
+            value = make_loss(DistillationConfig(loss=name, normalize_logits=normalize), V)(ours, theirs)
             assert value.isfinite().all()
             (gradient,) = torch.autograd.grad(value.sum(), ours.top_TK, retain_graph=True)
             assert gradient.isfinite().all()
     expected = ((ours.top_TK - theirs.logits_TK)[:, :5] ** 2).mean(dim=1)
-    torch.testing.assert_close(kd_term(DistillationConfig(), V)(ours, theirs), expected)
+    torch.testing.assert_close(make_loss(DistillationConfig(), V)(ours, theirs), expected)
 
 
 def test_normalized_mse_by_hand() -> None:
     student, teacher = random_logits(1, 2.0), random_logits(2, 2.0)
     ours, theirs = sides(student, teacher, 8)
     for normalize in ("center", "standardize"):
-        got = kd_term(DistillationConfig(normalize_logits=normalize), V)(ours, theirs)
+        got = make_loss(DistillationConfig(normalize_logits=normalize), V)(ours, theirs)
         for t in range(4):
             a, b = ours.top_TK[t].detach().numpy(), theirs.logits_TK[t].numpy()
             a, b = a - a.mean(), b - b.mean()
@@ -148,7 +151,7 @@ def test_normalized_mse_by_hand() -> None:
                 a, b = a / a.std(), b / b.std()
             assert got[t].item() == pytest.approx(float(((a - b) ** 2).mean()), rel=1e-5)
     shifted = sides(student + 7.0, teacher, 8)
-    centered = kd_term(DistillationConfig(normalize_logits="center"), V)
+    centered = make_loss(DistillationConfig(normalize_logits="center"), V)
     torch.testing.assert_close(centered(*shifted), centered(ours, theirs))
 
 
@@ -156,9 +159,7 @@ def test_tail_mass_is_what_the_top_k_leaves() -> None:
     teacher = random_logits(2, 1.0)
     _, theirs = sides(teacher, teacher, 8)
     probabilities = np.sort(np.exp(teacher) / np.exp(teacher).sum(1, keepdims=True), axis=1)
-    assert tail_mass(theirs.logits_TK, theirs.logsumexp_T).tolist() == pytest.approx(
-        probabilities[:, :-8].sum(1).tolist()
-    )
+    assert teacher_log_tail(theirs).exp().tolist() == pytest.approx(probabilities[:, :-8].sum(1).tolist())
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -173,7 +174,7 @@ def test_the_stored_tail_is_used_not_what_rounded_values_leave(name: str) -> Non
     rounding[:, 0] = 0
     rounded = dataclasses.replace(teacher, logits_TK=teacher.logits_TK + rounding)
     with_tail = dataclasses.replace(rounded, log_tail_T=torch.tensor(np.log(true_tail)))
-    term = kd_term(DistillationConfig(loss=name), V)
+    term = make_loss(DistillationConfig(loss=name), V)
     # Float64, token by token: the rounded probabilities and the true tail, normalised, against the true ones.
     outcomes = np.concatenate([p[:, :8] * np.exp(rounding.numpy()), true_tail[:, None]], axis=1)
     outcomes /= outcomes.sum(axis=1, keepdims=True)
@@ -194,5 +195,71 @@ def test_the_stored_tail_is_used_not_what_rounded_values_leave(name: str) -> Non
 def test_the_tail_that_a_loss_sees_is_the_stores() -> None:
     _, theirs = sides(random_logits(1, 1.0), random_logits(2, 1.0), 5)
     stored = dataclasses.replace(theirs, log_tail_T=torch.full((4,), 0.25).log())
-    assert teacher_tail_mass(stored).tolist() == pytest.approx([0.25] * 4)
-    assert teacher_tail_mass(theirs).tolist() == tail_mass(theirs.logits_TK, theirs.logsumexp_T).tolist()
+    assert teacher_log_tail(stored).exp().tolist() == pytest.approx([0.25] * 4)
+    mass = (theirs.logits_TK - theirs.logsumexp_T[:, None]).exp().sum(1)
+    assert teacher_log_tail(theirs).exp().tolist() == pytest.approx((1 - mass).tolist())
+
+
+def dense_float64(name: str, student: torch.Tensor, teacher: torch.Tensor, k: int, temperature: float) -> torch.Tensor:
+    """The divergence over the whole vocabulary by plain autograd, (T,): the rest is a logsumexp of its logits."""
+    ids = teacher.sort(dim=1, descending=True).indices[:, :k]
+    sides = []
+    for logits in (teacher, student):
+        kept = torch.ones_like(logits, dtype=torch.bool).scatter(1, ids, False)
+        rest = torch.stack([row[keep].logsumexp(0) for row, keep in zip(logits, kept, strict=True)])
+        outcomes = torch.cat([logits.gather(1, ids), rest[:, None]], dim=1) if k < V else logits.gather(1, ids)
+        sides.append((outcomes.log_softmax(1) / temperature).log_softmax(1))
+    p, q = sides
+    m = torch.logaddexp(p, q) - math.log(2)
+    kl = lambda a, b: (a.exp() * (a - b)).sum(1)  # noqa: E731
+    value = {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: (kl(p, m) + kl(q, m)) / 2,
+        "tvd": lambda: (p.exp() - q.exp()).abs().sum(1) / 2,
+    }[name]()
+    return value if name == "tvd" else value * temperature**2
+
+
+@pytest.mark.parametrize("scale", [3.0, 15.0, 30.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("k", [1, 8, V])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_an_overconfident_student_gets_its_true_loss_and_push(
+    name: str, k: int, temperature: float, scale: float
+) -> None:
+    """Students whose rest has a probability down to e⁻¹⁰⁰, in float32 and float64, against float64 autograd."""
+    student = torch.tensor(random_logits(1, scale, tokens=24), requires_grad=True)
+    teacher = torch.tensor(random_logits(2, 3.0, tokens=24))  # whose own probabilities stay above the floor
+    expected_T = dense_float64(name, student, teacher, k, temperature)
+    (expected,) = torch.autograd.grad(expected_T.sum(), student)
+    values, ids = teacher.sort(dim=1, descending=True)
+    rest_T = torch.stack([row[i[k:]].logsumexp(0) for row, i in zip(teacher, ids, strict=True)])
+    for dtype in (torch.float32, torch.float64):
+        logits = student.detach().to(dtype).requires_grad_()
+        theirs = TeacherLogits(
+            values[:, :k].to(dtype),
+            teacher.logsumexp(1).to(dtype),
+            *(torch.zeros(24) for _ in range(3)),
+            log_tail_T=(rest_T - teacher.logsumexp(1)).to(dtype),
+        )
+        term = make_loss(DistillationConfig(loss=name, temperature=temperature), V)
+        got_T = term(read_logits(logits, ids[:, 0], ids[:, :k], with_rest=True), theirs)
+        (got,) = torch.autograd.grad(got_T.sum(), logits)
+        # A logit of 100 is rounded by 100 · 2⁻²⁴, which a probability shows as a relative error; sums of V of them.
+        error = 16 * scale * 3 * torch.finfo(dtype).eps
+        torch.testing.assert_close(got_T.double(), expected_T, rtol=error, atol=error * temperature**2)
+        torch.testing.assert_close(got.double(), expected, rtol=error, atol=error * temperature**2 * scale)
+
+
+def test_a_student_that_rules_out_what_the_teacher_expects_is_pushed_back() -> None:
+    """By hand: the teacher gives the rest one half, the student e⁻⁴⁰; d KL / d rest = q − p."""
+    logits = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    theirs = TeacherLogits(torch.zeros(1, 1), torch.tensor([math.log(2)]), *(torch.zeros(1) for _ in range(3)))
+    ids = torch.tensor([[0]])
+    value_T = make_loss(DistillationConfig(loss="forward_kl"), 2)(
+        read_logits(logits, ids[:, 0], ids, with_rest=True), theirs
+    )
+    assert value_T.item() == pytest.approx(20 - math.log(2), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value_T.sum(), logits)
+    assert gradient.tolist() == [pytest.approx([0.5, -0.5], rel=1e-6)]

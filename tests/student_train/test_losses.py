@@ -13,13 +13,19 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logitbank.configs import Config
+from logitbank.configs.schema import DistillationConfig
 from logitbank.student_train.data import Batch, BatchPlan, MicroBatches
-from logitbank.student_train.losses.divergences import mse
-from logitbank.student_train.losses.step_loss import StepLoss, StudentLogits, answer_logits, read_logits, step_loss
+from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
+from logitbank.student_train.losses.base import Loss, StudentLogits
+from logitbank.student_train.losses.forward_kl import ForwardKl
+from logitbank.student_train.losses.mse import Mse
+from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.module import StudentModule
+from logitbank.student_train.strategies.gradients import run_student
 from logitbank.student_train.train import example_order
 
 LAMBDA = 0.7
+MSE, FORWARD_KL = Mse(DistillationConfig(), 104), ForwardKl(DistillationConfig(loss="forward_kl"), 104)
 
 
 def micro_batch(
@@ -39,10 +45,10 @@ def micro_batch(
     return batch, rows
 
 
-def student_loss(student: StudentModule, batch: Batch) -> StepLoss:
-    logits = student(batch.input_ids_BL, batch.attention_mask_BL, batch.answer_index_T, batch.gold_T, batch.top_ids_TK)
+def student_loss(student: StudentModule, batch: Batch, loss: Loss = MSE) -> StepLoss:
+    logits = run_student(student, batch, with_rest=loss.reads_rest)
     weights = torch.full(batch.gold_T.shape, LAMBDA)
-    return step_loss(logits, batch.teacher, kd_term=mse, lambda_T=weights, step_tokens=batch.step_tokens)
+    return step_loss(logits, batch.teacher, kd_term=loss, lambda_T=weights, step_tokens=batch.step_tokens)
 
 
 def load(path: Path) -> Any:
@@ -95,15 +101,16 @@ def test_loss_and_gradients_equal_those_of_a_live_teacher(
         assert difference < 1e-5, (name, difference)
 
 
+@pytest.mark.parametrize("loss", [MSE, FORWARD_KL], ids=["mse", "forward_kl"])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 100])
 def test_chunks_change_nothing(
-    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path, chunk_tokens: int
+    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path, chunk_tokens: int, loss: Loss
 ) -> None:
     batch, _ = micro_batch(small_store, configure(), size=6)
     gradients = []
     for tokens in (chunk_tokens, 10_000):
         student = StudentModule(perturbed(tiny_model), chunk_tokens=tokens)
-        student_loss(student, batch).total.backward()
+        student_loss(student, batch, loss).total.backward()
         gradients.append([p.grad for p in student.parameters()])
     for chunked, whole in zip(*gradients, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
@@ -126,8 +133,9 @@ class _Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("kind", [MSE, FORWARD_KL], ids=["mse", "forward_kl"])
 def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
-    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path
+    small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path, kind: Loss
 ) -> None:
     batch, _ = micro_batch(small_store, configure(), size=8)
     student = StudentModule(perturbed(tiny_model), chunk_tokens=4)
@@ -136,7 +144,7 @@ def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
         _Largest(104) as largest,
         torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t),
     ):
-        loss = student_loss(student, batch)
+        loss = student_loss(student, batch, kind)
         kept_forward = list(kept)
         loss.total.backward()
     assert len(batch.gold_T) > 3 * 4
@@ -147,22 +155,45 @@ def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
     assert logits_kept <= 4
 
 
-def test_read_logits_against_a_dense_float64_reference() -> None:
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_read_logits_against_a_dense_float64_reference(with_rest: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits_TV = (10 * torch.randn(5, 40, generator=generator, dtype=torch.float64)).requires_grad_()
-    ids_TM = torch.randint(0, 40, (5, 6), generator=generator)
-    ids_TM[:, 1] = ids_TM[:, 0]  # the gold token is usually one of the top K: both gradients must add up
-    assert torch.autograd.gradcheck(lambda logits: read_logits(logits, ids_TM), (logits_TV,))
-    logsumexp_T, picked_TM = read_logits(logits_TV, ids_TM)
+    top_ids_TK = torch.stack([torch.randperm(40, generator=generator)[:6] for _ in range(5)])
+    gold_T = top_ids_TK[:, 0].clone()  # the gold token is usually one of the top K: both gradients must add up
+    gold_T[3:] = torch.tensor([i for i in range(40) if i not in top_ids_TK[3:]])[:2]  # or none of them
+
+    def read(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = read_logits(logits, gold_T, top_ids_TK, with_rest=with_rest)
+        return found.logsumexp_T, found.gold_T, found.top_TK, *([found.rest_T] if with_rest else [])
+
+    assert torch.autograd.gradcheck(read, (logits_TV,))
+    logsumexp_T, gold_logit_T, top_TK, *rest = read(logits_TV)
     torch.testing.assert_close(logsumexp_T, logits_TV.exp().sum(-1).log())
-    torch.testing.assert_close(picked_TM, torch.stack([row[ids] for row, ids in zip(logits_TV, ids_TM, strict=True)]))
+    torch.testing.assert_close(gold_logit_T, torch.stack([row[i] for row, i in zip(logits_TV, gold_T, strict=True)]))
+    torch.testing.assert_close(top_TK, torch.stack([row[i] for row, i in zip(logits_TV, top_ids_TK, strict=True)]))
+    if with_rest:
+        others = [[i for i in range(40) if i not in ids] for ids in top_ids_TK.tolist()]
+        expected = torch.stack([row[i].exp().sum().log() for row, i in zip(logits_TV, others, strict=True)])
+        torch.testing.assert_close(rest[0], expected)
 
 
-def test_bfloat16_logits_are_reduced_in_float32() -> None:
+def test_without_other_rows_the_rest_is_impossible_and_has_no_gradient() -> None:
+    logits_TV = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    got = read_logits(logits_TV, torch.tensor([0, 1]), torch.arange(5).expand(2, 5), with_rest=True)
+    assert got.rest_T.tolist() == [-torch.inf] * 2
+    torch.testing.assert_close(got.logsumexp_T, logits_TV.logsumexp(1))
+    (gradient,) = torch.autograd.grad(got.logsumexp_T.sum(), logits_TV)
+    torch.testing.assert_close(gradient, logits_TV.softmax(1))
+
+
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_bfloat16_logits_are_reduced_in_float32(with_rest: bool) -> None:
     logits_TV = torch.full((1, 4096), 1.0, dtype=torch.bfloat16)
-    logsumexp_T, picked_TM = read_logits(logits_TV, torch.zeros(1, 1, dtype=torch.int64))
-    assert logsumexp_T.dtype == picked_TM.dtype == torch.float32
-    torch.testing.assert_close(logsumexp_T, torch.tensor([1 + torch.log(torch.tensor(4096.0))]))
+    ids = torch.zeros(1, dtype=torch.int64)
+    got = read_logits(logits_TV, ids, ids[:, None], with_rest=with_rest)
+    assert got.logsumexp_T.dtype == got.top_TK.dtype == torch.float32
+    torch.testing.assert_close(got.logsumexp_T, torch.tensor([1 + torch.log(torch.tensor(4096.0))]))
 
 
 def test_argmax_is_that_of_the_whole_vocabulary() -> None:

@@ -95,6 +95,32 @@ def test_probing_leaves_the_model_as_it_was() -> None:
     assert not model.lm_head._forward_hooks
 
 
+@pytest.mark.parametrize("target", ["q_proj", "lm_head"])
+def test_dropout_draws_the_same_masks_when_a_chunk_is_computed_again(target: str) -> None:
+    """Gradients along themselves against central differences of the loss, float64, the same masks every time."""
+    lora = peft.LoraConfig(target_modules=[target], lora_dropout=0.5, init_lora_weights=False)
+    model = peft.get_peft_model(tiny("llama").double(), lora).double().train()
+    student = StudentModule(model, chunk_tokens=3).train()
+    assert student.transform is not None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ids, index = torch.arange(2, 22)[None], torch.arange(5, 19)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)
+        got = student(ids, torch.ones_like(ids), index, ids[0, 6:20], torch.zeros(14, 0, dtype=torch.int64))
+        return (got.logsumexp_T - got.gold_T).sum()
+
+    gradients = torch.autograd.grad(loss(), trained)
+    norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+    ends = []
+    with torch.no_grad():
+        for step in (5e-3, -1e-2):
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter += step / norm * gradient
+            ends.append(loss().item())
+    assert (ends[0] - ends[1]) / 1e-2 == pytest.approx(norm, rel=1e-2)
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(target_modules=["q_proj"]))
     student = StudentModule(model, chunk_tokens=2)

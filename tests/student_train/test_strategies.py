@@ -17,13 +17,16 @@ from accelerate import Accelerator
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.configs.schema import DistillationConfig
 from logitbank.student_train.data import Batch, BatchPlan, MicroBatches
-from logitbank.student_train.losses.divergences import mse
-from logitbank.student_train.losses.step_loss import StepLoss, TeacherLogits, step_loss
+from logitbank.student_train.losses.base import TeacherLogits
+from logitbank.student_train.losses.mse import Mse
+from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.module import StudentModule
 from logitbank.student_train.records import Run
 from logitbank.student_train.strategies import gradients
 from logitbank.student_train.strategies.weights import LambdaWeights, entropy_factor, gate_factor, schedule_factor
 from logitbank.student_train.train import example_order, train
+
+MSE = Mse(DistillationConfig(), 104)
 
 
 def weights_of(distillation: DistillationConfig, tasks: tuple[str, ...] = ("nli", "pos")) -> LambdaWeights:
@@ -131,7 +134,7 @@ def setting(
 
         def forward(batch: Batch, lambda_T: torch.Tensor) -> StepLoss:
             logits = gradients.run_student(student, batch)
-            return step_loss(logits, batch.teacher, kd_term=mse, lambda_T=lambda_T, step_tokens=batch.step_tokens)
+            return step_loss(logits, batch.teacher, kd_term=MSE, lambda_T=lambda_T, step_tokens=batch.step_tokens)
 
         lambdas = [torch.full((len(b.gold_T),), 0.4) for b in batches]
         return SimpleNamespace(student=student, batches=batches, forward=forward, lambdas=lambdas)
@@ -248,7 +251,7 @@ def test_every_strategy_runs_by_configuration_alone(
         ("distillation.strategy=entropi", "did you mean entropy"),
         ("distillation.strategy=per_task*meta", "meta_init=per_task"),
         ("distillation.schedule=warmup_then_sft", "schedule_steps"),
-        ("distillation.temperature=2", "mse compares raw logits"),
+        ("distillation.temperature=2", "mse does not use it; expected 1, got 2.0; losses that use it: forward_kl"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
