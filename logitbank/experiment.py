@@ -85,9 +85,15 @@ class TrainingRecord:
         store_fingerprint: of the store.
         view_fingerprint: of the view; None without one.
         versions: package -> version.
+        template: hash of the chat template that made its prompts.
+        training_set: hash of the store's training examples.
+        teacher: hub id or path of the teacher; None without one.
+        top_k: ranks that the store holds; None without a teacher.
         step: optimizer step after which the weights were written.
         seconds: training time up to then; None before the end.
         finished_at: ISO 8601; None before the end.
+
+    What has a default is None in the records of earlier versions.
     """
 
     run: str
@@ -100,6 +106,10 @@ class TrainingRecord:
     store_fingerprint: str
     view_fingerprint: str | None
     versions: Mapping[str, str]
+    template: str | None = None
+    training_set: str | None = None
+    teacher: str | None = None
+    top_k: int | None = None
     step: int | None = None
     seconds: float | None = None
     finished_at: str | None = None

@@ -2,7 +2,7 @@
 
 The files that exist when a catalogue is opened are the files it reads; writers go on meanwhile. A torn
 file is reported and left out; a table without any file is an empty view with the right columns. Many
-small files are read through one copy of them (`storage.result_cache`).
+small files are read through one copy of them (`compaction`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from logitbank.errors import StoreError
 from logitbank.storage.results.compaction import cached, renew, signatures
-from logitbank.storage.results.migrations import select_rows, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
 from logitbank.storage.results.store_rows import EXAMPLES_SQL, TOKEN_SCHEMA, token_rows
+from logitbank.storage.results.versions import select_rows, sql_list
 from logitbank.storage.results.views import VIEWS
 
 MAGIC = b"PAR1"
@@ -66,7 +66,7 @@ class Catalogue:
             for directory in directories:
                 for version, found in self._readable_files(directory / table).items():
                     paths.setdefault(version, []).extend(found)
-            self.connection.execute(f"CREATE VIEW {table} AS {select_rows(table, paths) if paths else _no_rows(table)}")
+            self.connection.execute(f"CREATE VIEW {table} AS {select_rows(table, paths)}")
             readable += [str(path) for found in paths.values() for path in found]
         self.connection.register("cache_tokens", _cache_tokens(stores))
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
@@ -162,16 +162,3 @@ def footer_version(path: Path) -> int | None:
 def one_line(error: duckdb.Error) -> str:
     """DuckDB's message without the excerpt of the query that it draws below."""
     return " ".join(str(error).split("\nLINE ")[0].split())
-
-
-def _no_rows(table: str) -> str:
-    typed = ", ".join(f"CAST(NULL AS {_duckdb_type(field.type)}) AS {field.name}" for field in SCHEMAS[table])
-    return f"SELECT {typed} WHERE false"
-
-
-def _duckdb_type(kind: pa.DataType) -> str:
-    if pa.types.is_map(kind):
-        return f"MAP({_duckdb_type(kind.key_type)}, {_duckdb_type(kind.item_type)})"
-    if pa.types.is_timestamp(kind):
-        return "TIMESTAMPTZ"
-    return {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN"}[kind]

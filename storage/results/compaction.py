@@ -17,8 +17,8 @@ from pathlib import Path
 
 import duckdb
 
-from logitbank.storage.results.migrations import select_rows, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION
+from logitbank.storage.results.versions import select_rows, sql_list
 
 ENOUGH = 300  # files of one table that are worth a copy
 SHARE = 0.1  # a copy is renewed once so many of the files are not in it

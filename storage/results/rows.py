@@ -1,7 +1,7 @@
 """Result rows: immutable Parquet files, one directory per table, written by many jobs at once.
 
 `RESULTS/<table>/<name>.parquet`; nothing is ever appended to or rewritten, so that readers need no
-lock (`storage.catalogue` opens DuckDB views over the files). Metric values are fractions, losses nats.
+lock (`catalogue` opens DuckDB views over the files). Metric values are fractions, losses nats.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitbank.errors import StoreError
+from logitbank.errors import OutputError, StoreError
 
-SCHEMA_VERSION = 2  # a change needs a step in storage.migrations
+# A new version adds nullable columns and changes none: files of all versions are then read by column name, and
+# what an older one lacks is null.
+SCHEMA_VERSION = 3
 VERSION_KEY = "logitbank.results.v"  # footer key, version appended: found without decoding the footer
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]*")
 
@@ -50,9 +52,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             _required("example_id", pa.string()),
             _required("prompt_hash", pa.string()),  # of the prompt's token ids
             _required("demonstrations", pa.int64()),  # kept in the prompt
+            pa.field("demonstrations_wanted", pa.int64()),  # before any was dropped for length
             pa.field("prompt", pa.string()),  # all that the model read, as text
             _required("question", pa.string()),  # the user's turn, without demonstrations
             _required("output", pa.string()),  # raw model text
+            pa.field("cut_short", pa.bool_()),  # generation ended at its limit, not at an end of turn
             pa.field("parsed", pa.string()),  # JSON; null where nothing could be parsed
             _required("gold", pa.string()),  # JSON of the reference
             _required("score", pa.float64()),  # the primary metric on this example alone
@@ -66,6 +70,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             _required("value", pa.float64()),  # a fraction, not a percentage
             _required("is_primary", pa.bool_()),  # the metric that tables and averages use
             pa.field("examples", pa.int64()),  # null where a published number does not say
+            pa.field("demonstrations", pa.float64()),  # mean kept in a prompt
+            pa.field("demonstrations_wanted", pa.float64()),  # mean before any was dropped for length
+            pa.field("cut_short", pa.float64()),  # share of answers that ended at the limit of new tokens
+            pa.field("examples_hash", pa.string()),  # of questions and gold answers
+            pa.field("demonstrations_hash", pa.string()),  # of the demonstrations drawn for them
         ]
     ),
     "runs": pa.schema(
@@ -83,7 +92,15 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("variant", pa.string()),  # how it was distilled, to read: "λ=0.05", "entropy λ=0.5"
             pa.field("setup", pa.string()),  # hash of all else that decides a score, the seed aside
             pa.field("training_run", pa.string()),  # the training run that an evaluation's checkpoint is of
+            pa.field("max_steps", pa.int64()),  # length of the training run
             pa.field("store_fingerprint", pa.string()),
+            pa.field("view_fingerprint", pa.string()),
+            pa.field("teacher", pa.string()),  # hub id or path of the teacher
+            pa.field("top_k", pa.int64()),  # ranks that the store holds
+            pa.field("training_set", pa.string()),  # hash of the training examples
+            pa.field("weights", pa.string()),  # hash of all weights evaluated, base and adapter
+            pa.field("tokenizer", pa.string()),  # hash
+            pa.field("template", pa.string()),  # hash of the chat template
             pa.field("config", pa.string()),  # JSON, whole
             pa.field("config_hash", pa.string()),
             pa.field("versions", pa.string()),  # JSON: package -> version
@@ -122,19 +139,17 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
     Raises:
         StoreError: unknown table or column, a missing or wrongly typed value, a bad name, or a file of
             that name with other rows.
+        OutputError: a directory that cannot be created or written, a full disk.
     """
     content = to_table(table, rows)
-    if not NAME_PATTERN.fullmatch(name):
-        raise StoreError(f"name: expected letters, digits and ._=@+- only, got {name!r}")
-    directory = Path(results_dir) / table
+    path = file_of(results_dir, table, name)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"--results: cannot create {directory}: {error.strerror}; choose another place") from None
-    path = directory / f"{name}.parquet"
+        raise OutputError(f"--results: cannot create {path.parent}: {error.strerror}; choose another place") from None
     if path.exists():
         return _same_or_refuse(path, content)
-    temporary = directory / f".{name}.{uuid.uuid4().hex}.partial"
+    temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as file:
             pq.write_table(content, file, compression="zstd")
@@ -142,10 +157,44 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
             os.fsync(file.fileno())
         if not _move_without_overwriting(temporary, path):
             return _same_or_refuse(path, content)
+        _sync_directory(path.parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = error.strerror or error
+        raise OutputError(f"--results: cannot write {path}: {reason}; what is finished is kept") from None
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(directory)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def read_rows(results_dir: str | Path, table: str, name: str) -> list[dict[str, Any]] | None:
+    """The rows that `write_rows` wrote under a name, columns that an older version lacks being None.
+
+    Returns:
+        None where there is no such file.
+
+    Raises:
+        StoreError: unknown table, a bad name, or a torn file.
+    """
+    path = file_of(results_dir, table, name)
+    if not path.exists():
+        return None
+    try:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowException, OSError):
+        raise _torn(path) from None
+    return [{column: row.get(column) for column in SCHEMAS[table].names} for row in rows]
+
+
+def file_of(results_dir: str | Path, table: str, name: str) -> Path:
+    """Where the rows of that name lie, or would; StoreError for an unknown table or a bad name."""
+    if table not in SCHEMAS:
+        raise StoreError(f"table: expected one of {', '.join(SCHEMAS)}, got {table!r}")
+    if not NAME_PATTERN.fullmatch(name):
+        raise StoreError(f"name: expected letters, digits and ._=@+- only, got {name!r}")
+    return Path(results_dir) / table / f"{name}.parquet"
 
 
 def to_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -179,10 +228,14 @@ def _same_or_refuse(path: Path, content: pa.Table) -> Path:
     try:
         same = pq.ParquetFile(path).read().equals(content)
     except (pa.ArrowException, OSError):
-        raise StoreError(f"{path}: is torn; delete it and run the same command again") from None
+        raise _torn(path) from None
     if not same:
         raise StoreError(f"{path}: exists with other rows and result files are never rewritten; use a new name")
     return path
+
+
+def _torn(path: Path) -> StoreError:
+    return StoreError(f"{path}: is torn; delete it and run the same command again")
 
 
 def _move_without_overwriting(temporary: Path, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The SQL of every result table, as views over the rows; `storage.catalogue` creates them in this order.
+"""The SQL of every result table, as views over the rows; `catalogue` creates them in this order.
 
 Averages are named for what they are and never share a column:
 
@@ -6,119 +6,172 @@ Averages are named for what they are and never share a column:
 - `task_mean`: of `language_mean` over tasks, each task counting once;
 - `task_language_mean`: over all (task, language) cells, each cell counting once.
 
-A cell is the mean over seeds of the primary metric. `expected_*` counts what any row of the results
-has, so that an average over fewer says so. All values are fractions.
+A *series* is what one row or column of a table is about: `SERIES` names the columns that tell one from
+another. All rows of a series come from runs that differ in seed and step alone. A cell is the mean over
+seeds of the primary metric at one training step. `expected_*` counts what any row of the results has, so
+that an average over fewer says so. All values are fractions.
 """
 
 from __future__ import annotations
 
+from logitbank.experiment import CONDITIONS, GAPS
+
+# setup: all that is shared by what may be compared; variant and taught_by: how a student was distilled, and from what
+SERIES = "model, condition, setup, variant, taught_by"
+_OF_SERIES = (  # functions of the series, to name it by
+    "any_value(max_steps) AS max_steps, any_value(view) AS view, any_value(store_fingerprint) AS store_fingerprint, "
+    "any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy"
+)
+_AS_ASKED = (
+    "avg(demonstrations) AS demonstrations, avg(demonstrations_wanted) AS demonstrations_wanted, "
+    "avg(cut_short) AS cut_short"
+)
+_TRAINED = [condition for condition in CONDITIONS.values() if condition.trained]
+_BY_VIEW = "\n".join(f"WHEN coalesce(r.view, '') = '{each.view or ''}' THEN '{each.name}'" for each in _TRAINED)
+_TAUGHT = ", ".join(f"'{condition.name}'" for condition in _TRAINED if condition.view is not None)
+_GAPS = ", ".join(f"('{minuend}', '{subtrahend}')" for minuend, subtrahend in GAPS)
+
 VIEWS: dict[str, str] = {
-    # One row for each (model, condition, setup, variant, seed, step, cell, metric): where the same was
-    # evaluated more than once (another checkout of the code, another split), the newest run counts.
+    # One row for each evaluation or import. Rows of schema versions before 3 lack what their setup leaves out: the
+    # training run's own row says how long it was, and its store's fingerprint stands for the training set. Sweeps
+    # of those versions had condition names of their own (`sft`, `fewshot-fixed-lambda0.05`).
+    "evaluations": f"""
+        SELECT r.run, r.kind, r.model,
+               CASE WHEN r.training_run IS NULL THEN r.condition
+                    WHEN r.condition = 'sft' OR starts_with(r.condition,
+                         concat_ws('-', r.view, replace(r.strategy, '*', '+'))) AND r.view IS NOT NULL
+                    THEN CASE {_BY_VIEW} ELSE r.condition END
+                    ELSE r.condition END AS condition,
+               CASE WHEN r.training_run IS NULL OR r.training_set IS NOT NULL THEN coalesce(r.setup, '')
+                    ELSE concat_ws('/', r.setup, left(r.store_fingerprint, 6), t.step) END AS setup,
+               CASE WHEN r.view IS NULL AND r.training_run IS NOT NULL THEN '' ELSE coalesce(r.variant, '') END
+                    AS variant,
+               CASE WHEN r.view IS NULL OR coalesce(r.view_fingerprint, r.store_fingerprint) IS NULL THEN ''
+                    ELSE concat_ws(' ', regexp_extract(r.teacher, '[^/]+$'), r.view, 'K=' || r.top_k,
+                                   left(coalesce(r.view_fingerprint, r.store_fingerprint), 6)) END AS taught_by,
+               r.view, r.teacher, r.top_k, r.store_fingerprint, r.training_set, r.lambda_distill, r.strategy, r.seed,
+               r.step, coalesce(r.max_steps, t.step) AS max_steps, r.checkpoint, r.training_run, r.created_at
+        FROM runs AS r
+        LEFT JOIN (SELECT run, any_value(step) AS step FROM runs WHERE kind = 'training' GROUP BY run) AS t
+          ON t.run = r.training_run
+        WHERE r.kind <> 'training'
+    """,
+    # Where the same was evaluated more than once (a student trained again, data that changed), the newest run counts,
+    # alone. Published numbers may come cell by cell from several files.
     "scores": """
-        SELECT m.model, m.condition,
-               coalesce(r.setup, '') AS setup, coalesce(r.variant, '') AS variant, r.lambda_distill, r.strategy,
-               m.seed, m.step, m.split, m.method, m.task, m.language, m.metric, m.value, m.is_primary,
-               m.examples, m.run
-        FROM metrics AS m LEFT JOIN runs AS r USING (run)
-        QUALIFY row_number() OVER (
-            PARTITION BY m.model, m.condition, coalesce(r.setup, ''), coalesce(r.variant, ''), m.seed, m.step,
-                         m.method, m.task, m.language, m.metric
-            ORDER BY r.created_at DESC NULLS LAST, m.run DESC) = 1
+        SELECT m.model, coalesce(e.condition, m.condition) AS condition, coalesce(e.setup, '') AS setup,
+               coalesce(e.variant, '') AS variant, coalesce(e.taught_by, '') AS taught_by, e.view,
+               e.store_fingerprint, e.lambda_distill, e.strategy, e.max_steps, m.seed, m.step, m.split, m.method,
+               m.task, m.language, m.metric, m.value, m.is_primary, m.examples, m.demonstrations,
+               m.demonstrations_wanted, m.cut_short, m.examples_hash, e.created_at, m.run
+        FROM metrics AS m LEFT JOIN evaluations AS e USING (run)
+        QUALIFY m.run = first_value(m.run) OVER (
+            PARTITION BY m.model, coalesce(e.condition, m.condition), coalesce(e.setup, ''), coalesce(e.variant, ''),
+                         coalesce(e.taught_by, ''), m.seed, m.step, m.method,
+                         CASE WHEN m.method = 'imported' THEN concat_ws('/', m.task, m.language, m.metric) END
+            ORDER BY e.created_at DESC NULLS LAST, m.run DESC)
     """,
-    # Of several checkpoints of one training run, the last one evaluated on the cell.
-    "final_scores": """
+    # Of several steps the last one evaluated, for the whole series: where it is evaluated in part, it shows part.
+    # Of several data in one cell (the data set changed between two seeds), the newest.
+    "final_scores": f"""
         SELECT * FROM scores
-        QUALIFY row_number() OVER (
-            PARTITION BY model, condition, setup, variant, seed, method, task, language, metric
-            ORDER BY step DESC NULLS LAST) = 1
+        QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {SERIES}, method)
+            AND examples_hash IS NOT DISTINCT FROM first_value(examples_hash) OVER (
+                PARTITION BY {SERIES}, method, task, language ORDER BY created_at DESC NULLS LAST, run DESC)
     """,
-    "cells": """
-        SELECT model, condition, setup, variant, method, task, language, metric, is_primary,
-               any_value(lambda_distill) AS lambda_distill, avg(value) AS value,
-               count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation,
-               min(examples) AS examples
+    "cells": f"""
+        SELECT {SERIES}, step, method, task, language, metric, is_primary, {_OF_SERIES},
+               avg(value) AS value, count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation,
+               min(examples) AS examples, {_AS_ASKED}, any_value(examples_hash) AS examples_hash
         FROM final_scores
-        GROUP BY model, condition, setup, variant, method, task, language, metric, is_primary
+        GROUP BY {SERIES}, step, method, task, language, metric, is_primary
     """,
     "grid": """
         SELECT DISTINCT task, language FROM metrics WHERE is_primary
     """,
-    "task_averages": """
-        SELECT model, condition, setup, variant, method, task, metric, is_primary,
-               any_value(lambda_distill) AS lambda_distill,
+    "task_averages": f"""
+        SELECT {SERIES}, step, method, task, metric, is_primary, {_OF_SERIES},
                avg(value) AS language_mean, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = cells.task) AS expected_languages,
-               max(seeds) AS seeds
+               max(seeds) AS seeds, min(seeds) AS fewest_seeds, {_AS_ASKED}
         FROM cells
-        GROUP BY model, condition, setup, variant, method, task, metric, is_primary
+        GROUP BY {SERIES}, step, method, task, metric, is_primary
     """,
-    "averages": """
+    "averages": f"""
         WITH over_cells AS (
-            SELECT model, condition, setup, variant, method, any_value(lambda_distill) AS lambda_distill,
-                   avg(value) AS task_language_mean, count(*) AS cells
-            FROM cells WHERE is_primary GROUP BY model, condition, setup, variant, method),
+            SELECT {SERIES}, step, method, {_OF_SERIES}, avg(value) AS task_language_mean, count(*) AS cells
+            FROM cells WHERE is_primary GROUP BY {SERIES}, step, method),
         over_tasks AS (
-            SELECT model, condition, setup, variant, method, avg(language_mean) AS task_mean, count(*) AS tasks,
-                   max(seeds) AS seeds
-            FROM task_averages WHERE is_primary GROUP BY model, condition, setup, variant, method)
-        SELECT model, condition, setup, variant, method, lambda_distill, task_mean, tasks,
+            SELECT {SERIES}, method, avg(language_mean) AS task_mean, count(*) AS tasks,
+                   max(seeds) AS seeds, min(fewest_seeds) AS fewest_seeds
+            FROM task_averages WHERE is_primary GROUP BY {SERIES}, method)
+        SELECT {SERIES}, step, method, max_steps, view, store_fingerprint, lambda_distill, strategy, task_mean, tasks,
                (SELECT count(DISTINCT task) FROM grid) AS expected_tasks,
-               task_language_mean, cells, (SELECT count(*) FROM grid) AS expected_cells, seeds
-        FROM over_cells JOIN over_tasks USING (model, condition, setup, variant, method)
+               task_language_mean, cells, (SELECT count(*) FROM grid) AS expected_cells, seeds, fewest_seeds
+        FROM over_cells JOIN over_tasks USING ({SERIES}, method)
     """,
-    # Differences of two trained conditions of one model, cell by cell, all else but the distillation
-    # being the same (`setup`). Each distilled variant meets the control of its own variant.
-    "gaps": """
-        WITH pairs (minuend, subtrahend) AS (
-            VALUES ('distilled', 'finetuned'), ('control', 'finetuned'), ('distilled', 'control'))
+    # Differences of two trained conditions of one model, cell by cell, on the same examples, after the same training
+    # (`setup`) of the same length and at the same step. Two taught students are paired where store and variant are the
+    # same, so that the view alone differs.
+    "gaps": f"""
+        WITH pairs (minuend, subtrahend) AS (VALUES {_GAPS})
         SELECT a.model, a.setup, pairs.minuend || '-' || pairs.subtrahend AS gap, pairs.minuend, pairs.subtrahend,
-               a.variant, b.variant AS subtrahend_variant, a.method, a.task, a.language, a.metric, a.is_primary,
+               a.variant, b.variant AS subtrahend_variant, a.taught_by, b.taught_by AS subtrahend_taught_by,
+               a.step, a.max_steps, a.store_fingerprint, a.lambda_distill, a.strategy,
+               a.method, a.task, a.language, a.metric, a.is_primary,
                a.value - b.value AS difference, a.value, b.value AS subtrahend_value,
                least(a.seeds, b.seeds) AS seeds
         FROM pairs
         JOIN cells AS a ON a.condition = pairs.minuend
         JOIN cells AS b ON b.condition = pairs.subtrahend
         WHERE a.model = b.model AND a.setup = b.setup AND a.method = b.method AND a.task = b.task
-          AND a.language = b.language AND a.metric = b.metric
-          AND (a.variant = b.variant OR b.condition = 'finetuned')
+          AND a.language = b.language AND a.metric = b.metric AND a.step IS NOT DISTINCT FROM b.step
+          AND a.max_steps IS NOT DISTINCT FROM b.max_steps AND a.examples_hash IS NOT DISTINCT FROM b.examples_hash
+          AND (b.condition NOT IN ({_TAUGHT})
+               OR (a.variant = b.variant AND a.store_fingerprint IS NOT DISTINCT FROM b.store_fingerprint))
     """,
     "task_gaps": """
-        SELECT model, setup, gap, minuend, subtrahend, variant, method, task, metric, is_primary,
+        SELECT model, setup, gap, minuend, subtrahend, variant, subtrahend_variant, taught_by, subtrahend_taught_by,
+               step, max_steps, any_value(store_fingerprint) AS store_fingerprint, method, task, metric, is_primary,
+               any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy,
                avg(difference) AS difference, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = gaps.task) AS expected_languages,
                min(seeds) AS seeds
         FROM gaps
-        GROUP BY model, setup, gap, minuend, subtrahend, variant, method, task, metric, is_primary
+        GROUP BY model, setup, gap, minuend, subtrahend, variant, subtrahend_variant, taught_by, subtrahend_taught_by,
+                 step, max_steps, method, task, metric, is_primary
     """,
     # How much is lost on the way from English to the other languages.
-    "transfer_gaps": """
-        SELECT model, condition, setup, variant, task, metric,
+    "transfer_gaps": f"""
+        SELECT {SERIES}, step, any_value(max_steps) AS max_steps, task, metric,
                avg(value) FILTER (WHERE language = 'en') AS english,
                avg(value) FILTER (WHERE language <> 'en') AS other_languages,
                english - other_languages AS transfer_gap,
                count(*) FILTER (WHERE language <> 'en') AS languages
         FROM cells WHERE is_primary
-        GROUP BY model, condition, setup, variant, task, metric
+        GROUP BY {SERIES}, step, task, metric
     """,
     # Scores along training: one row for each task and step, over languages and seeds.
-    "checkpoint_curves": """
-        SELECT model, condition, setup, variant, task, metric, step, avg(value) AS language_mean,
+    "checkpoint_curves": f"""
+        SELECT {SERIES}, any_value(max_steps) AS max_steps, task, metric, step, avg(value) AS language_mean,
                count(DISTINCT language) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = scores.task) AS expected_languages,
                count(DISTINCT coalesce(seed, -1)) AS seeds
         FROM scores WHERE is_primary AND step IS NOT NULL
-        GROUP BY model, condition, setup, variant, task, metric, step
+        GROUP BY {SERIES}, task, metric, step
     """,
-    # Fixed λ only: under any other strategy λ is a starting point or an upper bound.
-    "lambda_sweep": """
-        SELECT t.model, t.condition, t.setup, t.variant, t.lambda_distill, t.task, t.metric, t.language_mean,
-               t.languages, t.expected_languages, t.language_mean - f.language_mean AS difference_to_finetuned
+    # Fixed λ only: under any other strategy λ is a starting point or an upper bound. The difference is over the
+    # `compared_languages` that both have.
+    "lambda_sweep": f"""
+        SELECT t.model, t.condition, t.setup, t.variant, t.taught_by, t.step, t.max_steps, t.lambda_distill,
+               t.task, t.metric, t.language_mean, t.languages, t.expected_languages, t.seeds,
+               g.difference AS difference_to_finetuned, g.languages AS compared_languages
         FROM task_averages AS t
-        LEFT JOIN task_averages AS f
-          ON f.model = t.model AND f.setup = t.setup AND f.task = t.task AND f.metric = t.metric
-         AND f.condition = 'finetuned'
-        WHERE t.is_primary AND t.condition IN ('distilled', 'control') AND t.lambda_distill IS NOT NULL
+        LEFT JOIN task_gaps AS g
+          ON g.gap = t.condition || '-finetuned' AND g.model = t.model AND g.setup = t.setup
+         AND g.variant = t.variant AND g.taught_by = t.taught_by AND g.method = t.method AND g.task = t.task
+         AND g.metric = t.metric
+        WHERE t.is_primary AND t.condition IN ({_TAUGHT}) AND t.lambda_distill IS NOT NULL
           AND regexp_matches(t.variant, '^λ=[0-9.e+-]+$')
     """,
     # The last logged value of every training run, by task and metric.

@@ -101,7 +101,10 @@ def add_run(
     day: int = 1,
     examples: int = 500,
 ) -> str:
-    """Write one evaluation's rows of `runs` and `metrics`; `cells` maps (task, language) to a fraction."""
+    """Write one evaluation's rows of `runs` and `metrics`; `cells` maps (task, language) to a fraction.
+
+    Called again with the same identity and other cells, it adds them to the run; another `day` makes another run.
+    """
     run = f"{condition}-{model}-{seed}-{step}-{variant or ''}-{setup}-{day}"
     run = run.replace("λ", "l").replace(" ", "_").replace("/", "_")
     identity = {"run": run, "model": model, "condition": condition, "seed": seed, "step": step}
@@ -122,5 +125,5 @@ def add_run(
         }
         for (task, language), value in cells.items()
     ]
-    write_rows(results, "metrics", rows, run)
+    write_rows(results, "metrics", rows, f"{run}@{'.'.join('-'.join(cell) for cell in cells)}")
     return run

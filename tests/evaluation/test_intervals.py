@@ -129,7 +129,7 @@ def test_cells_are_independent_of_one_another(tmp_path: Path) -> None:
     """The interval of a mean over two cells shrinks by √2, though both are drawn by the same counts."""
     right = correct(np.random.default_rng(2).random(300) < 0.5)
     for language in ("en", "hi"):
-        add_predictions(tmp_path, ("nli", language), right, day=1 + (language == "hi"))
+        add_predictions(tmp_path, ("nli", language), right)
     replicates = load_replicates(Catalogue([tmp_path]))
     keys = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
     one, both = replicates.cell(keys[0], "accuracy"), replicates.average(keys, "accuracy")
@@ -189,7 +189,7 @@ def test_published_gaps_carry_no_interval(tmp_path: Path) -> None:
 def test_a_cell_without_a_miss_or_a_hit_is_not_certain(right: bool, tmp_path: Path) -> None:
     """Jeffreys' interval of 50 out of 50; the bootstrap alone would say ±0."""
     add_predictions(tmp_path, ("nli", "en"), correct([right] * 50))
-    add_predictions(tmp_path, ("nli", "hi"), correct([right] * 50), day=2)
+    add_predictions(tmp_path, ("nli", "hi"), correct([right] * 50))
     replicates = load_replicates(Catalogue([tmp_path]))
     cells = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
     one, both = replicates.cell(cells[0], "accuracy"), replicates.average(cells, "accuracy")
@@ -222,11 +222,11 @@ def test_checkpoints_have_intervals_of_their_own(tmp_path: Path, capsys: Any) ->
 def test_transfer_gap_and_sweep_have_intervals(tmp_path: Path, capsys: Any) -> None:
     rng = np.random.default_rng(6)
     base = {language: rng.random(200) < 0.6 for language in ("en", "hi")}
-    for day, (language, outcome) in enumerate(base.items(), start=1):
-        add_predictions(tmp_path, ("nli", language), correct(outcome), condition="finetuned", day=day)
+    for language, outcome in base.items():
+        add_predictions(tmp_path, ("nli", language), correct(outcome), condition="finetuned")
         for value, better in ((0.05, 0.02), (0.5, 0.5)):
             changed = outcome | (rng.random(200) < better)
-            about = {"variant": f"λ={value:g}", "lambda_distill": value, "day": day}
+            about = {"variant": f"λ={value:g}", "lambda_distill": value}
             add_predictions(tmp_path, ("nli", language), correct(changed), condition="distilled", **about)
     run(tmp_path, "tables")
     text = capsys.readouterr().out

@@ -137,7 +137,9 @@ def test_the_report_is_written_whole(tmp_path: Path) -> None:
 def test_sql_formats_agree(tmp_path: Path, capsys: Any) -> None:
     values = _values(5)
     add_run(tmp_path, values)
-    query = "SELECT task, language, value, step FROM cells JOIN metrics USING (task, language, value) ORDER BY ALL"
+    query = (
+        "SELECT task, language, value, metrics.step FROM cells JOIN metrics USING (task, language, value) ORDER BY ALL"
+    )
     expected = sorted((task, language, value) for (task, language), value in values.items())
     run(tmp_path, "sql", query, "--format", "json")
     assert [(r["task"], r["language"], r["value"]) for r in json.loads(capsys.readouterr().out)] == expected

@@ -59,10 +59,9 @@ def results(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     right = rng.random(120) < 0.5
     for language in ("en", "hi"):
-        day = 1 + (language == "hi")
-        add_predictions(tmp_path, ("nli", language), correct(right), condition="finetuned", day=day)
+        add_predictions(tmp_path, ("nli", language), correct(right), condition="finetuned")
         better = right | (rng.random(120) < 0.6)
-        add_predictions(tmp_path, ("nli", language), correct(better), condition="distilled", day=day)
+        add_predictions(tmp_path, ("nli", language), correct(better), condition="distilled")
     return tmp_path
 
 
