@@ -88,14 +88,16 @@ PROXY := model.name=$(SHARED)/models/proxy-qwen3 data.mirror=$(SHARED)/hub
 bench: install
 	$(BIN)/build-teacher-cache --store $(BENCH_STORE) --view zeroshot $(PROXY) "tasks=[gsm8k,nli,pa,qa,ner,pos]" \
 		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
-	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE)
+	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE) --top-k 256 128 64 16
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_student --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_conflict --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/python -m tests.benchmarks.bench_conflict --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3 --lora
 	$(BIN)/python -m tests.benchmarks.bench_waiting --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_signals --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_build --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_prefix_reuse --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_padding --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_teacher_engines hf --shared $(SHARED)
 	[ ! -e $(VLLM_VENV)/.installed ] || $(VLLM_VENV)/bin/python -m tests.benchmarks.bench_teacher_engines vllm --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_scale

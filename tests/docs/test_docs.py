@@ -38,11 +38,6 @@ def test_every_configuration_key_is_documented_with_its_default() -> None:
         assert documented == ("must be given" if value == MISSING else f"`{_yaml(value)}`"), key
 
 
-def test_make_bench_runs_every_benchmark_as_a_module() -> None:
-    run = set(re.findall(r"-m tests\.benchmarks\.(bench_\w+)", (ROOT / "Makefile").read_text()))
-    assert run == {path.stem for path in (ROOT / "tests/benchmarks").glob("bench_*.py")}
-
-
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for file, anchor in links(page):
