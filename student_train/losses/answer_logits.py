@@ -40,7 +40,8 @@ def answer_logits(
         gold_T: the answer tokens.
         top_ids_TK: the teacher's ids; K may be 0.
         chunk_tokens: answer tokens whose logits may be alive at once.
-        with_argmax, with_rest: see `StudentLogits`; with the rest, no id may stand twice among a token's K.
+        with_argmax: see `StudentLogits`.
+        with_rest: see `StudentLogits`; no id may stand twice among a token's K.
         head_draws: whether the head may draw random numbers (dropout): a chunk computed again must draw the same.
     """
     starts = range(0, len(gold_T), chunk_tokens)

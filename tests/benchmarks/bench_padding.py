@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logitbank.configs import load_config
+from logitbank.models import batches
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.engines import base as batches
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from tests.benchmarks.proxy import SHARED, proxy_settings
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import re
 import shlex
 import tomllib
@@ -31,19 +32,22 @@ class Line:
     words: tuple[str, ...]
 
     @property
-    def command(self) -> str:
-        """The console script that it runs; empty where it runs something else."""
-        words = list(self.words)
-        if words[:2] == ["accelerate", "launch"]:
-            words = words[words.index("-m") + 1 :]
-        if words[:1] == ["logitbank"] and words[1:2] and words[1] in SCRIPTS:
-            return words[1]
-        return words[0] if words and words[0] in SCRIPTS else ""
+    def command(self) -> tuple[str, ...]:
+        """The command of ours that it runs, a console script or `logitbank` and what follows; () for any other."""
+        words = self._started
+        if words[:1] == ["logitbank"] and len(words) > 1:
+            return tuple(itertools.takewhile(re.compile(r"[a-z][a-z-]+").fullmatch, words))
+        return tuple(words[:1]) if words and words[0] in SCRIPTS else ()
 
     @property
     def arguments(self) -> list[str]:
         """What follows the command."""
-        return list(self.words[self.words.index(self.command) + 1 :])
+        return self._started[len(self.command) :]
+
+    @property
+    def _started(self) -> list[str]:
+        words = list(self.words)
+        return words[words.index("-m") + 1 :] if words[:2] == ["accelerate", "launch"] else words
 
 
 def name_of(page: Path) -> str:
@@ -86,17 +90,18 @@ def shown_commands() -> list[Line]:
 
 
 @functools.cache
-def help_of(command: str) -> str:
-    """What `--help` prints, that of its own commands included."""
-    text = _help(command)
-    choices = re.search(r"\{([a-z][a-z0-9,-]*)\}", text)
-    below = choices[1].split(",") if choices and re.search(r"\{[a-z0-9,-]+\}\s*\.\.\.", text) else []
-    return "\n".join([text, *(_help(command, sub) for sub in below)])
+def help_of(*command: str) -> str:
+    """What a command prints with `--help`, that of the commands below it included."""
+    text = _help(*command)
+    choices = re.search(r"\{([a-z0-9,-]+)\}\s*\.\.\.", text)
+    below = choices[1].split(",") if choices else []
+    return "\n".join([text, *(_help(*command, name) for name in below)])
 
 
-def _help(command: str, *arguments: str) -> str:
-    module, function = SCRIPTS[command].split(":")
+def _help(*command: str) -> str:
+    module, function = SCRIPTS[command[0]].split(":")
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-        getattr(importlib.import_module(module), function)([*arguments, "--help"])
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as ended:
+        getattr(importlib.import_module(module), function)([*command[1:], "--help"])
+    assert ended.value.code in (0, None), f"there is no command {' '.join(command)}"
     return output.getvalue()

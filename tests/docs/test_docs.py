@@ -48,15 +48,16 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("line", [line for line in shown_commands() if line.command], ids=lambda line: line.page)
 def test_commands_that_pages_show_take_those_options_and_keys(line: Line) -> None:
-    shown = help_of(line.command)
+    shown = help_of(*line.command)
+    command = " ".join(line.command)
     configs = False
     for word in line.arguments:
         option = re.match(r"\[*(--[a-z-]+)", word)
         key = re.match(r"([a-z_]+(?:\.[a-z_0-9]+)*)=", word)
         if option:
-            assert option[1] in shown, f"{line.page} shows {line.command} {option[1]}"
+            assert option[1] in shown, f"{line.page} shows {command} {option[1]}"
         elif key:
-            assert key[1] in config_keys(), f"{line.page} shows {line.command} {key[1]}=…"
+            assert key[1] in config_keys(), f"{line.page} shows {command} {key[1]}=…"
         elif configs and re.fullmatch(r"[a-z0-9.-]+", word):
             assert word in shipped_configs(), f"{line.page} shows --config {word}"
         configs = option[1] == "--config" if option else configs

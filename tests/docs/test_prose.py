@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import DOCS, TOP, help_of, name_of, without_code
+from tests.docs.pages import DOCS, TOP, name_of, without_code
 
 INSTEAD = {
     r"goes on (from|where|with)": "resumes, continues",
