@@ -24,6 +24,7 @@ from logitbank.evaluation.identity import Identity, identify
 from logitbank.models.workers import Worker
 from logitbank.storage.results.rows import write_rows
 from logitbank.tasks import TASKS, Example, Task
+from logitbank.tasks.common import metrics_of
 from logitbank.tasks.data import cells, demonstration_pool, get_source, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
@@ -121,7 +122,7 @@ def predict_cell(
     max_new_tokens = _max_new_tokens(config, task)
     with tqdm(desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()) as bar:
         outputs = _answers(engine, task, [prompt for _, prompt in asked], max_new_tokens, config, bar)
-    options = get_source(task.name, config.data.sources.get(task.name)).score_options
+    protocol = get_source(task.name, config.data.sources.get(task.name)).protocol
     shared = {
         **identity.columns,
         "task": task.name,
@@ -129,10 +130,11 @@ def predict_cell(
         "split": config.evaluation.split,
         "method": config.evaluation.method,
     }
-    return [
-        {**shared, **_prediction(task, example, prompt, output, options), "prompt": engine.tokenizer.decode(prompt.ids)}
-        for (example, prompt), output in zip(asked, outputs, strict=True)
-    ]
+    rows = []
+    for (example, prompt), output in zip(asked, outputs, strict=True):
+        own = _prediction(task, example, prompt, output, protocol)
+        rows.append({**shared, **own, "prompt": engine.tokenizer.decode(prompt.ids)})
+    return rows
 
 
 def metric_rows(predictions: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, Any]]:
@@ -142,9 +144,8 @@ def metric_rows(predictions: Sequence[Mapping[str, Any]], task: Task) -> list[di
         for name in ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
     }
     statistics = [dict(row["statistics"]) for row in predictions]
-    means = {name: float(np.mean([row[name] for row in statistics])) for name in statistics[0]}
     by_likelihood = shared["method"] == "likelihood"
-    values = {name: float(value) for name, value in task.metrics(means).items()}
+    values = metrics_of(task, statistics)
     if by_likelihood:  # there is nothing to parse, and no average may mix the two ways
         values = {f"likelihood_{task.primary_metric}": values[task.primary_metric]}
     return [
@@ -172,27 +173,22 @@ def _tasks(config: Config) -> list[str]:
     """The tasks that can be scored by the method asked for; others are named, all of them an error."""
     if config.evaluation.method == "generate":
         return config.tasks
-    with_labels = [name for name in config.tasks if _labels(TASKS[name])]
+    with_labels = [name for name in config.tasks if TASKS[name].labels]
     if not with_labels:
         raise ConfigError(
             f"evaluation.method: likelihood compares the labels of a task, and {', '.join(config.tasks)} "
-            f"have none; tasks with labels are {', '.join(name for name, task in TASKS.items() if _labels(task))}"
+            f"have none; tasks with labels are {', '.join(name for name, task in TASKS.items() if task.labels)}"
         )
     if others := [name for name in config.tasks if name not in with_labels]:
         print(f"not scored by likelihood, these have no labels: {', '.join(others)}")
     return with_labels
 
 
-def _labels(task: Task) -> tuple[str, ...]:
-    """The answers of a task with a fixed few; empty for all other tasks."""
-    return tuple(getattr(task, "labels", ()))
-
-
 def _answers(
     engine: Engine, task: Task, prompts: Sequence[EncodedPrompt], max_new_tokens: int, config: Config, bar: Any
 ) -> list[str]:
     """The model's answer to each prompt: generated, or the label it finds likeliest, end of turn included."""
-    labels = _labels(task)
+    labels = task.labels
     if config.evaluation.method == "generate":
         bar.reset(len(prompts))
         return engine.generate([Request(prompt.ids, max_new_tokens) for prompt in prompts], progress=bar.update)
@@ -239,10 +235,10 @@ def _encode_prompts(job: Evaluation, engine: Engine, task: Task, examples: Seque
 
 
 def _prediction(
-    task: Task, example: Example, prompt: EncodedPrompt, output: str, options: Mapping[str, str]
+    task: Task, example: Example, prompt: EncodedPrompt, output: str, protocol: str | None
 ) -> dict[str, Any]:
     reference = task.reference(example)
-    statistics = task.statistics(output, reference, example.language, **options)
+    statistics = task.statistics(output, reference, example.language, protocol)
     parsed = task.parse(output)
     return {
         "example_id": example.example_id,

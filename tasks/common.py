@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,9 @@ class HubSource:
     config: str
     split: str
 
+    def __str__(self) -> str:
+        return f"data set {self.path}, configuration {self.config}, split {self.split}"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -63,45 +66,66 @@ class Source:
         train_languages: languages with a training split of their own.
         eval_languages: languages with validation and test data.
         eval_demonstrations: the split that demonstrations come from at evaluation time.
-        score_options: keyword arguments for `Task.score` and `Task.statistics` on this data
-            (`{"protocol": "squad"}`).
+        protocol: name of the benchmark whose rules score this data, where the task knows several; None for
+            the task's own.
     """
 
     hub: Callable[[str, str], HubSource]
     train_languages: tuple[str, ...]
     eval_languages: tuple[str, ...]
     eval_demonstrations: str = "validation"
-    score_options: Mapping[str, str] = field(default_factory=dict)
+    protocol: str | None = None
 
 
 class Task(Protocol):
-    """One task, one file. `tasks.TASKS` maps names to instances; adding one is a file and a line."""
+    """One task, one file. `tasks.TASKS` maps names to instances; adding one is a file and a line.
+
+    Attributes:
+        name: key of `tasks.TASKS`.
+        system_prompt: opens every prompt.
+        languages: ISO 639-1 codes in which it exists.
+        sources: the first is the default; `data.sources` in the configuration picks another.
+        num_demonstrations: default of `fewshot.num_demonstrations`.
+        max_new_tokens: default of `evaluation.max_new_tokens`.
+        primary_metric: the metric that averages are formed of, a key of what `metrics` gives.
+        labels: all answers that there are, which `evaluation.method=likelihood` compares; empty where answers
+            are free.
+    """
 
     name: str
     system_prompt: str
     languages: tuple[str, ...]
-    sources: Mapping[str, Source]  # the first is the default; `data.sources` in the config picks another
+    sources: Mapping[str, Source]
     num_demonstrations: int
     max_new_tokens: int
     primary_metric: str
+    labels: tuple[str, ...]
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """Turn one row of the hub data set into an example; None where the row cannot be one.
 
-        Class labels arrive as their names where the data set declares them, else as integers.
+        Class labels arrive as their names where the data set declares them, else as integers. A row that
+        lacks a value which is asked for never gets past that point: `load_examples` leaves it out.
         """
 
     def user_message(self, example: Example) -> str:
         """The user's turn: the question without its answer."""
 
     def reference(self, example: Example) -> Any:
-        """What `score` compares with: label, gold answers, tags or solution text."""
+        """What `statistics` compares with: label, gold answers, tags or solution text."""
 
     def parse(self, output: str) -> Any | None:
         """The answer read from a raw model text, or None where there is none to be read."""
 
-    def statistics(self, output: str, reference: Any, language: str) -> dict[str, float]:
-        """Per-example numbers, `parse_failure` (0 or 1) among them, whose means give every metric."""
+    def statistics(self, output: str, reference: Any, language: str, protocol: str | None = None) -> dict[str, float]:
+        """Per-example numbers, `parse_failure` (0 or 1) among them, whose means give every metric.
+
+        Args:
+            output: raw model text.
+            reference: see `reference`.
+            language: ISO 639-1 code.
+            protocol: of the source that the example comes from.
+        """
 
     def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics (fractions) from the means of the statistics over examples.
@@ -109,30 +133,20 @@ class Task(Protocol):
         Works on floats and, elementwise, on arrays of means, so that a bootstrap is one call.
         """
 
-    def score(self, outputs: Sequence[str], references: Sequence[Any], language: str) -> dict[str, float]:
-        """Metrics as fractions over raw model texts; pure."""
 
+def metrics_of(task: Task, statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics (fractions) over examples.
 
-def score_by_statistics(
-    task: Task, outputs: Sequence[str], references: Sequence[Any], language: str, **options: Any
-) -> dict[str, float]:
-    """`Task.score` for every task whose metrics are functions of mean per-example statistics.
+    Args:
+        task: whose.
+        statistics: what `Task.statistics` gave for each.
 
     Raises:
-        TaskError: nothing to score, or not one reference for each output.
+        TaskError: there is no example.
     """
-    if len(outputs) != len(references):
-        raise TaskError(
-            f"{task.name}: expected one reference for each output, got {len(outputs)} outputs and "
-            f"{len(references)} references"
-        )
-    if not outputs:
+    if not statistics:
         raise TaskError(f"{task.name}: expected at least one output to score, got none")
-    rows = [
-        task.statistics(output, reference, language, **options)
-        for output, reference in zip(outputs, references, strict=True)
-    ]
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    means = {key: float(np.mean([row[key] for row in statistics])) for key in statistics[0]}
     return {name: float(value) for name, value in task.metrics(means).items()}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,21 +112,21 @@ def load_examples(
     order = range(len(rows)) if limit is None else _random_order(len(rows), f"{seed}/{cell}")
     labels = _label_names(rows)
     examples: list[Example] = []
-    unusable = 0
+    unusable: list[int] = []
     for index in order:
         if limit is not None and len(examples) >= limit:
             break
-        try:
-            example = TASKS[task].to_example(_with_label_names(rows[index], labels), language, f"{cell}/{index}")
-        except KeyError as error:
-            raise TaskError(f"{cell}: expected a column {error}, got {', '.join(rows.column_names)}") from None
+        row = _Row(_with_label_names(rows[index], labels))
+        example = _to_example(get_task(task), row, language, f"{cell}/{index}", f"{hub}, row {index}")
         if example is None:
-            unusable += 1
+            unusable.append(index)
         else:
             examples.append(example)
+    if not examples and unusable:
+        raise TaskError(f"{hub}: none of its {len(rows):,} rows has the text, label or answer that {task} needs")
     if unusable and cell not in _reported:
         _reported.add(cell)
-        logger.info("%s: skipped %d rows without text, label or answer", cell, unusable)
+        logger.info("%s: skipped %s without text, label or answer: %s", cell, _count_rows(unusable), hub)
     return examples
 
 
@@ -205,6 +206,61 @@ def demonstration_pool(
     return load_examples(task, split, pool_language, source=source, mirror=mirror, limit=MAX_POOL)
 
 
+class _NoColumn(KeyError):
+    """A task asked for a column that the data set has not."""
+
+
+class _NoValue(KeyError):
+    """A task asked for a value that the row has not."""
+
+
+class _Row(Mapping[str, Any]):
+    """A row that tells a missing column from a missing value; `get` gives its default for both."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self._values:
+            raise _NoColumn(column)
+        if _lacks_value(self._values[column]):
+            raise _NoValue(column)
+        return self._values[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _lacks_value(value: Any) -> bool:
+    """Whether it is None, or a list or mapping that holds None."""
+    if isinstance(value, Mapping):
+        return any(map(_lacks_value, value.values()))
+    return value is None or (isinstance(value, list) and any(map(_lacks_value, value)))
+
+
+def _to_example(task: Task, row: _Row, language: str, example_id: str, place: str) -> Example | None:
+    """The example of a row, None where it lacks something; `place` names the row in errors."""
+    try:
+        return task.to_example(row, language, example_id)
+    except _NoValue:
+        return None
+    except _NoColumn as error:
+        raise TaskError(f"{place}: expected a column {error}, got {', '.join(row)}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TaskError(
+            f"{place}: {task.name} cannot read it: {type(error).__name__}: {error}; compare the columns with the task"
+        ) from error
+
+
+def _count_rows(indices: Sequence[int]) -> str:
+    """`1 row (17)`, `5 rows (3, 17, 20 …)`."""
+    first = ", ".join(map(str, sorted(indices)[:3])) + (" …" if len(indices) > 3 else "")
+    return f"{len(indices):,} row{'s' if len(indices) > 1 else ''} ({first})"
+
+
 def _shares(available: Sequence[int], total: int) -> list[int]:
     """Split `total` as evenly as the available counts allow; what one lacks goes to the others."""
     shares = [0] * len(available)
@@ -225,7 +281,7 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     """The rows of a hub split, memory-mapped.
 
     Raises:
-        TaskError: no such data set, configuration or split, or the hub is out of reach.
+        TaskError: no such data set, configuration or split, one without rows, or the hub is out of reach.
     """
     import datasets  # slow to import, and only needed here
 
@@ -240,18 +296,30 @@ def _open(source: HubSource, mirror: str | None) -> Any:
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mirror-{_state(folder)}")
     shown = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    named = str(dataclasses.replace(source, path=path))
     try:
-        return datasets.load_dataset(path, source.config, split=source.split, cache_dir=cache)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        rows = datasets.load_dataset(path, source.config, split=source.split, cache_dir=cache)
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        if empty := [] if mirror is None else _empty_files(Path(path)):
+            raise TaskError(f"{named}: {', '.join(empty)} has no rows; fill it, or delete it") from error
         cause = error.__cause__ or error  # datasets wraps what went wrong in "an error occurred"
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if "corresponds to no data" in reason:
+            raise TaskError(f"{named}: has no rows") from error
         hint = "" if mirror is not None else "; without the hub, set data.mirror to a directory of local clones"
-        raise TaskError(
-            f"data set {path}, configuration {source.config}, split {source.split}: cannot be opened: {reason}{hint}"
-        ) from error
+        raise TaskError(f"{named}: cannot be opened: {reason}{hint}") from error
     finally:
         if not shown:
             datasets.enable_progress_bars()
+    if not len(rows):
+        raise TaskError(f"{named}: has no rows")
+    return rows
+
+
+def _empty_files(folder: Path) -> list[str]:
+    """Files of a local clone without a single byte, names from there."""
+    visible = [path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.parts)]
+    return sorted(str(path.relative_to(folder)) for path in visible if path.is_file() and path.stat().st_size == 0)
 
 
 def _state(folder: Path) -> str:

@@ -7,17 +7,19 @@ is never trained on. Demonstrations come from the rest of the training split, at
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from logitbank.tasks.common import Example, HubSource, Source, score_by_statistics
+from logitbank.tasks.common import Example, HubSource, Source
 from logitbank.tasks.scoring.labels import accuracy_metrics
 
 _SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
 _MINUS = "-\N{MINUS SIGN}"
 # A sign counts only where it is no operator: `12-5` ends in 5, `= -5` in minus 5.
 _NUMBER = re.compile(rf"(?:(?<![\w)])([{_MINUS}]))?(?:\$([{_MINUS}])?)?(\d[\d,]*(?:\.\d+)?|\.\d+)")
+
+_MARKED = re.compile(r"####\s*([\d,]+)")
 
 
 def _hub(split: str, language: str) -> HubSource:
@@ -36,6 +38,7 @@ class GSM8K:
     num_demonstrations = 8
     max_new_tokens = 400
     primary_metric = "accuracy"
+    labels: tuple[str, ...] = ()
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """A row without question or whose solution has no final number is none."""
@@ -56,19 +59,31 @@ class GSM8K:
         """The final number."""
         return final_number(output)
 
-    def statistics(self, output: str, reference: str, language: str) -> dict[str, float]:
-        """`correct` and `parse_failure`."""
+    def statistics(self, output: str, reference: str, language: str, protocol: str | None = None) -> dict[str, float]:
+        """`correct`, `strictly_correct` and `parse_failure`.
+
+        Final numbers are compared as numbers, so `1,000`, `$1000` and `1000.0` are one. Strictly correct is
+        what ends in `####` and the very digits of the gold solution, the number that papers report.
+        """
         number = final_number(output)
         correct = number is not None and number == final_number(reference)
-        return {"correct": float(correct), "parse_failure": float(number is None)}
+        digits = marked_digits(output)
+        return {
+            "correct": float(correct),
+            "strictly_correct": float(digits is not None and digits == marked_digits(reference)),
+            "parse_failure": float(number is None),
+        }
 
     def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """`accuracy` and `parse_failure`."""
-        return accuracy_metrics(means)
+        """`accuracy`, `parse_failure` and, where it was counted, `strict_accuracy`; older results lack it."""
+        strict = {"strict_accuracy": means["strictly_correct"]} if "strictly_correct" in means else {}
+        return {**accuracy_metrics(means), **strict}
 
-    def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
-        """`accuracy`: the final numbers are equal as numbers, so `1,000`, `$1000` and `1000.0` are one."""
-        return score_by_statistics(self, outputs, references, language)
+
+def marked_digits(text: str) -> str | None:
+    """The digits behind the first `####` that any follow, commas left out; None without them."""
+    found = _MARKED.search(text)
+    return found.group(1).replace(",", "") or None if found else None
 
 
 def final_number(text: str) -> Decimal | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
-from logitbank.tasks.scoring.labels import accuracy_metrics, label_statistics, parse_label
+from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name
+from logitbank.tasks.scoring.labels import LabelAnswers
 
 LABELS = ("entailment", "neutral", "contradiction")  # in the order of the hub's class labels
 
@@ -21,7 +21,7 @@ def _train_on_xnli(split: str, language: str) -> HubSource:
     return HubSource("facebook/xnli", language, split)
 
 
-class NLI:
+class NLI(LabelAnswers):
     """Three-way natural language inference, scored by accuracy."""
 
     name = "nli"
@@ -33,40 +33,19 @@ class NLI:
     }
     num_demonstrations = 5
     max_new_tokens = 5
-    primary_metric = "accuracy"
-    labels = LABELS  # what `evaluation.method=likelihood` compares
+    labels = LABELS
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """A row without label (-1) or without text is none."""
         label = class_name(row["label"], LABELS)
         fields = {"premise": row["premise"], "hypothesis": row["hypothesis"]}
-        if label is None or not all(text and text.strip() for text in fields.values()):
+        if label is None or not all(text.strip() for text in fields.values()):
             return None
         return Example(example_id, self.name, language, fields, answer=label)
 
     def user_message(self, example: Example) -> str:
         """Premise and hypothesis, a line each."""
         return f"Premise: {example.fields['premise']}\nHypothesis: {example.fields['hypothesis']}"
-
-    def reference(self, example: Example) -> str:
-        """The label."""
-        return example.answer
-
-    def parse(self, output: str) -> str | None:
-        """The first label word."""
-        return parse_label(output, LABELS)
-
-    def statistics(self, output: str, reference: str, language: str) -> dict[str, float]:
-        """`correct` and `parse_failure`."""
-        return label_statistics(output, reference, LABELS)
-
-    def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """`accuracy` and `parse_failure`."""
-        return accuracy_metrics(means)
-
-    def score(self, outputs: Sequence[str], references: Sequence[str], language: str) -> dict[str, float]:
-        """`accuracy` over all outputs, those that cannot be read included as wrong."""
-        return score_by_statistics(self, outputs, references, language)
 
 
 TASK = NLI()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from logitbank.tasks.common import LANGUAGES, Example, HubSource, Source, class_name, score_by_statistics
+from logitbank.tasks.common import LANGUAGES, HubSource, Source, class_name
 from logitbank.tasks.scoring.labels import accuracy_metrics
-from logitbank.tasks.scoring.tags import fit_length, parse_tags, ratio
+from logitbank.tasks.scoring.tags import TagAnswers, fit_length, parse_tags, ratio
 
 TAGS = ("NOUN", "VERB", "ADJ", "ADV", "PRON", "DET", "ADP", "NUM", "CONJ", "PART", "PUNCT", "X")
 # The hub's class labels, in its order.
@@ -39,7 +39,7 @@ def study_tag(tag: Any) -> str | None:
     return None if name is None else _UPOS_TO_TAG.get(name, name)
 
 
-class POS:
+class POS(TagAnswers):
     """Part-of-speech tagging: one tag for each token, scored by token accuracy."""
 
     name = "pos"
@@ -49,31 +49,23 @@ class POS:
     num_demonstrations = 5
     max_new_tokens = 150
     primary_metric = "accuracy"
+    tag_column = "pos_tags"
 
-    def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
-        """A row without tokens, or with a token that has no tag or is blank, is none."""
-        tokens = tuple(row["tokens"])
-        tags = [study_tag(tag) for tag in row["pos_tags"]]
-        known = [tag for tag in tags if tag is not None]
-        if not tokens or len(tokens) != len(known) or len(known) != len(tags):
-            return None
-        if not all(token.strip() for token in tokens):
-            return None
-        return Example(example_id, self.name, language, {"tokens": tokens}, answer=" ".join(known))
-
-    def user_message(self, example: Example) -> str:
-        """The tokens, separated by spaces."""
-        return f"Tokens: {' '.join(example.fields['tokens'])}"
-
-    def reference(self, example: Example) -> list[str]:
-        """One tag for each token."""
-        return example.answer.split()
+    def tag_of(self, value: Any) -> str | None:
+        """See `study_tag`."""
+        return study_tag(value)
 
     def parse(self, output: str) -> list[str] | None:
-        """Tags in order, whatever their case; a word that is no tag among them stays, and is wrong."""
-        return parse_tags(output, _KNOWN.__contains__)
+        """Tags in order, whatever their case, UD's own names folded as in the gold tags.
 
-    def statistics(self, output: str, reference: Sequence[str], language: str) -> dict[str, float]:
+        A word that is no tag among them stays, and is wrong.
+        """
+        words = parse_tags(output, _KNOWN.__contains__)
+        return None if words is None else [study_tag(word) or word for word in words]
+
+    def statistics(
+        self, output: str, reference: Sequence[str], language: str, protocol: str | None = None
+    ) -> dict[str, float]:
         """`correct` and `tokens`: counts; and `parse_failure`. A missing tag is wrong, surplus ignored."""
         tags = self.parse(output)
         fitted = fit_length(tags, len(reference), missing="")
@@ -86,10 +78,6 @@ class POS:
     def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
         """`accuracy` over tokens, and `parse_failure`."""
         return accuracy_metrics({**means, "correct": ratio(means["correct"], means["tokens"])})
-
-    def score(self, outputs: Sequence[str], references: Sequence[Sequence[str]], language: str) -> dict[str, float]:
-        """Token `accuracy` over all tokens of all sentences."""
-        return score_by_statistics(self, outputs, references, language)
 
 
 TASK = POS()

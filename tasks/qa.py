@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logitbank.tasks.common import Example, HubSource, Source, TaskError, score_by_statistics
+from logitbank.tasks.common import Example, HubSource, Source, TaskError
 
 MLQA_LANGUAGES = ("en", "hi", "es", "de", "zh")
 PROTOCOLS = ("mlqa", "squad")
@@ -69,12 +69,13 @@ class QA:
             _hub(_xquad_test),
             train_languages=("en",),
             eval_languages=MLQA_LANGUAGES,
-            score_options={"protocol": "squad"},
+            protocol="squad",
         ),
     }
     num_demonstrations = 3
     max_new_tokens = 60
     primary_metric = "f1"
+    labels: tuple[str, ...] = ()
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """A row whose gold answers are all empty is none; the first gold answer is the one taught."""
@@ -97,12 +98,16 @@ class QA:
         return output.strip() or None
 
     def statistics(
-        self, output: str, reference: Sequence[str], language: str, protocol: str = "mlqa"
+        self, output: str, reference: Sequence[str], language: str, protocol: str | None = None
     ) -> dict[str, float]:
         """`f1` and `exact_match`, each the best over the gold answers, and `parse_failure`.
 
         No gold answer at all counts as the empty one.
+
+        Raises:
+            TaskError: an unknown protocol, or a language that the MLQA evaluation does not define.
         """
+        protocol = protocol or PROTOCOLS[0]
         golds = [reference] if isinstance(reference, str) else list(reference) or [""]
         prediction = normalize_answer(output, language, protocol)
         normalized = [normalize_answer(gold, language, protocol) for gold in golds]
@@ -115,16 +120,6 @@ class QA:
     def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
         """`f1`, `exact_match` and `parse_failure`."""
         return {name: means[name] for name in ("f1", "exact_match", "parse_failure")}
-
-    def score(
-        self, outputs: Sequence[str], references: Sequence[Sequence[str]], language: str, protocol: str = "mlqa"
-    ) -> dict[str, float]:
-        """`f1` and `exact_match`; `protocol` is `mlqa` or `squad`, XQuAD being scored by `squad`.
-
-        Raises:
-            TaskError: an unknown protocol, or a language that the MLQA evaluation does not define.
-        """
-        return score_by_statistics(self, outputs, references, language, protocol=protocol)
 
 
 def normalize_answer(text: str, language: str, protocol: str) -> str:

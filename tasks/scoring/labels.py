@@ -7,6 +7,32 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from logitbank.tasks.common import Example
+
+
+class LabelAnswers:
+    """The part of a task whose answers are its `labels`, scored by accuracy; the task inherits from it."""
+
+    labels: tuple[str, ...]
+    primary_metric = "accuracy"
+
+    def reference(self, example: Example) -> str:
+        """The label."""
+        return example.answer
+
+    def parse(self, output: str) -> str | None:
+        """The first label word."""
+        return parse_label(output, self.labels)
+
+    def statistics(self, output: str, reference: str, language: str, protocol: str | None = None) -> dict[str, float]:
+        """`correct` and `parse_failure`, each 0 or 1; what cannot be read is wrong."""
+        label = self.parse(output)
+        return {"correct": float(label == reference), "parse_failure": float(label is None)}
+
+    def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """`accuracy` and `parse_failure`."""
+        return accuracy_metrics(means)
+
 
 def parse_label(output: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first in the text as a word of its own, whatever its case; None if none does.
@@ -18,12 +44,6 @@ def parse_label(output: str, labels: Sequence[str]) -> str | None:
     word = rf"(?<![^\W_])({'|'.join(map(re.escape, labels))})(?![^\W_])"
     found = re.search(word, text)
     return found.group(1) if found else None
-
-
-def label_statistics(output: str, reference: str, labels: Sequence[str]) -> dict[str, float]:
-    """`correct` and `parse_failure`, each 0 or 1; what cannot be read is wrong."""
-    label = parse_label(output, labels)
-    return {"correct": float(label == reference), "parse_failure": float(label is None)}
 
 
 def accuracy_metrics(means: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from logitbank.configs import load_config
 from logitbank.tasks import LANGUAGES, TASKS
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.prompts import PromptEncoder
+from tests.tasks.scores import score as score_outputs
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo_world.py"
 
@@ -62,8 +63,11 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(mirror: Path,
 @pytest.mark.parametrize(("task", "language"), cells(list(TASKS), list(LANGUAGES)).present)
 def test_every_cell_of_the_mirror_loads_through_the_tasks_own_code(task: str, language: str, mirror: Path) -> None:
     examples = load_examples(task, "test", language, mirror=str(mirror))
-    score = TASKS[task].score(
-        [example.answer for example in examples], [TASKS[task].reference(example) for example in examples], language
+    score = score_outputs(
+        TASKS[task],
+        [example.answer for example in examples],
+        [TASKS[task].reference(example) for example in examples],
+        language,
     )
     assert len(examples) == 30
     assert score[TASKS[task].primary_metric] == 1.0

@@ -14,6 +14,7 @@ from logitbank import registry, tasks
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
+from tests.tasks.scores import score as score_outputs
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-task.md"
 
@@ -61,7 +62,7 @@ def test_the_page_s_task_works(reviews: tasks.Task, mirror: str, make_tokenizer:
     assert prompt is not None
     assert prompt.demonstrations == 5
     assert encoder.tokenizer.decode(prompt.ids).endswith("Review: test text 0\n")
-    assert reviews.score(["Bad.", "good"], ["bad", "bad"], "en") == {"accuracy": 0.5, "parse_failure": 0.0}
+    assert score_outputs(reviews, ["Bad.", "good"], ["bad", "bad"], "en") == {"accuracy": 0.5, "parse_failure": 0.0}
 
 
 def test_the_page_s_line_is_the_one_in_the_package() -> None:
@@ -78,15 +79,50 @@ def test_unusable_rows_are_reported_once(
         load_examples("reviews", "train", "en", mirror=mirror)
         load_examples("reviews", "train", "en", mirror=mirror)
     assert [record.getMessage() for record in caplog.records] == [
-        "reviews/en/train: skipped 1 rows without text, label or answer"
+        "reviews/en/train: skipped 1 row (2) without text, label or answer: "
+        "data set my-org/reviews, configuration default, split train"
     ]
 
 
-def test_a_missing_column_is_one_line(reviews: tasks.Task, mirror: str) -> None:
+def _write(mirror: str, content: str) -> None:
     for split in ("train", "validation", "test"):
-        file = Path(mirror) / "my-org" / "reviews" / f"{split}.csv"
-        file.write_text("body,label\nx,1\n", encoding="utf-8")
-    with pytest.raises(tasks.TaskError, match="expected a column 'text', got body, label"):
+        (Path(mirror) / "my-org" / "reviews" / f"{split}.csv").write_text(content, encoding="utf-8")
+
+
+def test_a_missing_column_names_data_set_split_and_row(reviews: tasks.Task, mirror: str) -> None:
+    _write(mirror, "body,label\nx,1\n")
+    place = "data set my-org/reviews, configuration default, split test, row 0"
+    with pytest.raises(tasks.TaskError, match=f"{place}: expected a column 'text', got body, label"):
+        load_examples("reviews", "test", "en", mirror=mirror)
+
+
+def test_a_row_with_none_is_skipped_and_named(
+    reviews: tasks.Task, mirror: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logitbank.tasks.data._reported", set())
+    _write(mirror, "text,label\ngood one,1\n,1\nbad one,0\n,0\n")
+    with caplog.at_level("INFO", logger="logitbank.tasks.data"):
+        examples = load_examples("reviews", "test", "en", mirror=mirror)
+    assert [example.answer for example in examples] == ["good", "bad"]
+    assert "skipped 2 rows (1, 3) without text, label or answer: data set my-org/reviews" in caplog.text
+    assert "split test" in caplog.text
+    _write(mirror, "text,label\n,1\n,0\n")
+    with pytest.raises(tasks.TaskError, match=r"split test: none of its 2 rows has the text, label or answer"):
+        load_examples("reviews", "test", "en", mirror=mirror)
+
+
+def test_a_value_of_the_wrong_kind_names_the_row(reviews: tasks.Task, mirror: str) -> None:
+    _write(mirror, "text,label\n17,1\n")
+    with pytest.raises(tasks.TaskError, match=r"split test, row 0: reviews cannot read it: AttributeError: 'int'"):
+        load_examples("reviews", "test", "en", mirror=mirror)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("text,label\n", "split test: has no rows"), ("", r"split test: test.csv.* has no rows")]
+)
+def test_an_empty_file_has_no_rows(reviews: tasks.Task, mirror: str, content: str, says: str) -> None:
+    _write(mirror, content)
+    with pytest.raises(tasks.TaskError, match=says):
         load_examples("reviews", "test", "en", mirror=mirror)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from logitbank.tasks import LANGUAGES, TASKS, TaskError
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
+from tests.tasks.scores import score as score_outputs
 
 CELLS = [(name, language) for name, task in TASKS.items() for language in task.languages]
 
@@ -26,7 +27,7 @@ def test_every_cell_has_examples(shared: Path, name: str, language: str, split: 
         assert task.user_message(example).strip()
         means = task.statistics(example.answer, task.reference(example), language)
         assert means["parse_failure"] == 0
-        perfect = task.score([example.answer], [task.reference(example)], language)
+        perfect = score_outputs(task, [example.answer], [task.reference(example)], language)
         empty_ner = name == "ner" and means["gold"] == 0
         assert perfect[task.primary_metric] == (0 if empty_ner else 1)
 
@@ -114,3 +115,41 @@ def test_two_mirrors_and_a_changed_one_each_give_their_own_rows(tmp_path: Path) 
     assert (question(tmp_path / "a"), question(tmp_path / "b")) == ("first", "second")
     write(tmp_path / "a", "third question")
     assert question(tmp_path / "a") == "third question"
+
+
+ROWS = {
+    "nli": ("facebook/xnli", "en", {"premise": "a", "hypothesis": "b", "label": 1}),
+    "pa": ("google-research-datasets/paws-x", "en", {"sentence1": "a", "sentence2": "b", "label": 1}),
+    "qa": ("google/xtreme", "MLQA.en.en", {"context": "a", "question": "b", "answers": {"text": ["a"]}}),
+    "ner": ("unimelb-nlp/wikiann", "en", {"tokens": ["a"], "ner_tags": [0]}),
+    "pos": ("google/xtreme", "udpos.English", {"tokens": ["a"], "pos_tags": [0]}),
+    "gsm8k": ("openai/gsm8k", "main", {"question": "a", "answer": "#### 1"}),
+}
+
+
+def _one_file_mirror(folder: Path, task: str, rows: list[dict[str, object]]) -> str:
+    path, config, _ = ROWS[task]
+    (folder / path / config).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / path / config / "test.parquet")
+    files = f"  data_files:\n  - split: test\n    path: {config}/test.parquet\n"
+    (folder / path / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n{files}---\n", encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("task", list(ROWS))
+def test_a_row_with_none_is_skipped_in_every_task_and_column(task: str, tmp_path: Path) -> None:
+    whole = ROWS[task][2]
+    mirror = _one_file_mirror(tmp_path, task, [whole, *({**whole, column: None} for column in whole), whole])
+    examples = load_examples(task, "test", "en", mirror=mirror)
+    assert [example.example_id for example in examples] == [f"{task}/en/test/{i}" for i in (0, len(whole) + 1)]
+
+
+@pytest.mark.parametrize("task", list(ROWS))
+def test_a_missing_column_names_data_set_split_and_row_in_every_task(task: str, tmp_path: Path) -> None:
+    path, config, whole = ROWS[task]
+    for column in whole:
+        kept = {name: value for name, value in whole.items() if name != column}
+        mirror = _one_file_mirror(tmp_path / column, task, [kept])
+        place = f"data set {path}, configuration {config}, split test, row 0: expected a column '{column}'"
+        with pytest.raises(TaskError, match=place):
+            load_examples(task, "test", "en", mirror=mirror)

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks.common import metrics_of
 from logitbank.tasks.data import load_examples
+from tests.tasks.scores import score as score_outputs
 
 NLI, PA, GSM8K = TASKS["nli"], TASKS["pa"], TASKS["gsm8k"]
 
@@ -47,7 +49,7 @@ def test_pa_reads_whole_words(output: str, label: str | None) -> None:
 
 
 def test_what_cannot_be_read_is_wrong_and_counted() -> None:
-    score = NLI.score(["neutral", "Entailment", "banana", ""], ["neutral"] * 4, "en")
+    score = score_outputs(NLI, ["neutral", "Entailment", "banana", ""], ["neutral"] * 4, "en")
     assert score == {"accuracy": 0.25, "parse_failure": 0.5}
 
 
@@ -86,8 +88,29 @@ def test_gsm8k_reads_the_final_number(output: str, number: str | None) -> None:
 def test_gsm8k_compares_numbers() -> None:
     gold = "They pay 2*500=<<2*500=1000>>1000.\n#### 1,000"
     outputs = ["#### 1000", "#### $1,000.00", "it is 1000", "#### -1000", "#### 10000", "none"]
-    assert GSM8K.score(outputs, [gold] * 6, "en") == {"accuracy": 0.5, "parse_failure": 1 / 6}
-    assert GSM8K.score(["18"], ["18"], "en")["accuracy"] == 1  # a bare number as gold
+    assert score_outputs(GSM8K, outputs, [gold] * 6, "en") == {
+        "accuracy": 0.5,
+        "strict_accuracy": 1 / 6,
+        "parse_failure": 1 / 6,
+    }
+    assert score_outputs(GSM8K, ["18"], ["18"], "en")["accuracy"] == 1  # a bare number as gold
+
+
+@pytest.mark.parametrize(
+    ("output", "strict"),
+    [
+        ("#### 1,000", 1),
+        ("so ####1000 apples", 1),
+        ("####\n1000", 1),
+        ("#### $1000", 0),
+        ("1000", 0),
+        ("#### 1000.0", 1),
+    ],
+)
+def test_gsm8k_strictly_counts_the_digits_behind_the_marker(output: str, strict: float) -> None:
+    means = score_outputs(GSM8K, [output], ["#### 1,000"])
+    assert (means["accuracy"], means["strict_accuracy"]) == (1, strict)
+    assert GSM8K.metrics({"correct": 1.0, "parse_failure": 0.0}) == {"accuracy": 1.0, "parse_failure": 0.0}
 
 
 def test_gsm8k_validation_is_no_training_data(shared: object) -> None:
@@ -103,16 +126,14 @@ def test_gsm8k_validation_is_no_training_data(shared: object) -> None:
 @given(st.text(), st.sampled_from(["nli", "pa", "gsm8k", "qa", "ner", "pos"]))
 def test_no_text_crashes_a_scorer(output: str, name: str) -> None:
     reference = {"gsm8k": "#### 1", "qa": ["a"], "ner": ["O"], "pos": ["NOUN"]}.get(name, "yes")
-    score = TASKS[name].score([output], [reference], "en")
+    score = score_outputs(TASKS[name], [output], [reference], "en")
     assert all(math.isfinite(value) and 0 <= value <= 1 for value in score.values())
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_nothing_to_score_and_unequal_lengths_are_refused(name: str) -> None:
+def test_nothing_to_score_is_refused(name: str) -> None:
     with pytest.raises(TaskError, match="at least one output"):
-        TASKS[name].score([], [], "en")
-    with pytest.raises(TaskError, match="one reference for each output, got 2 outputs and 1 references"):
-        TASKS[name].score(["a", "b"], ["a"], "en")
+        metrics_of(TASKS[name], [])
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -125,5 +146,5 @@ def test_metrics_work_on_arrays_of_means(name: str) -> None:
     means = {key: weights @ np.array([row[key] for row in rows]) for key in rows[0]}
     for metric, values in task.metrics(means).items():
         for resample, value in zip(([0, 1, 2], [0, 0, 0], [1, 1, 2]), np.asarray(values), strict=True):
-            scored = task.score([outputs[index] for index in resample], [reference] * 3, "en")
+            scored = score_outputs(task, [outputs[index] for index in resample], [reference] * 3, "en")
             assert scored[metric] == pytest.approx(value)
