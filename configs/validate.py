@@ -126,26 +126,12 @@ def _check_distillation(config: Config) -> None:
         _check_choice("distillation.strategy", part, STRATEGIES)
     if len(set(parts)) != len(parts):
         raise ConfigError(f"distillation.strategy: each part at most once, got {distillation.strategy}")
-    if {"per_task", "meta"} <= set(parts):
-        raise ConfigError(
-            "distillation.strategy: per_task and meta both set one λ per task; "
-            "use meta with distillation.meta_init=per_task"
-        )
-    if "per_task" in parts or ("meta" in parts and distillation.meta_init == "per_task"):
-        for task in config.tasks:
-            if task not in distillation.lambda_per_task:
-                raise ConfigError(
-                    f"distillation.lambda_per_task: expected a value for {task}, got none; "
-                    f"add distillation.lambda_per_task.{task}=VALUE"
-                )
-    if "meta" in parts:
-        uniform = distillation.meta_init == "uniform"
-        for task in config.tasks:
-            key, value = "lambda_distill", distillation.lambda_distill
-            if not uniform:
-                key, value = f"lambda_per_task.{task}", distillation.lambda_per_task[task]
-            if not 0 < value < 1:
-                raise ConfigError(f"distillation.{key}: meta starts between 0 and 1, exclusive; got {value:g}")
+    for part in parts:
+        STRATEGIES[part].check(config)
+    for trait, does in (("sets_base", "set the λ of each task"), ("makes_gradients", "make the step's gradient")):
+        claiming = [part for part in parts if getattr(STRATEGIES[part], trait)]
+        if len(claiming) > 1:
+            raise ConfigError(f"distillation.strategy: {' and '.join(claiming)} all {does}; choose one of them")
     for task, value in distillation.lambda_per_task.items():
         if value < 0:
             raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")
@@ -164,10 +150,10 @@ def _check_distillation(config: Config) -> None:
             )
     if not distillation.ema_decay < 1:
         raise ConfigError(f"distillation.ema_decay: expected less than 1, got {distillation.ema_decay}")
-    two_gradients = {"gradient_conflict", "meta"} & set(parts)
-    if two_gradients and config.training.precision == "fp16":
+    comparing = [part for part in parts if STRATEGIES[part].compares_gradients]
+    if comparing and config.training.precision == "fp16":
         raise ConfigError(
-            f"distillation.strategy: {min(two_gradients)} compares gradients, which fp16 rounds to zero unless "
+            f"distillation.strategy: {comparing[0]} compares gradients, which fp16 rounds to zero unless "
             "scaled; set training.precision to bf16 or fp32"
         )
 

@@ -104,15 +104,16 @@ LOSSES: Registry[Any] = Registry(
         "tvd": "logitbank.student_train.losses.tvd:Tvd",
     },
 )
+# -> a class derived from `student_train.strategies.base.Strategy`
 STRATEGIES: Registry[Any] = Registry(
     "distillation.strategy",
     {
-        "fixed": "logitbank.student_train.strategies.weights:LambdaWeights",
-        "per_task": "logitbank.student_train.strategies.weights:LambdaWeights",
-        "entropy": "logitbank.student_train.strategies.weights:LambdaWeights",
-        "gradient_conflict": "logitbank.student_train.strategies.weights:LambdaWeights",
-        "loss_ratio": "logitbank.student_train.strategies.weights:LambdaWeights",
-        "meta": "logitbank.student_train.strategies.weights:LambdaWeights",
+        "fixed": "logitbank.student_train.strategies.fixed:Fixed",
+        "per_task": "logitbank.student_train.strategies.per_task:PerTask",
+        "entropy": "logitbank.student_train.strategies.entropy:Entropy",
+        "gradient_conflict": "logitbank.student_train.strategies.gradient_conflict:GradientConflict",
+        "loss_ratio": "logitbank.student_train.strategies.loss_ratio:LossRatio",
+        "meta": "logitbank.student_train.strategies.meta:Meta",
     },
 )
 EVALUATION_ENGINES: Registry[Any] = Registry(

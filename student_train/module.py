@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
 from logitbank.student_train.losses.base import StudentLogits
 
@@ -100,6 +101,22 @@ class StudentModule(nn.Module):
             logits = lm(**inputs, logits_to_keep=keep_BL).logits
             return logits.flatten(0, -2)
         return lm(**inputs).logits.flatten(0, 1).index_select(0, answer_index_T)
+
+
+def run_student(
+    student: nn.Module, batch: Batch, *, with_argmax: bool = False, with_rest: bool = False
+) -> StudentLogits:
+    """The logits of a prepared `StudentModule` at the answer positions of a batch."""
+    logits: StudentLogits = student(
+        batch.input_ids_BL,
+        batch.attention_mask_BL,
+        batch.answer_index_T,
+        batch.gold_T,
+        batch.top_ids_TK,
+        with_argmax=with_argmax,
+        with_rest=with_rest,
+    )
+    return logits
 
 
 def find_head(lm: Any) -> Transform | None:

@@ -11,21 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, set_seed
 
 from logitbank.command import make_directory
-from logitbank.configs import Config, ConfigError
+from logitbank.configs import ConfigError
 from logitbank.configs.schema import TrainingConfig
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.storage import TeacherStore
 from logitbank.student_train import checkpoints
+from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader
 from logitbank.student_train.checks import check_output, check_store_fits
-from logitbank.student_train.data import Batch, BatchPlan, ExampleOrder, MicroBatches, cache_bytes, micro_batch_loader
 from logitbank.student_train.module import StudentModule
+from logitbank.student_train.order import BatchPlan, ExampleOrder, example_order
 from logitbank.student_train.records import (
     Run,
     describe_request,
@@ -43,7 +43,7 @@ from logitbank.student_train.sharding import (
     sharding_plugin,
 )
 from logitbank.student_train.step import Stepper
-from logitbank.student_train.strategies.gradients import refuse_sharding
+from logitbank.student_train.strategies.combined import refuse_sharding
 from logitbank.student_train.student import build_student
 from logitbank.student_train.trackers import Trackers
 from logitbank.student_train.training_log import TrainingLog
@@ -131,7 +131,7 @@ def _train(run: Run, final: Path) -> None:
         done = stepper.take_step(step, micro_batches, diagnose=log.due(step + 1))
         for batch, loss, lambda_T in zip(micro_batches, done.losses, done.lambdas, strict=True):
             log.add(batch, loss, lambda_T)
-        log.end_step(step + 1, learning_rate=done.learning_rate, grad_norm=done.grad_norm, cosine=done.cosine)
+        log.end_step(step + 1, learning_rate=done.learning_rate, grad_norm=done.grad_norm, metrics=done.metrics)
         if (step + 1) % training.save_steps == 0 and step + 1 < training.max_steps:
             rows = log.take_rows()
             state = {
@@ -217,17 +217,6 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     )
     shard_on_any_device(accelerator, plugin)
     return accelerator
-
-
-def example_order(store: TeacherStore, config: Config) -> ExampleOrder:
-    """The order of this run: the configured tasks, at most `data.max_train_per_task` examples of each."""
-    table = store.examples
-    per_task = {
-        task: np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task))[: config.data.max_train_per_task]
-        for task in config.tasks
-    }
-    shard_of = np.asarray(table.answer_start) // store.info.shard_tokens
-    return ExampleOrder(per_task, shard_of, config.seed)
 
 
 def batch_loader(

@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from logitbank.configs.schema import ConfigError
-from logitbank.student_train.data import Batch
+from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.outcomes import teacher_log_tail
 from logitbank.student_train.losses.step_loss import StepLoss
 from logitbank.student_train.trackers import Trackers
@@ -66,7 +66,7 @@ class TrainingLog:
         )
         self._rows: list[dict[str, Any]] = []
         self._crossed: dict[str, int] = {}
-        self._cosines: list[float] = []
+        self._shown: dict[str, list[float]] = {}
         self._trackers = trackers
         self._reset()
 
@@ -95,15 +95,17 @@ class TrainingLog:
         """Add time that this rank spent waiting for data."""
         self._waited += seconds
 
-    def end_step(self, step: int, *, learning_rate: float, grad_norm: Any, cosine: float | None) -> None:
+    def end_step(
+        self, step: int, *, learning_rate: float, grad_norm: torch.Tensor | None, metrics: Mapping[str, float]
+    ) -> None:
         """Count one optimizer step, from 1; at a log step, log what came since the one before.
 
         Raises:
             ConfigError: the loss is not finite.
         """
         self._bar.update()
-        if cosine is not None:
-            self._cosines.append(cosine)
+        for name, value in metrics.items():
+            self._shown.setdefault(name, []).append(value)
         if not self.due(step):
             return
         seconds = time.perf_counter() - self._started
@@ -120,8 +122,7 @@ class TrainingLog:
         }
         if grad_norm is not None:
             values["grad_norm"] = float(grad_norm)
-        if self._cosines:
-            values["cosine"] = sum(self._cosines) / len(self._cosines)
+        values |= {name: sum(seen) / len(seen) for name, seen in self._shown.items()}
         rows = [("all", name, value) for name, value in values.items()]
         for task, task_sums in zip(self._tasks, sums, strict=True):
             if task_sums[TOKENS] > 0:
@@ -150,12 +151,15 @@ class TrainingLog:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to log as if nothing had happened; every rank calls this."""
         sums = self._accelerator.reduce(self._local_sums(), "sum")
-        return {"crossed": dict(self._crossed), "sums": sums.cpu(), "cosines": list(self._cosines)}
+        return {"crossed": dict(self._crossed), "sums": sums.cpu(), "shown": dict(self._shown)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` gave."""
         self._crossed = dict(state["crossed"])
-        self._cosines = list(state["cosines"])
+        if "cosines" in state:  # written by version 0.1.0
+            self._shown = {"cosine": list(state["cosines"])} if state["cosines"] else {}
+        else:
+            self._shown = {name: list(seen) for name, seen in state["shown"].items()}
         if self._accelerator.is_main_process:  # the sums of all ranks: one of them carries on
             self._sums.copy_(state["sums"][:-3].reshape(self._sums.shape))
             self._real_tokens, self._padded_tokens, self._waited = state["sums"][-3:].tolist()
@@ -201,7 +205,7 @@ class TrainingLog:
         self._real_tokens = 0.0
         self._padded_tokens = 0.0
         self._waited = 0.0
-        self._cosines = []
+        self._shown = {}
         self._started = time.perf_counter()
 
 

@@ -9,12 +9,11 @@ Shapes: T answer tokens. Everything is in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from logitbank.student_train.losses.base import StudentLogits, TeacherLogits
+from logitbank.student_train.losses.base import Loss, StudentLogits, TeacherLogits
 
 
 class StepLoss(NamedTuple):
@@ -42,7 +41,7 @@ def step_loss(
     student: StudentLogits,
     teacher: TeacherLogits | None,
     *,
-    kd_term: Callable[[StudentLogits, TeacherLogits], torch.Tensor],
+    kd_term: Loss | None,
     lambda_T: torch.Tensor,
     step_tokens: int,
 ) -> StepLoss:
@@ -51,13 +50,14 @@ def step_loss(
     Args:
         student: logits at the micro-batch's answer positions.
         teacher: rows of the store in the same order, or None for cross-entropy alone.
-        kd_term: a `Loss`.
+        kd_term: of the run; None without a teacher.
         lambda_T: weight of each token's KD term; carries no gradient.
         step_tokens: N, answer tokens of the whole optimizer step over all ranks.
     """
     ce_T = cross_entropy(student)
     if teacher is None:
         return StepLoss(ce_T.sum() / step_tokens, ce_T, torch.zeros_like(ce_T), student.argmax_T)
+    assert kd_term is not None
     kd_T = kd_term(student, teacher)
     total = (ce_T.sum() + (lambda_T * kd_T).sum()) / step_tokens
     return StepLoss(total, ce_T, kd_T, student.argmax_T)

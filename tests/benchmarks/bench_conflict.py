@@ -22,12 +22,13 @@ import torch
 from logitbank.configs import Config, load_config
 from logitbank.models.huggingface import text_config
 from logitbank.storage import TeacherStore
-from logitbank.student_train.data import MicroBatches
+from logitbank.student_train.batch import MicroBatches
 from logitbank.student_train.module import StudentModule
+from logitbank.student_train.order import example_order
 from logitbank.student_train.records import Run
 from logitbank.student_train.step import Stepper
 from logitbank.student_train.student import build_student
-from logitbank.student_train.train import example_order, make_accelerator, parameter_groups, split_batch
+from logitbank.student_train.train import make_accelerator, parameter_groups, split_batch
 from tests.benchmarks.bench_student import clock, report
 from tests.benchmarks.memory import peak_gib, peaks_apart
 

@@ -25,7 +25,7 @@ from logitbank.models.huggingface import load_causal_lm, load_tokenizer
 from logitbank.storage import StoreSpec, TeacherRows, Vocabulary, open_builder
 from logitbank.storage.objects.store import ObjectStore
 from logitbank.storage.teacher_store.rows import concatenate
-from logitbank.student_train.data import sample_weights
+from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import TeacherLogits, make_loss
 from logitbank.tasks.prompts import PromptEncoder

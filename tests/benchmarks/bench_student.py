@@ -28,13 +28,13 @@ import transformers
 from logitbank.configs import Config, load_config
 from logitbank.configs.schema import DistillationConfig
 from logitbank.storage import TeacherRows, TeacherStore
-from logitbank.student_train.data import Batch, BatchPlan, MicroBatches, collate, micro_batch_loader
+from logitbank.student_train.batch import Batch, MicroBatches, collate, micro_batch_loader
 from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import step_loss
-from logitbank.student_train.module import StudentModule
-from logitbank.student_train.strategies.gradients import run_student
+from logitbank.student_train.module import StudentModule, run_student
+from logitbank.student_train.order import BatchPlan, example_order
 from logitbank.student_train.student import build_student
-from logitbank.student_train.train import example_order, parameter_groups
+from logitbank.student_train.train import parameter_groups
 from tests.benchmarks.memory import peak_gib, peaks_apart
 
 KINDS = ("sft", "distilled", "plain", "live")

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitbank.configs import Config
-from logitbank.student_train.data import BatchPlan, ExampleOrder, MicroBatches, collate, micro_batch_loader
-from logitbank.student_train.train import example_order
+from logitbank.student_train.batch import MicroBatches, collate, micro_batch_loader
+from logitbank.student_train.order import BatchPlan, ExampleOrder, example_order
 
 
 def order_of(counts: list[int], seed: int = 0, shard_size: int = 5) -> ExampleOrder:

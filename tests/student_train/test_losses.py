@@ -12,17 +12,19 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitbank.configs import Config
+from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import DistillationConfig
-from logitbank.student_train.data import Batch, BatchPlan, MicroBatches
+from logitbank.registry import LOSSES
+from logitbank.student_train.batch import Batch, MicroBatches
 from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
-from logitbank.student_train.losses.base import Loss, StudentLogits
+from logitbank.student_train.losses.base import Loss, StudentLogits, TeacherLogits
 from logitbank.student_train.losses.forward_kl import ForwardKl
 from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import StepLoss, step_loss
-from logitbank.student_train.module import StudentModule
-from logitbank.student_train.strategies.gradients import run_student
-from logitbank.student_train.train import example_order
+from logitbank.student_train.module import StudentModule, run_student
+from logitbank.student_train.order import BatchPlan, example_order
+from logitbank.student_train.records import Run
+from logitbank.student_train.train import train
 
 LAMBDA = 0.7
 MSE, FORWARD_KL = Mse(DistillationConfig(), 104), ForwardKl(DistillationConfig(loss="forward_kl"), 104)
@@ -203,3 +205,24 @@ def test_argmax_is_that_of_the_whole_vocabulary() -> None:
     logits = answer_logits(hidden_TD, head, gold_T, top_ids_TK, chunk_tokens=4, with_argmax=True)
     assert isinstance(logits, StudentLogits)
     assert logits.argmax_T.tolist() == head(hidden_TD).argmax(-1).tolist()
+
+
+class _Absolute(Loss):
+    """A loss from outside the package."""
+
+    def __call__(self, student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
+        return (student.top_TK - teacher.logits_TK).abs().mean(dim=1)
+
+
+def test_a_loss_from_outside_the_package_runs_by_its_name(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    LOSSES.register("absolute", _Absolute)
+    try:
+        config = configure("distillation.loss=absolute", "training.max_steps=1")
+        train(Run(config, small_store.url, "fewshot", tmp_path / "run", tmp_path / "results"))
+        with pytest.raises(ConfigError, match="absolute does not use it"):
+            configure("distillation.loss=absolute", "distillation.temperature=2")
+    finally:
+        LOSSES.unregister("absolute")
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()

@@ -13,8 +13,8 @@ import torch
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import DistillationConfig
 from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
+from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.checks import check_store_fits
-from logitbank.student_train.data import sample_weights
 from logitbank.student_train.losses.base import StudentLogits, TeacherLogits, make_loss
 from logitbank.student_train.train_command import main
 from logitbank.tasks.prompts import PromptEncoder

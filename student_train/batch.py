@@ -1,75 +1,27 @@
-"""Which examples form an optimizer step, and how they become tensors.
+"""How the examples of a step become tensors, and how they get to the training process.
 
-The order is a pure function of (seed, position), so a step's examples are the same at any world size,
-accumulation, number of workers, and after a resume. Shapes: B sequences, L padded length, T answer
-tokens, K teacher logits.
+Shapes: B sequences, L padded length, T answer tokens, K teacher logits, M drawn tokens.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from logitbank.storage import StoreInfo
+from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore
 from logitbank.student_train.losses.base import TeacherLogits
+from logitbank.student_train.order import SHARDS_PER_WINDOW, BatchPlan, ExampleOrder
 
-SHARDS_PER_WINDOW = 8
 BYTES_PER_RANK = 8  # of a store's widest encoding in memory
 ALIGNMENT = 64  # bytes
+TEACHER = "teacher."  # before the names of the teacher's tensors
 PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
-
-
-class ExampleOrder:
-    """The endless stream of training examples: tasks in turn, each through its own permutations.
-
-    Position p belongs to task p mod (number of tasks); a task starts a fresh permutation of its examples
-    whenever one is used up. A permutation takes the store's shards in a random order that all tasks
-    share, `SHARDS_PER_WINDOW` at a time, and shuffles the task's examples within those: the store's
-    order is random already, and what is read together lies together.
-    """
-
-    def __init__(self, tasks: dict[str, np.ndarray], shard_of: np.ndarray, seed: int) -> None:
-        """Args: `tasks` maps names to positions in the example table, `shard_of` is the shard of each."""
-        self.tasks = tuple(tasks)
-        self._examples = tuple(tasks.values())
-        self._shard_of = shard_of
-        self._seed = seed
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
-
-    def counts(self) -> dict[str, int]:
-        """Examples of each task."""
-        return {task: len(examples) for task, examples in zip(self.tasks, self._examples, strict=True)}
-
-    def example(self, position: int) -> int:
-        """Position in the example table of the example at a position of the stream."""
-        turn, task = divmod(position, len(self.tasks))
-        epoch, index = divmod(turn, len(self._examples[task]))
-        return int(self._permutation(task, epoch)[index])
-
-    def step(self, step: int, batch_size: int) -> list[int]:
-        """The examples of one optimizer step, counted from 0."""
-        return [self.example(position) for position in range(step * batch_size, (step + 1) * batch_size)]
-
-    def _permutation(self, task: int, epoch: int) -> np.ndarray:
-        if (task, epoch) not in self._permutations:
-            self._permutations.pop((task, epoch - 2), None)
-            self._permutations[task, epoch] = self._draw_permutation(task, epoch)
-        return self._permutations[task, epoch]
-
-    def _draw_permutation(self, task: int, epoch: int) -> np.ndarray:
-        examples = self._examples[task]
-        shards = int(self._shard_of.max()) + 1
-        turn_of_shard = np.random.default_rng([self._seed, epoch]).permutation(shards)
-        window = turn_of_shard[self._shard_of[examples]] // SHARDS_PER_WINDOW
-        # keyed by the task's name: its order does not change when other tasks join or leave
-        key = [self._seed, epoch, zlib.crc32(self.tasks[task].encode())]
-        return examples[np.lexsort((np.random.default_rng(key).random(len(examples)), window))]
 
 
 @dataclass
@@ -101,77 +53,52 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies from pinned memory overlap with computation."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._replaced({name: t.to(device, non_blocking=True) for name, t in self._tensors().items()})
 
     def pin_memory(self) -> Batch:
         """Called by `DataLoader(pin_memory=True)`."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._replaced({name: t.pin_memory() for name, t in self._tensors().items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to the training process as one tensor: each costs a file, a mapping and a connection."""
-        tensors: list[torch.Tensor] = []
-        self._map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
-        shared = torch.UntypedStorage._new_shared(sum(sizes))  # as PyTorch's own collation: no second copy
+        tensors = self._tensors()
+        places, size = {}, 0
+        for name, tensor in tensors.items():
+            places[name] = (size, tensor.dtype, tensor.shape)
+            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        shared = torch.UntypedStorage._new_shared(size)  # as PyTorch's own collation: no second copy
         packed = torch.empty(0, dtype=torch.uint8).set_(shared)
-        for tensor, part in zip(tensors, packed.split(sizes), strict=True):
-            part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        bare = iter([(tensor.dtype, tensor.shape, size) for tensor, size in zip(tensors, sizes, strict=True)])
-        return _unpack, (packed, self._values(lambda tensor: next(bare)))
+        for name, tensor in tensors.items():
+            _part(packed, *places[name]).copy_(tensor)
+        return _unpack, (packed, places, self.step_tokens, self.real_tokens)
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return _batch(self._values(function))
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, the teacher's behind `teacher.`."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        teacher = {} if self.teacher is None else vars(self.teacher)
+        return own | {TEACHER + name: value for name, value in teacher.items() if value is not None}
 
-    def _values(self, function: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
-        """All fields, the teacher's in a dictionary of their own, with `function` of each tensor in its place."""
-
-        def of(value: Any) -> Any:
-            if isinstance(value, (Batch, TeacherLogits)):
-                return {field.name: of(getattr(value, field.name)) for field in fields(value)}
-            return function(value) if isinstance(value, torch.Tensor) else value
-
-        return dict(of(self))
+    def _replaced(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        return _batch(tensors, self.step_tokens, self.real_tokens)
 
 
-def _batch(values: dict[str, Any]) -> Batch:
-    """A batch of what `Batch._values` gives."""
-    teacher = values["teacher"]
-    return Batch(**{**values, "teacher": None if teacher is None else TeacherLogits(**teacher)})
+def _batch(tensors: Mapping[str, torch.Tensor], step_tokens: int, real_tokens: int) -> Batch:
+    """The batch of what `Batch._tensors` gives."""
+    own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
+    teacher = {name.removeprefix(TEACHER): tensors[name] for name in tensors if name.startswith(TEACHER)}
+    rows = TeacherLogits(**teacher) if teacher else None
+    return Batch(**own, teacher=rows, step_tokens=step_tokens, real_tokens=real_tokens)
 
 
-def _unpack(packed: torch.Tensor, bare: dict[str, Any]) -> Batch:
-    """The batch whose tensors lie one after the other in `packed`; `bare` has (dtype, shape, bytes) for each."""
-    start = 0
-
-    def restored(values: dict[str, Any]) -> dict[str, Any]:
-        nonlocal start
-        found = {}
-        for name, value in values.items():
-            if isinstance(value, dict):
-                value = restored(value)
-            elif isinstance(value, tuple):
-                dtype, shape, size = value
-                part = packed[start : start + shape.numel() * dtype.itemsize]
-                value, start = part.view(dtype).view(shape), start + size
-            found[name] = value
-        return found
-
-    return _batch(restored(bare))
+def _part(packed: torch.Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    """One tensor of those that lie one after the other in `packed`, (bytes,) uint8, which it shares."""
+    return packed[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is split over ranks and accumulation steps."""
-
-    global_batch_size: int
-    micro_batch_size: int
-    world_size: int
-    rank: int
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Micro-batches of one rank in one optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+def _unpack(
+    packed: torch.Tensor, places: Mapping[str, tuple[int, torch.dtype, torch.Size]], step_tokens: int, real_tokens: int
+) -> Batch:
+    return _batch({name: _part(packed, *place) for name, place in places.items()}, step_tokens, real_tokens)
 
 
 class MicroBatches(Dataset[Batch]):
@@ -184,7 +111,7 @@ class MicroBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        open_store: Callable[[], Any],
+        open_store: Callable[[], TeacherStore],
         order: ExampleOrder,
         plan: BatchPlan,
         *,
@@ -208,11 +135,11 @@ class MicroBatches(Dataset[Batch]):
         self._top_k = top_k
         self._with_zeroshot = with_zeroshot
         self._table = table
-        self._opened: Any = None
+        self._opened: TeacherStore | None = None
 
     def __getitem__(self, index: int) -> Batch:
         store = self._store()
-        examples = getattr(store, self._table)
+        examples: ExampleTable = getattr(store, self._table)
         step, accumulation = divmod(index, self._plan.accumulation_steps)
         whole = self._order.step(step, self._plan.global_batch_size)
         lengths = np.array([examples.prompt_length[i] + examples.answer_length[i] for i in whole])
@@ -232,7 +159,7 @@ class MicroBatches(Dataset[Batch]):
             signal=store.info.signal,
         )
 
-    def _store(self) -> Any:
+    def _store(self) -> TeacherStore:
         """Opened where it is used first, so that every worker process has its own handles and cache."""
         if self._opened is None:
             self._opened = self._open_store()
@@ -243,11 +170,11 @@ class MicroBatches(Dataset[Batch]):
 
 
 def collate(
-    prompts: Sequence[np.ndarray],
-    answers: Sequence[np.ndarray],
+    prompts: Sequence[NDArray[np.integer]],
+    answers: Sequence[NDArray[np.integer]],
     tasks: Sequence[int],
-    rows: Any | None,
-    zeroshot: Any | None = None,
+    rows: TeacherRows | None,
+    zeroshot: TeacherRows | None = None,
     *,
     step_tokens: int,
     signal: str = "topk",
@@ -258,7 +185,7 @@ def collate(
         prompts: token ids of each example's prompt.
         answers: token ids of each example's answer, end of turn included.
         tasks: task index of each example.
-        rows: teacher rows (`TeacherRows`) of these examples in this order, or None.
+        rows: teacher rows of these examples in this order, or None.
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
         signal: of the store that the rows are from.
@@ -267,7 +194,7 @@ def collate(
     length = max(len(sequence) for sequence in sequences)
     input_ids_BL = np.full((len(sequences), length), PAD_ID, dtype=np.int64)
     attention_mask_BL = np.zeros_like(input_ids_BL)
-    answer_index: list[np.ndarray] = []
+    answer_index: list[NDArray[np.int64]] = []
     for row, (sequence, prompt, answer) in enumerate(zip(sequences, prompts, answers, strict=True)):
         input_ids_BL[row, : len(sequence)] = sequence
         attention_mask_BL[row, : len(sequence)] = 1
@@ -302,13 +229,13 @@ def micro_batch_loader(
     )
 
 
-def _teacher_ids(rows: Any) -> torch.Tensor:
+def _teacher_ids(rows: TeacherRows) -> torch.Tensor:
     """The ranked tokens, then the drawn ones, (T, K + M)."""
     ids = rows.token_ids if rows.sample_ids.shape[1] == 0 else np.concatenate([rows.token_ids, rows.sample_ids], axis=1)
     return _tensor(ids, torch.int32)
 
 
-def sample_weights(rows: Any, signal: str) -> np.ndarray:
+def sample_weights(rows: TeacherRows, signal: str) -> NDArray[np.float64]:
     """What each of the ranked and drawn tokens stands for, (T, K + M) float64; see `TeacherLogits`.
 
     A draw stands for its share of the probability of all that could be drawn. The ranks of a hybrid store,
@@ -330,7 +257,7 @@ def cache_bytes(info: StoreInfo, num_workers: int) -> int:
     return min(windows, (1 << 30) // max(1, num_workers))
 
 
-def _teacher_logits(rows: Any, zeroshot: Any | None, signal: str) -> TeacherLogits:
+def _teacher_logits(rows: TeacherRows, zeroshot: TeacherRows | None, signal: str) -> TeacherLogits:
     teacher = TeacherLogits(
         logits_TK=_tensor(rows.logits, torch.float32),
         logsumexp_T=_tensor(rows.logsumexp, torch.float32),
@@ -346,5 +273,5 @@ def _teacher_logits(rows: Any, zeroshot: Any | None, signal: str) -> TeacherLogi
     return replace(teacher, zeroshot_cross_entropy_T=cross_entropy_T)
 
 
-def _tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(array: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
     return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype)

@@ -1,0 +1,94 @@
+"""Which examples form an optimizer step.
+
+The order is a pure function of (seed, position), so a step's examples are the same at any world size,
+accumulation, number of workers, and after a resume.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitbank.configs import Config
+from logitbank.storage import TeacherStore
+
+SHARDS_PER_WINDOW = 8
+
+Positions = NDArray[np.int64]  # in a store's example table
+
+
+class ExampleOrder:
+    """The endless stream of training examples: tasks in turn, each through its own permutations.
+
+    Position p belongs to task p mod (number of tasks); a task starts a fresh permutation of its examples
+    whenever one is used up. A permutation takes the store's shards in a random order that all tasks
+    share, `SHARDS_PER_WINDOW` at a time, and shuffles the task's examples within those: the store's
+    order is random already, and what is read together lies together.
+    """
+
+    def __init__(self, tasks: Mapping[str, Positions], shard_of: NDArray[np.integer], seed: int) -> None:
+        """Args: `tasks` maps names to positions in the example table, `shard_of` is the shard of each."""
+        self.tasks = tuple(tasks)
+        self._examples = tuple(tasks.values())
+        self._shard_of = shard_of
+        self._seed = seed
+        self._permutations: dict[tuple[int, int], Positions] = {}
+
+    def counts(self) -> dict[str, int]:
+        """Examples of each task."""
+        return {task: len(examples) for task, examples in zip(self.tasks, self._examples, strict=True)}
+
+    def example(self, position: int) -> int:
+        """Position in the example table of the example at a position of the stream."""
+        turn, task = divmod(position, len(self.tasks))
+        epoch, index = divmod(turn, len(self._examples[task]))
+        return int(self._permutation(task, epoch)[index])
+
+    def step(self, step: int, batch_size: int) -> list[int]:
+        """The examples of one optimizer step, counted from 0."""
+        return [self.example(position) for position in range(step * batch_size, (step + 1) * batch_size)]
+
+    def _permutation(self, task: int, epoch: int) -> Positions:
+        if (task, epoch) not in self._permutations:
+            self._permutations.pop((task, epoch - 2), None)
+            self._permutations[task, epoch] = self._draw_permutation(task, epoch)
+        return self._permutations[task, epoch]
+
+    def _draw_permutation(self, task: int, epoch: int) -> Positions:
+        examples = self._examples[task]
+        shards = int(self._shard_of.max()) + 1
+        turn_of_shard = np.random.default_rng([self._seed, epoch]).permutation(shards)
+        window = turn_of_shard[self._shard_of[examples]] // SHARDS_PER_WINDOW
+        # keyed by the task's name: its order does not change when other tasks join or leave
+        key = [self._seed, epoch, zlib.crc32(self.tasks[task].encode())]
+        return examples[np.lexsort((np.random.default_rng(key).random(len(examples)), window))]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is split over ranks and accumulation steps."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    rank: int
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of one rank in one optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+def example_order(store: TeacherStore, config: Config) -> ExampleOrder:
+    """The order of a run: the configured tasks, at most `data.max_train_per_task` examples of each."""
+    table = store.examples
+    per_task = {
+        task: np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task))[: config.data.max_train_per_task]
+        for task in config.tasks
+    }
+    shard_of = np.asarray(table.answer_start) // store.info.shard_tokens
+    return ExampleOrder(per_task, shard_of, config.seed)
