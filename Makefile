@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm docs bench clean
+.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm docs mutants bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
+	@echo "make mutants  small wrong changes to the code that no test notices"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 
 # Modules are compiled on all cores, where pip would take one. Some packages ship files that no Python 3 compiles.
@@ -78,6 +79,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 docs: $(VENV)/.installed-docs
 	$(BIN)/codespell *.md *.toml *.yml Makefile docs logitbank/*
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Hours for all of them; ARGUMENTS="--target losses --sample 60" takes some.
+mutants: install
+	$(BIN)/python -m tests.mutation.run $(ARGUMENTS)
 
 # Takes the better part of an hour on two cores; each script says what it measures and takes arguments of its own.
 # The vLLM engine is measured where `make test-vllm` has made its environment.
