@@ -2,7 +2,7 @@
 
 Two things make a prompt reproducible. Its ids depend on no clock: templates that write today's date get
 `PROMPT_DATE` instead. And its answer is tokenised apart from it, so that every prompt of an example is
-followed by the same answer ids.
+followed by the same answer ids: those that the template's own rendering has, a space before the answer included.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _STANDING_CLOCK = """\
 {%- endmacro %}
 """
 _TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": PROMPT_DATE}
+_PROBE_TEXTS = ("yes", "Probe answer", "B-PER O", "12", "#### 7", "是", "हाँ")
 _PROBE_SYSTEM, _PROBE_USER, _PROBE_ANSWER = "Probe of the system role.", "Probe question?", "Probeanswer"
 
 
@@ -65,11 +66,14 @@ class PromptEncoder:
         self._template = ""
         self._system_role = True
         self._answer_header = ""
+        self._answer_space = ""
+        self._answer_anchor = ""
         end_of_turn: int | None = tokenizer.eos_token_id
         if self.has_template:
             self._template = _without_clock(tokenizer.get_chat_template())
             self._system_role = self._accepts_system_role()
             self._answer_header, written = self._study_answer_turn()
+            self._answer_space, self._answer_anchor = self._study_first_token()
             end_of_turn = end_of_turn if written is None else written
         if end_of_turn is None:
             raise TaskError("tokenizer: expected an end-of-turn or end-of-sequence token, found neither")
@@ -98,8 +102,17 @@ class PromptEncoder:
         return None
 
     def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer and its end of turn, tokenised on its own, no special tokens added."""
-        return [*self._encode_text(text), self.end_of_turn_id]
+        """Ids of an answer and its end of turn, the same after every prompt.
+
+        Tokenised on its own, no special tokens added; or as it stands behind the template's generation prompt,
+        where that gives other ids: a space before it (Mistral, Llama 2) belongs to its first token.
+        """
+        return [*self._answer_text_ids(text), self.end_of_turn_id]
+
+    @property
+    def answer_opening(self) -> tuple[str, str]:
+        """What decides the ids of an answer beside its text: equal for encoders whose answers have the same ids."""
+        return self._answer_anchor, self._answer_space
 
     @functools.cached_property
     def tokenizer_hash(self) -> str:
@@ -109,13 +122,15 @@ class PromptEncoder:
     @functools.cached_property
     def template_hash(self) -> str:
         """Hash of the chat template as used here, the standing date included."""
-        return _hash([self._template, _TEMPLATE_ARGUMENTS, self._system_role, self._answer_header])
+        opening = [self.answer_opening] if any(self.answer_opening) else []
+        return _hash([self._template, _TEMPLATE_ARGUMENTS, self._system_role, self._answer_header, *opening])
 
     def _encode(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:
         if not self.has_template:
             return self._encode_plain(task, query, demonstrations)
         messages = self._messages(task, query, demonstrations)
-        header = self._ids(self._answer_header) if self._answer_header else []
+        header = self._ids(self._answer_header.removesuffix(self._answer_space)) if self._answer_header else []
+        own_space = "" if self._answer_header else self._answer_space  # of the generation prompt
         if any(self._added_token.search(message["content"]) for message in messages):
             # The text spells out a control token (`<|im_end|>`): it must stay text. Slower, so only here.
             ids = self.tokenizer.apply_chat_template(
@@ -126,8 +141,9 @@ class PromptEncoder:
                 return_dict=False,
                 **_TEMPLATE_ARGUMENTS,
             )
-            return [*ids, *header]
-        return [*self._ids(self._render(messages)), *header]
+            spaces = len(self._ids(f"a{own_space}")) - len(self._ids("a"))
+            return [*ids[: len(ids) - spaces], *header]
+        return [*self._ids(self._render(messages).removesuffix(own_space)), *header]
 
     def _encode_plain(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:
         """System prompt, blank line, then question, newline, answer, end of sequence, blank line …"""
@@ -171,8 +187,24 @@ class PromptEncoder:
     def _encode_text(self, text: str) -> list[int]:
         """Ids of text from data: what looks like a control token stays text, nothing is added."""
         if self._added_token.search(text):
-            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            return self._split_ids(text)
         return self._ids(text)
+
+    def _split_ids(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is a control token."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _answer_text_ids(self, text: str) -> list[int]:
+        """Ids of an answer's text; see `encode_answer`."""
+        if not self._answer_anchor:
+            return self._encode_text(self._answer_space + text)
+        return self._ids_behind(self._answer_anchor, self._answer_space + text)
+
+    def _ids_behind(self, anchor: str, text: str) -> list[int]:
+        """Ids of text as it stands behind an anchor; on its own where the two would share a token."""
+        ids = self._split_ids if self._added_token.search(text) else self._ids
+        before, whole = ids(anchor), ids(anchor + text)
+        return whole[len(before) :] if whole[: len(before)] == before else self._encode_text(text)
 
     def _beginning_ids(self) -> list[int]:
         """`[bos]` where the tokenizer puts one before a text by itself, else nothing."""
@@ -216,6 +248,19 @@ class PromptEncoder:
         match = self._added_token.search(after.lstrip())
         token = match.group() if match and match.start() == 0 else None
         return header, None if token is None else self.tokenizer.convert_tokens_to_ids(token)
+
+    def _study_first_token(self) -> tuple[str, str]:
+        """The spaces that stand before an answer, and the text to tokenise it behind.
+
+        The text is empty where answers have the same ids on their own. Otherwise it is what the template
+        writes between question and answer: some tokenizers begin every text with a space of their own.
+        """
+        prompt = self._render(_turns(("user", _PROBE_USER))) + self._answer_header
+        opening = prompt[prompt.rindex(_PROBE_USER) + len(_PROBE_USER) :]
+        anchor = opening.rstrip(" ")
+        space = opening[len(anchor) :]
+        same = all(self._ids_behind(anchor, space + text) == self._ids(space + text) for text in _PROBE_TEXTS)
+        return space, "" if same else anchor
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

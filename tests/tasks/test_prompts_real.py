@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from logitbank.tasks import TASKS, Example
 from logitbank.tasks.data import demonstration_pool, load_examples
@@ -42,10 +44,32 @@ SHOWN_TEXT = "Sentence 1: Eins.\nSentence 2: Zwei."
 QUERY_TEXT = "Sentence 1: Es regnet.\nSentence 2: Regen fällt."
 
 
-@pytest.fixture(scope="module")
+SPACE_BEFORE_ANSWER = {
+    "in the turn": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% elif m.role == 'assistant' %} {{ m.content }}<|im_end|>{% else %}{{ raise_exception('no') }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "in the generation prompt": (
+        "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    ),
+}
+
+
+@pytest.fixture(scope="session")
 def tokenizers(shared: Path) -> dict[str, Any]:
     names = ("qwen3", "llama-3.2")
     return {name: AutoTokenizer.from_pretrained(shared / "tokenizers" / name) for name in names}
+
+
+@pytest.fixture(scope="session")
+def speaks_all(shared: Path, tokenizers: dict[str, Any]) -> Any:
+    """The real Qwen3 tokenizer with the control tokens of all real templates."""
+    tokenizer = copy.deepcopy(tokenizers["qwen3"])
+    texts = [file.read_text(encoding="utf-8") for file in (shared / "tokenizers" / "templates").glob("*.jinja")]
+    tokenizer.add_tokens(sorted({token for text in texts for token in CONTROL.findall(text)}), special_tokens=True)
+    return tokenizer
 
 
 def encode(tokenizer: Any, demonstrations: list[Example]) -> str:
@@ -103,6 +127,43 @@ def test_the_proxy_has_the_tokenizer_of_qwen3(shared: Path, tokenizers: dict[str
     proxy = PromptEncoder(AutoTokenizer.from_pretrained(shared / "models" / "proxy-qwen3"))
     assert proxy.tokenizer_hash == PromptEncoder(tokenizers["qwen3"]).tokenizer_hash
     assert proxy.tokenizer_hash != PromptEncoder(tokenizers["llama-3.2"]).tokenizer_hash
+
+
+@pytest.mark.parametrize("template", [*END_OF_TURN, *SPACE_BEFORE_ANSWER.values()])
+def test_answers_have_the_ids_of_the_template_s_own_rendering(shared: Path, speaks_all: Any, template: str) -> None:
+    tokenizer = speaks_all
+    file = shared / "tokenizers" / "templates" / f"{template}.jinja"
+    tokenizer.chat_template = file.read_text(encoding="utf-8") if template in END_OF_TURN else template
+    encoder = PromptEncoder(tokenizer)
+    prompt = encoder.encode_prompt(PA, QUERY, SHOWN, max_tokens=2048)
+    assert prompt is not None
+    for answer in ("yes", "B-PER O", "12 pounds", "是"):
+        turns = [{"role": "user", "content": QUERY_TEXT}, {"role": "assistant", "content": answer}]
+        rendered = tokenizer.apply_chat_template(
+            turns, sanitize_control_tokens=True, return_dict=False, enable_thinking=False
+        )
+        own = encoder.encode_answer(answer)
+        stop = len(rendered) - rendered[::-1].index(encoder.end_of_turn_id)
+        assert rendered[stop - len(own) : stop] == own
+        text = re.sub(r"<think>\n+</think>\n\n", "", tokenizer.decode(prompt.ids + own))
+        whole = re.sub(r"<think>\n+</think>\n\n", "", tokenizer.decode(rendered[:stop]))
+        assert text.endswith(whole[whole.index(QUERY_TEXT) :])
+
+
+def test_an_answer_behind_a_tokenizer_that_opens_texts_with_a_space() -> None:
+    """As Llama 2's: on its own each text begins with a space; behind `[/INST]` it has the one that is written."""
+    pieces = ["<unk>", "▁", *"[/INST]qno:abcdefghijklmprstuvwxyz", "▁yes", "yes", "▁no", "<turn>"]
+    backend = Tokenizer(models.Unigram([(piece, -len(set(pieces)) / len(piece)) for piece in dict.fromkeys(pieces)], 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens(["<turn>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<turn>", unk_token="<unk>")
+    user = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    turns = "{% for m in messages %}" + user + "{% else %}ANSWER{% endif %}{% endfor %}"
+    for written, first in ((" {{ m.content }}<turn>", "▁yes"), ("{{ m.content }}<turn>", "yes")):
+        tokenizer.chat_template = turns.replace("ANSWER", written)
+        encoder = PromptEncoder(tokenizer)
+        assert tokenizer.convert_ids_to_tokens(encoder.encode_answer("yes")) == [first, "<turn>"]
+        assert tokenizer.convert_ids_to_tokens(encoder.encode_answer("a <turn>"))[-1] == "<turn>"
 
 
 @pytest.mark.slow
