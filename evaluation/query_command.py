@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from logitbank.command import CommandParser, run_command
-from logitbank.configs import ConfigError
-from logitbank.evaluation.import_csv import SCALES, import_csv
-from logitbank.evaluation.report.render import FORMATS, write_answer
-from logitbank.evaluation.report.result_tables import all_tables
-from logitbank.evaluation.shell import run_shell
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:  # DuckDB, pyarrow and numpy come after the arguments
+    from logitbank.storage.results.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
+
+FORMATS = ("table", "markdown", "csv", "json", "parquet")
+SCALES = ("percent", "fraction")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = make_parser().parse_args(argv)
+    run_command(lambda: _run(arguments))
 
 
 def make_parser() -> CommandParser:
     """The command's arguments."""
-    parser = CommandParser(prog="query-results", description=__doc__)
+    parser = CommandParser(prog="query-results", description="Show result rows as tables, reports or SQL answers.")
     parser.add_argument(
         "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; may be repeated"
     )
@@ -38,27 +47,22 @@ def make_parser() -> CommandParser:
     sql.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     sql.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
 
-    commands.add_parser("shell", help="type SQL, see tables")
+    commands.add_parser("shell", help="type SQL, with completion of views and columns")
 
-    commands.add_parser("tables", help="all standing tables, as Markdown")
+    tables = commands.add_parser("tables", help="print the standing tables, a summary first and last")
+    tables.add_argument("--cells", action="store_true", help="also print each condition's scores by task and language")
+    tables.add_argument("--markdown", action="store_true", help="print Markdown in a terminal too; piped, it always is")
 
-    report = commands.add_parser("report", help="write tables, plots and examples: FILE.md and FILE.html")
+    report = commands.add_parser("report", help="write tables, pictures and examples to FILE.md and FILE.html")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
-    published = commands.add_parser("import", help="bring in published numbers from a CSV file")
+    published = commands.add_parser("import", help="import published numbers from a CSV file")
     published.add_argument("file", type=Path, metavar="FILE.csv")
     published.add_argument(
-        "--model", metavar="NAME", help="where the file has no column model; default the file's name"
+        "--model", metavar="NAME", help="where the file has no column model; default: the file's name"
     )
     published.add_argument("--scale", choices=SCALES, help="default: percent where any value is above 1")
-
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
-    arguments = make_parser().parse_args(argv)
-    run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -67,19 +71,25 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     catalogue = _open(arguments)
     if arguments.command == "sql":
+        from logitbank.evaluation.report.answers import write_answer
+
         write_answer(catalogue.query(arguments.query), arguments.format, arguments.output)
     elif arguments.command == "shell":
+        from logitbank.evaluation.shell import run_shell
+
         run_shell(catalogue)
     elif arguments.command == "tables":
-        print(_document(catalogue, arguments.results), end="")
+        _tables(catalogue, arguments)
     elif arguments.command == "report":
-        from logitbank.evaluation.report.write import write_report  # matplotlib, where it is installed
+        from logitbank.evaluation.report.write import write_report
 
         *_, markdown, page = write_report(catalogue, arguments.output)
         print(f"wrote {markdown} and {page}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from logitbank.evaluation.import_csv import import_csv
+
     if len(arguments.results) != 1:
         raise ConfigError(f"--results: import writes into one directory, got {len(arguments.results)}")
     groups, cells = import_csv(arguments.file, arguments.results[0], model=arguments.model, scale=arguments.scale)
@@ -90,20 +100,28 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
+    from logitbank.storage.results.catalogue import Catalogue
+
     catalogue = Catalogue(arguments.results, arguments.store)
     for path in catalogue.torn:
         logger.warning("warning: %s is torn and left out; delete it and run its command again", path)
     return catalogue
 
 
-def _document(catalogue: Catalogue, directories: Sequence[Path]) -> str:
-    tables = all_tables(catalogue)
-    if not tables:
-        raise ConfigError(
-            f"--results: no metric in {', '.join(map(str, directories))}; "
+def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
+    from logitbank.evaluation.report.results import Results
+    from logitbank.evaluation.report.standing import print_markdown, print_terminal
+
+    results = Results.load(catalogue)
+    if not results.averages:
+        raise StoreError(
+            f"--results: no metric in {', '.join(map(str, arguments.results))}; "
             "evaluate-model or query-results import write them"
         )
-    return "\n".join(table.markdown() for table in tables)
+    if arguments.markdown or not sys.stdout.isatty():
+        print_markdown(results, cells=arguments.cells)
+    else:
+        print_terminal(results, cells=arguments.cells)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,13 @@ resamples sentences, since a sentence is an example. All models meet the same dr
 makes differences paired (ch. 8); different cells meet independent draws. Several seeds are averaged
 within each draw. What the intervals leave out is the noise of training: the number of seeds says it.
 
-Resampling a cell in which every answer is right, or none, always gives the same value. Alone and in
-averages such a cell takes draws of its rate under Jeffreys' prior, Beta(N + 1/2, 1/2), instead (Brown,
-Cai and DasGupta, 2001, Statistical Science 16). Paired differences stay as the bootstrap gives them.
+Resampling cannot give what was not seen. A cell in which every answer is right, or none, always gives
+the same value: alone and in averages it takes draws of its rate under Jeffreys' prior, Beta(N + 1/2, 1/2),
+instead (Brown, Cai and DasGupta, 2001, Statistical Science 16). Two cells with equal or nearly equal
+answers differ on too few examples to resample: their difference is drawn as if half an example more had
+been won by each side, which is Jeffreys' prior on the two kinds of discordant pairs. The half examples get
+Gamma(1/2) weights, as a Dirichlet posterior gives them (Rubin, 1981, Annals of Statistics 9). They are
+whole wins and losses for graded scores and span F1 too, and vanish among many examples.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from logitbank.errors import StoreError
+from logitbank.evaluation.report.labels import KEY, Row, key_of
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks import TASKS, Task
 
@@ -32,8 +37,7 @@ DRAWS = 1000
 LEVEL = 0.95
 GROUP_CELLS = 256  # cells resampled at once: D·G·S numbers
 
-Row = Mapping[str, Any]
-Cell = tuple[str, str, str, str, str, str]  # model, condition, setup, variant, task, language
+CellKey = tuple[Any, ...]  # the columns of `KEY`, then task and language
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 Key = TypeVar("Key")
 
@@ -68,53 +72,55 @@ class Replicates:
             training steps.
     """
 
-    by_cell: dict[tuple[Cell, str], FloatArray] = field(default_factory=dict)
-    examples: dict[Cell, str] = field(default_factory=dict)
-    sizes: dict[Cell, int] = field(default_factory=dict)
-    by_step: dict[tuple[Cell, int], FloatArray] = field(default_factory=dict)
+    by_cell: dict[tuple[CellKey, str], FloatArray] = field(default_factory=dict)
+    examples: dict[CellKey, str] = field(default_factory=dict)
+    sizes: dict[CellKey, int] = field(default_factory=dict)
+    by_step: dict[tuple[CellKey, int], FloatArray] = field(default_factory=dict)
 
-    def note(self, cell: Cell, digest: str, size: int) -> None:
+    def note(self, cell: CellKey, digest: str, size: int) -> None:
         """Remember what a cell was asked, by one of its seeds or steps."""
         if self.examples.setdefault(cell, digest) != digest:
             self.examples[cell] += digest  # its seeds were asked different examples: it pairs with no other
         self.sizes[cell] = size
 
-    def cell(self, cell: Cell, metric: str) -> Interval | None:
+    def cell(self, cell: CellKey, metric: str) -> Interval | None:
         """Interval of one cell; None where it has no predictions (published numbers)."""
         return self.average([cell], metric)
 
-    def average(self, cells: Iterable[Cell], metric: str | Mapping[str, str]) -> Interval | None:
+    def average(self, cells: Iterable[CellKey], metric: str | Mapping[str, str]) -> Interval | None:
         """Interval of the mean over cells; None where one of them has no predictions."""
         return _interval_of_mean([self._alone(cell, _metric(metric, cell)) for cell in cells])
 
-    def task_mean(self, cells: Iterable[Cell], metric: Mapping[str, str]) -> Interval | None:
+    def task_mean(self, cells: Iterable[CellKey], metric: Mapping[str, str]) -> Interval | None:
         """Interval of the mean over tasks of their mean over languages."""
         by_task: dict[str, list[FloatArray]] = {}
         for cell in cells:
-            values = self._alone(cell, metric[cell[4]])
+            values = self._alone(cell, metric[cell[-2]])
             if values is None:
                 return None
-            by_task.setdefault(cell[4], []).append(values)
+            by_task.setdefault(cell[-2], []).append(values)
         return _interval_of_mean([np.mean(own, axis=0) for own in by_task.values()])
 
-    def contrast(self, cells: Iterable[Cell], others: Iterable[Cell], metric: Mapping[str, str]) -> Interval | None:
+    def contrast(
+        self, cells: Iterable[CellKey], others: Iterable[CellKey], metric: Mapping[str, str]
+    ) -> Interval | None:
         """Interval of the mean over cells minus the mean over others, which were asked other examples."""
-        sides = [[self._alone(cell, metric[cell[4]]) for cell in side] for side in (cells, others)]
+        sides = [[self._alone(cell, metric[cell[-2]]) for cell in side] for side in (cells, others)]
         known = [[values for values in side if values is not None] for side in sides]
         if not all(known) or any(len(a) != len(b) for a, b in zip(sides, known, strict=True)):
             return None
         return interval(np.mean(known[0], axis=0) - np.mean(known[1], axis=0))
 
-    def at_step(self, cells: Iterable[Cell], step: int) -> Interval | None:
+    def at_step(self, cells: Iterable[CellKey], step: int) -> Interval | None:
         """Interval of the mean over cells of the primary metric at one training step."""
         found = [(cell, self.by_step.get((cell, step))) for cell in cells]
         return _interval_of_mean([None if v is None else spread(v, self.sizes[cell], cell) for cell, v in found])
 
-    def _alone(self, cell: Cell, metric: str) -> FloatArray | None:
+    def _alone(self, cell: CellKey, metric: str) -> FloatArray | None:
         values = self.by_cell.get((cell, metric))
         return None if values is None else spread(values, self.sizes[cell], cell)
 
-    def difference(self, pairs: Iterable[tuple[Cell, Cell]], metric: str) -> Interval | None:
+    def difference(self, pairs: Iterable[tuple[CellKey, CellKey]], metric: str) -> Interval | None:
         """Interval of the mean difference over pairs of cells that were asked the same examples.
 
         None where a cell has no predictions or the two were asked different examples.
@@ -124,7 +130,7 @@ class Replicates:
             a, b = self.by_cell.get((one, metric)), self.by_cell.get((other, metric))
             if a is None or b is None or self.examples[one] != self.examples[other]:
                 return None
-            differences.append(a - b)
+            differences.append(with_unseen_pairs(a - b, self.sizes[one], one))
         return interval(np.mean(differences, axis=0)) if differences else None
 
 
@@ -139,12 +145,12 @@ def interval(replicates: FloatArray) -> Interval:
     return Interval(float(low), float(high))
 
 
-def spread(replicates: FloatArray, examples: int, cell: Cell) -> FloatArray:
+def spread(replicates: FloatArray, examples: int, cell: CellKey) -> FloatArray:
     """(D,) replicates of one cell; Jeffreys' where all are 0 or all are 1, in the cell's own order."""
     value = replicates[0]
     if value not in (0.0, 1.0) or np.any(replicates != value):
         return replicates
-    misses = _rare_misses(examples)[_independent_order(cell[4], cell[5])]
+    misses = _rare_misses(examples)[_independent_order(cell[-2], cell[-1])]
     return misses if value == 0.0 else 1.0 - misses
 
 
@@ -154,6 +160,21 @@ def _rare_misses(examples: int) -> FloatArray:
     from scipy.special import betaincinv  # takes longer to import than most tables to print
 
     return np.asarray(betaincinv(0.5, examples + 0.5, (np.arange(DRAWS) + 0.5) / DRAWS))
+
+
+def with_unseen_pairs(differences: FloatArray, examples: int, cell: CellKey) -> FloatArray:
+    """(D,) paired differences of one cell, with half an example more won and half an example more lost.
+
+    Without them two cells with the same answers on three examples would differ by 0 ±0.
+    """
+    won, lost = _unseen_pairs(cell[-2], cell[-1])
+    return np.asarray((examples * differences + won - lost) / (examples + won + lost))
+
+
+@functools.cache
+def _unseen_pairs(task: str, language: str) -> FloatArray:
+    """(2,D) weights of the pairs that one and the other side won unseen: unrelated between cells of the grid."""
+    return np.random.default_rng([22, _cell_seed(task, language)]).gamma(0.5, size=(2, DRAWS))
 
 
 def draw_counts(examples: int, *, draws: int = DRAWS) -> FloatArray:
@@ -197,12 +218,13 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
 
 
 def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
-    cell_columns = "model, condition, setup, variant, language"
+    key = f"{', '.join(KEY)}, language"
+    own = f"task = '{task.name}' AND is_primary AND method = 'generate'"
     shown = f"""
-        SELECT run, {cell_columns}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
-               step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {cell_columns}, seed) AS is_final,
-               min(step) OVER (PARTITION BY {cell_columns}) < max(step) OVER (PARTITION BY {cell_columns}) AS has_steps
-        FROM scores WHERE task = '{task.name}' AND is_primary AND method = 'generate'
+        SELECT run, {key}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
+               (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
+               min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
+        FROM scores WHERE {own}
     """
     names, statistics, segments, examples = _read_statistics(catalogue, task, shown)
     if not len(segments):
@@ -221,7 +243,7 @@ def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequ
             part = group[start : start + GROUP_CELLS]
             values = bootstrap_metrics(task, np.stack([statistics[rows] for _, rows in part]), names, counts)
             for index, (row, rows) in enumerate(part):
-                cell = (row["model"], row["condition"], row["setup"], row["variant"], task.name, row["language"])
+                cell = (*key_of(row), task.name, row["language"])
                 found.note(cell, hashlib.sha256(examples[rows].tobytes()).hexdigest(), size)
                 shuffle = _independent_order(task.name, row["language"])
                 if row["has_steps"] and row["step"] is not None:
@@ -281,9 +303,12 @@ def _numpy(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> np.ndarray[Any, Any
 @functools.cache
 def _independent_order(task: str, language: str) -> Any:
     """Order of the draws for one cell of the grid: the same for all models, unrelated between cells."""
-    seed = int.from_bytes(hashlib.sha256(f"{task}/{language}".encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).permutation(DRAWS)
+    return np.random.default_rng(_cell_seed(task, language)).permutation(DRAWS)
 
 
-def _metric(metric: str | Mapping[str, str], cell: Cell) -> str:
-    return metric if isinstance(metric, str) else metric[cell[4]]
+def _cell_seed(task: str, language: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{task}/{language}".encode()).digest()[:8], "big")
+
+
+def _metric(metric: str | Mapping[str, str], cell: CellKey) -> str:
+    return metric if isinstance(metric, str) else metric[cell[-2]]

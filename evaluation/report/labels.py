@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from logitbank.experiment import CONDITIONS
 from logitbank.tasks import LANGUAGES, TASKS
 
-CONDITIONS = ("base", "fewshot", "finetuned", "distilled", "control")
+PUBLISHED = "published"  # how the setup of imported numbers begins
 KEY = ("model", "condition", "setup", "variant")
 
 Row = Mapping[str, Any]
@@ -60,14 +61,31 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
+def is_imported_sweep(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a row is published numbers of a λ sweep: one λ of several, or what a sweep of its model came with.
+
+    Args:
+        row: of a view that has `KEY`.
+        rows: all rows of `averages`.
+    """
+    if not row["setup"].startswith(PUBLISHED):
+        return False
+    imported = [other for other in rows if other["model"] == row["model"] and other["setup"].startswith(PUBLISHED)]
+    variants: dict[tuple[str, str], set[str]] = {}
+    for other in imported:
+        variants.setdefault((other["setup"], other["condition"]), set()).add(other["variant"])
+    swept = {key for key, found in variants.items() if len(found) > 1}
+    return (row["setup"], row["condition"]) in swept or (row["setup"] != PUBLISHED and bool(swept))
+
+
 def setup_label(setup: str) -> str:
     """Published numbers say what they are; a hash of settings is cut short."""
-    return setup if setup.startswith("published") else f"setup {setup[:6]}"
+    return setup if setup.startswith(PUBLISHED) else f"setup {setup[:6]}"
 
 
 def ordered_conditions(names: Iterable[str]) -> list[str]:
-    """The five of the study first, in its order, then all others by name."""
-    return _ordered(names, CONDITIONS)
+    """In the order of `experiment.CONDITIONS`, all others by name after them."""
+    return _ordered(names, list(CONDITIONS))
 
 
 def ordered_tasks(names: Iterable[str]) -> list[str]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
+import pty
+import re
+import resource
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.cells import cell_len
 
 from logitbank.evaluation import query_command
-from logitbank.evaluation.report.render import average, markdown_table, percent
+from logitbank.evaluation.report.markdown import markdown_table
+from logitbank.evaluation.report.table import average, percent
+from logitbank.experiment import STUDY_CONDITIONS
 from logitbank.storage.results.catalogue import Catalogue
 from tests.evaluation.conftest import add_run
 
@@ -90,7 +101,7 @@ def test_tables_show_missing_cells_and_incomplete_averages(tmp_path: Path, capsy
     add_run(tmp_path, dict.fromkeys(GRID, 0.5), model="org/full", condition="base")
     add_run(tmp_path, {("nli", "en"): 0.25, ("pa", "en"): 0.75}, model="part", condition="base")
     add_run(tmp_path, {("nli", "en"): 0.4}, model="part", condition="finetuned")
-    run(tmp_path, "tables")
+    run(tmp_path, "tables", "--cells")
     text = capsys.readouterr().out
     summary = table_of(text, "Summary per condition: task_language_mean")
     assert summary == {
@@ -106,7 +117,7 @@ def test_tables_show_missing_cells_and_incomplete_averages(tmp_path: Path, capsy
 def test_overview_has_the_three_gaps(tmp_path: Path, capsys: Any) -> None:
     for condition, value in (("finetuned", 0.50), ("distilled", 0.56), ("control", 0.45)):
         add_run(tmp_path, {("nli", "en"): value}, condition=condition)
-    run(tmp_path, "tables")
+    run(tmp_path, "tables", "--cells")
     row = table_of(capsys.readouterr().out, "Overview: m")["nli (accuracy)"]
     assert row["distilled−finetuned"] == "+6.0 ±?"
     assert row["control−finetuned"] == "-5.0 ±?"
@@ -116,7 +127,7 @@ def test_overview_has_the_three_gaps(tmp_path: Path, capsys: Any) -> None:
 def test_variants_are_told_apart(tmp_path: Path, capsys: Any) -> None:
     for variant, value in (("λ=0.05", 0.6), ("λ=0.5", 0.4)):
         add_run(tmp_path, {("nli", "en"): value}, condition="distilled", variant=variant)
-    run(tmp_path, "tables")
+    run(tmp_path, "tables", "--cells")
     text = capsys.readouterr().out
     assert table_of(text, "Summary per condition: task_mean")["m"] == {
         "distilled (λ=0.05)": "60.0",
@@ -199,3 +210,93 @@ def test_numbers_as_text() -> None:
         "| ---- | ---: |",
         "| x\\|y | 中文 |",
     ]
+
+
+def in_a_terminal(monkeypatch: pytest.MonkeyPatch, results: Path, *arguments: str) -> str:
+    """What `tables` prints where standard output is a terminal of 80 columns."""
+    master, slave = pty.openpty()
+    received = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while chunk := os.read(master, 65536):
+                received.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", terminal)
+        run(results, "tables", *arguments)
+    reader.join()
+    os.close(master)
+    text = b"".join(received).decode().replace("\r", "")
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _study(results: Path) -> None:
+    for model in ("Llama-3.2-3B-Instruct", "Qwen3-1.7B"):
+        for condition in STUDY_CONDITIONS:
+            add_run(results, _values(len(condition)), model=model, condition=condition)
+
+
+def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _study(tmp_path)
+    for variant in ("λ=0.05", "λ=0.1", "λ=0.2", "λ=0.5", "meta λ=1"):
+        about = {"condition": "distilled", "variant": variant, "lambda_distill": 0.5}
+        add_run(tmp_path, _values(7), model="Qwen3-1.7B", **about)
+    text = in_a_terminal(monkeypatch, tmp_path, "--cells")
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text, "something is cut"
+    words = set(text.split())
+    assert {"Llama-3.2-3B-Instruct", "distilled−finetuned", "(λ=0.05)", "language_mean", "1"} <= words
+    for value in _values(4).values():
+        assert percent(value) in words
+
+
+def test_a_terminal_starts_and_ends_on_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _study(tmp_path)
+    text = in_a_terminal(monkeypatch, tmp_path)
+    assert text.startswith("Summary per condition: task_language_mean\n")
+    end = " ".join(text.split("\nIn short\n")[1].split())
+    assert end.startswith("2 models under 5 conditions in 5 cells; 0 predictions of 0 evaluations.")
+    assert f"Qwen3-1.7B, `task_language_mean` in %: base {percent(np.mean(list(_values(4).values())))}" in end
+    assert "Qwen3-1.7B, distilled against finetuned: without predictions to judge by in nli, pa, qa." in end
+    assert "#" not in text
+    assert "|" not in text
+    markdown = in_a_terminal(monkeypatch, tmp_path, "--markdown")
+    assert markdown.startswith("## Summary per condition: task_language_mean\n\n| model")
+    assert "## In short" in markdown
+
+
+def test_tables_of_cells_come_on_request(tmp_path: Path, capsys: Any) -> None:
+    add_run(tmp_path, _values(0))
+    run(tmp_path, "tables")
+    assert "base: nli" not in capsys.readouterr().out
+    run(tmp_path, "tables", "--cells")
+    assert "base: nli (accuracy, %)" in capsys.readouterr().out
+
+
+def test_an_imported_sweep_is_no_column_of_the_summary(shared: Path, tmp_path: Path, capsys: Any) -> None:
+    run(tmp_path, "import", str(shared / "reference" / "xtreme_results.csv"))
+    run(tmp_path, "tables")
+    before = table_of(capsys.readouterr().out, "Summary per condition: task_mean")
+    run(tmp_path, "import", str(shared / "reference" / "lambda_sweep.csv"), "--model", "Llama-3.2-3B")
+    run(tmp_path, "tables")
+    text = capsys.readouterr().out
+    assert set(table_of(text, "Summary per condition: task_mean")) == set(before) == {"Llama-3.2-3B", "Qwen3-1.7B"}
+    conditions = list(table_of(text, "Summary per condition: task_mean")["Llama-3.2-3B"])
+    assert conditions == ["base", "fewshot", "finetuned", "distilled", "control"]
+    assert "distilled λ=0.05" in table_of(text, "λ sweep: Llama-3.2-3B (published 1-task)")
+    assert "The tables `λ sweep` show 10 more rows of imported λ sweeps." in text
+
+
+def test_help_costs_at_most_a_second_of_processor_time() -> None:
+    """A fresh interpreter: what the commands need is imported after the arguments are read."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "logitbank.evaluation.query_command", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "shell" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 1

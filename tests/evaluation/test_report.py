@@ -5,31 +5,31 @@ from __future__ import annotations
 import html.parser
 import json
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from logitbank.evaluation.report.charts import Chart, Panel, Series
 from logitbank.evaluation.report.example_browser import browsed_examples
+from logitbank.evaluation.report.interactive import figure_json
 from logitbank.evaluation.report.page import html_page, script_json
-from logitbank.evaluation.report.render import Table
-from logitbank.evaluation.report.write import collect, write_report
+from logitbank.evaluation.report.png import draw_png
+from logitbank.evaluation.report.table import Table
+from logitbank.evaluation.report.write import collect, markdown, write_report
 from logitbank.storage import TeacherStore
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.storage.results.rows import write_rows
+from tests.evaluation.browser import CHROMIUM, OVERFLOW, Browser
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
 from tests.evaluation.test_query import run
 from tests.storage import stores
 
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-
 ANSWER: dict[str, Any] = {
     **{"model": "m", "condition": "c", "variant": "", "seed": 1},
     **{"output": ATTACK, "parsed": None, "score": 0.0, "prompt": 0},
@@ -77,8 +77,8 @@ def test_markdown_plots_and_page_are_written(results: Path, tmp_path: Path, caps
         assert (output.parent / image).read_bytes().startswith(b"\x89PNG")
     page = output.with_suffix(".html").read_text()
     outline = Outline(page)
-    assert outline.tags.count("img") == len(images)
-    assert all(source.startswith("data:image/png;base64,") for source in outline.sources), "the page loads something"
+    assert page.count('<div class="chart"') == len(images)
+    assert outline.sources == [], "the page loads something"
     assert 'name="viewport"' in page
 
 
@@ -148,22 +148,117 @@ def test_the_output_has_to_be_markdown(results: Path, tmp_path: Path, capsys: An
     assert "expected a name that ends in .md" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
-def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
-    """Headless: the example browser fills itself, sorting reorders rows, no script of a model runs."""
-    *_, page = write_report(Catalogue([results]), tmp_path / "report.md")
-    table = Table("T", ["model", "score"], [["a", "5.0 ±1.0"], ["b", "—"], ["c", "70.1"], ["d", "-3.0"]])
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    with Browser(tmp_path / "profile") as opened:
+        yield opened
+
+
+def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    """The example browser fills itself, sorting reorders rows, code is code, no script of a model runs."""
+    table = Table("`T`", ["model", "score"], [["a", "5.0 ±1.0"], ["b", "—"], ["c", "70.1"], ["d", "-3.0"]])
     teacher = [{"view": "fewshot", "position": 0, "gold": ATTACK, "top": [[ATTACK, 0.75], ["no", 0.25]]}]
-    text = html_page([ATTACK], [table], [], [{**EXAMPLE, "teacher": teacher}])
-    click = "<script>document.querySelectorAll('th button')[1].click()</script>"
-    page.write_text(text.replace("</body>", f"{click}</body>"), encoding="utf-8")
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,844", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    dom = done.stdout
-    assert "<title>Results</title>" in dom, "a model's script ran"
-    assert re.findall(r"<tr><td>(\w)</td>", dom) == ["c", "a", "d", "b"]
-    assert 'aria-sort="descending"' in dom
-    assert "could not be read" in dom
-    assert "score 0.00" in dom
-    assert "<summary>prompt</summary>" in dom
-    assert "75.0%" in dom
+    page = tmp_path / "page.html"
+    page.write_text(html_page([ATTACK], [table], [], [{**EXAMPLE, "teacher": teacher}]), encoding="utf-8")
+    browser.open(page, 390)
+    assert browser.evaluate("document.title") == "Results", "a model's script ran"
+    assert browser.evaluate("document.querySelector('h2 code').textContent") == "T"
+    browser.evaluate("document.querySelectorAll('th button')[1].click()")
+    assert browser.evaluate("[...document.querySelectorAll('td:first-child')].map(e => e.textContent)") == [*"cadb"]
+    assert browser.evaluate("document.querySelectorAll('th')[1].getAttribute('aria-sort')") == "descending"
+    text = browser.evaluate("document.getElementById('shown').textContent")
+    assert "could not be read" in text
+    assert "score 0.00" in text
+    assert "75.0%" in text
+    assert browser.evaluate("document.querySelectorAll('#shown summary')[0].textContent") == "prompt"
+
+
+def test_a_script_that_gets_into_the_page_does_not_run(browser: Browser, tmp_path: Path) -> None:
+    """Should the escaping ever fail, the content security policy still stands."""
+    page = tmp_path / "page.html"
+    text = html_page(["fact"], [], [], [])
+    page.write_text(text.replace("<li>fact</li>", ATTACK.removeprefix("</script>")), encoding="utf-8")
+    browser.open(page, 390)
+    assert browser.evaluate("document.title") == "Results"
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_nothing_on_the_page_is_cut(browser: Browser, tmp_path: Path, width: int) -> None:
+    """Two models, five conditions, two λ, every gap, checkpoints, a learning curve, long names; in a window."""
+    page = write_report(Catalogue([_everything(tmp_path / "r")]), tmp_path / "report.md")[-1]
+    browser.open(page, width)
+    assert browser.evaluate(OVERFLOW) == []
+    assert browser.evaluate("document.querySelectorAll('.chart').length") >= 6
+    # what is drawn, is drawn inside its picture
+    outside = """[...document.querySelectorAll('.chart')].filter(place => {
+        const svg = place.querySelector('svg').getBoundingClientRect(), box = place.getBoundingClientRect();
+        return svg.right > box.right + 1 || svg.width < 100 || svg.height > box.height + 1;
+    }).map(place => place.id)"""
+    assert browser.evaluate(outside) == []
+
+
+def _everything(results: Path) -> Path:
+    rng = np.random.default_rng(0)
+    cells = [(task, language) for task in ("nli", "pa") for language in ("en", "de", "hi", "zh")]
+    for model in ("org/a-model-with-quite-a-long-name-3b-instruct", "small"):
+        for day, cell in enumerate(cells, start=1):
+            right = rng.random(60) < 0.5
+            for condition, variants in (
+                *(((name, (None,))) for name in ("base", "fewshot", "finetuned")),
+                *((name, ("λ=0.05", "λ=0.5")) for name in ("distilled", "control")),
+            ):
+                for variant in variants:
+                    outcome = correct(right ^ (rng.random(60) < 0.2))
+                    about = {"model": model, "condition": condition, "variant": variant, "day": day}
+                    value = float(variant[2:]) if variant else None
+                    add_predictions(results, cell, outcome, **about, lambda_distill=value)
+    for step in (200, 400):
+        add_run(results, {("gsm8k", "en"): step / 1000}, model="small", condition="finetuned", step=step)
+    log = [
+        {
+            **{"run": "t", "model": "small", "condition": "distilled", "view": "fewshot", "seed": 1, "step": 10},
+            **{"task": "all", "metric": metric, "value": 0.5},
+        }
+        for metric in ("student_ce", "teacher_ce")
+    ]
+    write_rows(results, "training_log", log, "t")
+    return results
+
+
+def test_single_points_are_drawn(tmp_path: Path) -> None:
+    """A learning curve of one step is a marker: a line through one point would be invisible."""
+    charts = {chart.name: chart for chart in collect(Catalogue([_everything(tmp_path)])).charts}
+    for trace in figure_json(charts["cross-entropy"])["data"]:
+        assert len(trace["x"]) == 1
+        assert "markers" in trace["mode"]
+    layout = figure_json(charts["lambda-sweep"])["layout"]
+    assert layout["scattermode"] == "overlay", "points over numbers are drawn where they are"
+    png = draw_png(charts["cross-entropy"])
+    empty = draw_png(replace(charts["cross-entropy"], series=[replace(charts["cross-entropy"].series[0], x=[], y=[])]))
+    assert png != empty
+
+
+def test_equal_students_are_said_in_words(tmp_path: Path) -> None:
+    same = correct([True, False] * 50)
+    for condition in ("finetuned", "control"):
+        add_predictions(tmp_path, ("nli", "en"), same, condition=condition)
+    report = collect(Catalogue([tmp_path]))
+    (gaps,) = [chart for chart in report.charts if chart.name == "gaps-0"]
+    assert not gaps.drawn
+    assert gaps.caption == "m: control and finetuned have the same score in every task."
+    page = html_page(report.facts, report.tables, report.charts, report.examples)
+    assert gaps.caption in page
+    assert 'id="chart-gaps-0"' not in page
+    assert gaps.caption in markdown(report, "plots", [])
+
+
+def test_names_are_no_markup_in_charts() -> None:
+    link = "<a href='https://x'>m</a>"
+    series = Series(link, [link], [1.0], [(0.0, 2.0)])
+    charts = [Chart("c", link, kind, [link], [series], x_title=link, y_title=link) for kind in ("bars", "points")]
+    panels = [Panel(link, [link], [link], [[1.0]])]
+    text = json.dumps([figure_json(chart) for chart in (*charts, Chart("h", link, "heat", panels=panels))])
+    assert "&lt;a href" in text
+    assert "<a" not in text

@@ -1,0 +1,33 @@
+"""For each condition and task: models as rows, languages as columns, and their `language_mean`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logitbank.evaluation.report.labels import Row, key_of, ordered_conditions, ordered_languages, ordered_tasks
+from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.table import MISSING, Table
+
+
+def condition_tables(results: Results) -> list[Table]:
+    """A heading for each condition, and a table for each of its tasks and metrics."""
+    tables = []
+    for condition in ordered_conditions(row["condition"] for row in results.task_averages):
+        tables.append(Table(f"Condition: {condition}", [], []))
+        own = [row for row in results.task_averages if row["condition"] == condition]
+        for task in ordered_tasks(row["task"] for row in own):
+            languages = ordered_languages(row["language"] for row in results.cells if row["task"] == task)
+            metrics = {row["metric"]: row["is_primary"] for row in own if row["task"] == task}
+            for metric in sorted(metrics, key=lambda name: (not metrics[name], name)):
+                means = [row for row in own if row["task"] == task and row["metric"] == metric]
+                rows = [_language_row(results, mean, languages) for mean in sorted(means, key=key_of)]
+                header = ["model", *languages, "language_mean", "seeds"]
+                groups = [1 + len(languages)]
+                tables.append(Table(f"{condition}: {task} ({metric}, %)", header, rows, level=3, groups=groups))
+    return tables
+
+
+def _language_row(results: Results, mean: Row, languages: Sequence[str]) -> list[str]:
+    cells = {cell["language"]: cell for cell in results.cells_of(mean, task=mean["task"], metric=mean["metric"])}
+    texts = [results.cell_text(cells[language]) if language in cells else MISSING for language in languages]
+    return [results.labels.row(mean), *texts, results.task_average(mean), str(mean["seeds"])]

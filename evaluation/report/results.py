@@ -1,0 +1,126 @@
+"""The rows that all tables and charts show, read once, with the intervals of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates
+from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of
+from logitbank.evaluation.report.table import average, difference_with_interval, percent, with_interval
+from logitbank.storage.results.catalogue import Catalogue
+
+# Shown in tables of their own; every other metric is in `metrics`.
+EXTRA_METRICS = ("exact_match", "likelihood_accuracy")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows of the views of `storage.results.views`.
+
+    Attributes:
+        catalogue: where the rows come from, for what only one table needs.
+        averages: of `averages`.
+        task_averages: of `task_averages`, primary and extra metrics.
+        cells: of `cells`, primary and extra metrics.
+        task_gaps: of `task_gaps`, primary metrics.
+        gaps: of `gaps`, primary metrics.
+        labels: short names for them.
+        replicates: of every cell that has predictions.
+    """
+
+    catalogue: Catalogue
+    averages: Sequence[Row]
+    task_averages: Sequence[Row]
+    cells: Sequence[Row]
+    task_gaps: Sequence[Row]
+    gaps: Sequence[Row]
+    labels: Labels
+    replicates: Replicates
+
+    @classmethod
+    def load(cls, catalogue: Catalogue) -> Results:
+        """Read the views and bootstrap every cell that has predictions."""
+        wanted = ", ".join(f"'{metric}'" for metric in EXTRA_METRICS)
+        shown = f"WHERE is_primary OR metric IN ({wanted})"
+        averages = catalogue.rows("SELECT * FROM averages")
+        task_averages = catalogue.rows(f"SELECT * FROM task_averages {shown}")
+        return cls(
+            catalogue=catalogue,
+            averages=averages,
+            task_averages=task_averages,
+            cells=catalogue.rows(f"SELECT * FROM cells {shown}"),
+            task_gaps=catalogue.rows("SELECT * FROM task_gaps WHERE is_primary"),
+            gaps=catalogue.rows("SELECT * FROM gaps WHERE is_primary"),
+            labels=Labels.of([*averages, *task_averages]),
+            replicates=load_replicates(catalogue, EXTRA_METRICS),
+        )
+
+    @property
+    def main_averages(self) -> list[Row]:
+        """Rows of `averages` but imported λ sweeps, which only the λ tables show."""
+        return [row for row in self.averages if not is_imported_sweep(row, self.averages)]
+
+    def cells_of(self, row: Row, **fixed: Any) -> list[Row]:
+        """Cells of the same key as a row, primary ones unless `metric` says."""
+        wanted = fixed if "metric" in fixed else {**fixed, "is_primary": True}
+        return [
+            cell
+            for cell in self.cells
+            if key_of(cell) == key_of(row) and all(cell[name] == value for name, value in wanted.items())
+        ]
+
+    def mean_text(self, row: Row, name: str) -> str:
+        """A row's `task_mean` or `task_language_mean` with its interval."""
+        return with_interval(
+            average(row[name], row["cells"], row["expected_cells"]), row[name], self.mean_interval(row, name)
+        )
+
+    def mean_interval(self, row: Row, name: str) -> Interval | None:
+        """Interval of a row's `task_mean` or `task_language_mean`."""
+        own = self.cells_of(row)
+        metric = {cell["task"]: cell["metric"] for cell in own}
+        keys = [cell_key(cell) for cell in own]
+        return self.replicates.task_mean(keys, metric) if name == "task_mean" else self.replicates.average(keys, metric)
+
+    def task_average(self, row: Row) -> str:
+        """`language_mean` of a row of `task_averages` with its interval."""
+        shown = average(row["language_mean"], row["languages"], row["expected_languages"])
+        return with_interval(shown, row["language_mean"], self.task_interval(row))
+
+    def task_interval(self, row: Row) -> Interval | None:
+        """Interval of `language_mean` of a row of `task_averages`."""
+        own = self.cells_of(row, task=row["task"], metric=row["metric"])
+        return self.replicates.average([cell_key(cell) for cell in own], row["metric"])
+
+    def cell_text(self, cell: Row) -> str:
+        """A row of `cells` with its interval."""
+        found = self.replicates.cell(cell_key(cell), cell["metric"])
+        return with_interval(percent(cell["value"]), cell["value"], found)
+
+    def gap(self, row: Row) -> str:
+        """A row of `task_gaps` with its paired interval and, where it is not resolved, the mark."""
+        shown = average(row["difference"], row["languages"], row["expected_languages"], signed=True)
+        return difference_with_interval(shown, row["difference"], self.gap_interval(row))
+
+    def gap_interval(self, row: Row) -> Interval | None:
+        """Paired bootstrap interval of a row of `task_gaps`."""
+        pairs = [
+            gap_cells(gap)
+            for gap in self.gaps
+            if all(gap[name] == row[name] for name in ("model", "setup", "gap", "variant", "task", "metric"))
+        ]
+        return self.replicates.difference(pairs, row["metric"])
+
+
+def cell_key(cell: Row) -> CellKey:
+    """Key of a row of `cells` in `Replicates`."""
+    return (*key_of(cell), cell["task"], cell["language"])
+
+
+def gap_cells(gap: Row) -> tuple[CellKey, CellKey]:
+    """Keys of the two cells that a row of `gaps` compares."""
+    minuend = {**gap, "condition": gap["minuend"]}
+    subtrahend = {**gap, "condition": gap["subtrahend"], "variant": gap["subtrahend_variant"]}
+    return cell_key(minuend), cell_key(subtrahend)

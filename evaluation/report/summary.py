@@ -1,0 +1,89 @@
+"""The averages of every model and condition, as a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logitbank.evaluation.report.gaps import gap_sentences
+from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_models
+from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.table import MISSING, Table, counted, percent
+
+MANY_FAILURES = 0.05
+INTERVAL_NOTE = (
+    "±: half of the 95% bootstrap interval over the evaluated examples, with the trained weights as given; training "
+    "again with another seed adds to it. [low, high]: the bounds, where the interval is lopsided. Published numbers "
+    "have no interval, because their predictions are not here."
+)
+AVERAGES = {
+    "task_language_mean": "mean over all (task, language) cells, each counting once",
+    "task_mean": "mean over tasks of their mean over languages, each task counting once",
+}
+
+
+def summary_tables(results: Results) -> list[Table]:
+    """One table for each kind of average: models as rows, conditions as columns."""
+    labels, shown = results.labels, results.main_averages
+    columns = ordered_columns(shown, labels)
+    left_out = len(results.averages) - len(shown)
+    tables = []
+    for name, meaning in AVERAGES.items():
+        rows = []
+        for model in ordered_models(shown):
+            by_column = {labels.column(row): row for row in shown if row["model"] == model}
+            texts = [results.mean_text(by_column[c], name) if c in by_column else MISSING for c in columns]
+            rows.append([labels.models[model], *texts])
+        notes = [f"`{name}`, in %: {meaning}. (n/m): only n of the m cells that any model has."]
+        if name == list(AVERAGES)[-1]:
+            notes.append(INTERVAL_NOTE)
+            if left_out:
+                notes.append(f"The tables `λ sweep` show {counted(left_out, 'more row')} of imported λ sweeps.")
+        if rows:
+            tables.append(Table(f"Summary per condition: {name}", ["model", *columns], rows, notes))
+    return tables
+
+
+def summary_lines(results: Results) -> list[str]:
+    """What the rows say in a few sentences: how much there is, the averages, which gaps are resolved."""
+    return [counts_line(results), *average_lines(results), *gap_sentences(results), *failure_lines(results)]
+
+
+def counts_line(results: Results) -> str:
+    """How much there is."""
+    count = results.catalogue.rows("SELECT count(*) AS predictions, count(DISTINCT run) AS runs FROM predictions")[0]
+    conditions = {row["condition"] for row in results.averages}
+    cells = {(cell["task"], cell["language"]) for cell in results.cells}
+    return (
+        f"{counted(len(ordered_models(results.averages)), 'model')} under {counted(len(conditions), 'condition')} in "
+        f"{counted(len(cells), 'cell')}; {counted(count['predictions'], 'prediction')} of "
+        f"{counted(count['runs'], 'evaluation')}."
+    )
+
+
+def average_lines(results: Results) -> list[str]:
+    """`task_language_mean` of each model, condition by condition."""
+    labels, shown = results.labels, results.main_averages
+    lines = []
+    for model in ordered_models(shown):
+        by_column = {labels.column(row): row for row in shown if row["model"] == model}
+        texts = [
+            f"{column} {results.mean_text(by_column[column], 'task_language_mean')}"
+            for column in ordered_columns(list(by_column.values()), labels)
+        ]
+        lines.append(f"{labels.models[model]}, `task_language_mean` in %: {', '.join(texts)}.")
+    return lines
+
+
+def failure_lines(results: Results) -> list[str]:
+    """Where many answers could not be read."""
+    failures: Sequence[Row] = results.catalogue.rows(
+        f"SELECT * FROM cells WHERE metric = 'parse_failure' AND value > {MANY_FAILURES} ORDER BY value DESC"
+    )
+    if not failures:
+        return []
+    worst = failures[0]
+    where = f"{results.labels.series(worst)}, {worst['task']}/{worst['language']}"
+    return [
+        f"More than {100 * MANY_FAILURES:.0f}% of the answers could not be read in {counted(len(failures), 'cell')}, "
+        f"at worst {percent(worst['value'])}% ({where})."
+    ]

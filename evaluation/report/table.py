@@ -1,0 +1,116 @@
+"""What every table is made of, and how numbers become text in it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from logitbank.evaluation.report.intervals import Interval
+
+MISSING = "—"
+UNRESOLVED = "≈0"
+LOPSIDED = 1.5  # one arm of an interval this many times the other is shown by its bounds
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be shown.
+
+    Attributes:
+        title: heading.
+        header: column names; the first column holds row labels.
+        rows: cells as text.
+        notes: lines below the table.
+        level: heading depth in a document.
+        groups: columns at which a new group begins; a table too wide for its place is cut there first.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = field(default_factory=tuple)
+    level: int = 2
+    groups: Sequence[int] = field(default_factory=tuple)
+
+
+def column_blocks(widths: Sequence[int], limit: int, groups: Sequence[int] = ()) -> list[list[int]]:
+    """Columns of each of the blocks that a wide table is cut into, the first column leading every block.
+
+    A block holds at least one column beside the first, however wide. Where not everything fits into one block,
+    a group starts a block of its own unless it fits whole into the one before.
+
+    Args:
+        widths: of each column, with what separates it from the next.
+        limit: width that a block should not exceed.
+        groups: columns at which groups begin.
+    """
+    edges = [1, *(edge for edge in groups if 1 < edge < len(widths)), len(widths)]
+    blocks: list[list[int]] = [[0]]
+    used = widths[0]
+    for start, end in itertools.pairwise(edges):
+        if len(blocks[-1]) > 1 and used + sum(widths[start:end]) > limit:
+            blocks.append([0])
+            used = widths[0]
+        for column in range(start, end):
+            if len(blocks[-1]) > 1 and used + widths[column] > limit:
+                blocks.append([0])
+                used = widths[0]
+            blocks[-1].append(column)
+            used += widths[column]
+    return blocks
+
+
+def block_rows(table: Table, columns: Sequence[int]) -> list[Sequence[str]]:
+    """The rows of a block of columns: all of a whole table, of a part those that have something in it."""
+    whole = len(columns) == len(table.header)
+    return [row for row in table.rows if whole or any(row[column] != MISSING for column in columns[1:])]
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+    """A fraction as a percentage with one decimal: 0.637 -> 63.7, signed +63.7; a missing one as —."""
+    if value is None or math.isnan(value):
+        return MISSING
+    points = 100 * value + math.copysign(1e-9, value)  # halves away from zero, whatever binary makes of 72.95
+    text = f"{points:+.1f}" if signed else f"{points:.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text
+
+
+def average(value: float | None, count: int, expected: int, *, signed: bool = False) -> str:
+    """An average that says over how many of how many it goes where some are missing: `28.5 (17/28)`."""
+    text = percent(value, signed=signed)
+    return text if text == MISSING or count >= expected else f"{text} ({count}/{expected})"
+
+
+def with_interval(text: str, value: float | None, found: Interval | None) -> str:
+    """A score with its interval: `56.7 ±4.3`, or `98.0 [92.9, 99.7]` where the interval is lopsided.
+
+    The text alone where there are no predictions to bootstrap.
+    """
+    if text == MISSING or value is None or found is None:
+        return text
+    return f"{text} {_uncertainty(value, found, lowest=0.0, signed=False)}"
+
+
+def difference_with_interval(text: str, value: float | None, found: Interval | None) -> str:
+    """A difference with its interval, and `≈0` where that contains zero; `+1.2 ±?` without predictions to pair."""
+    if text == MISSING or value is None:
+        return text
+    if found is None:
+        return f"{text} ±?"
+    mark = "" if found.excludes_zero else f" {UNRESOLVED}"
+    return f"{text} {_uncertainty(value, found, lowest=-1.0, signed=True)}{mark}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 model`, `2 models`, `1,200 predictions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _uncertainty(value: float, found: Interval, *, lowest: float, signed: bool) -> str:
+    below, above, half = value - found.low, found.high - value, found.half_width
+    lopsided = min(below, above) * LOPSIDED < max(below, above)
+    if lopsided or value - half < lowest or value + half > 1:
+        return f"[{percent(found.low, signed=signed)}, {percent(found.high, signed=signed)}]"
+    return f"±{percent(half)}"
