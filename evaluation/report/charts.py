@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from logitbank.evaluation.report.gaps import gap_columns
+from logitbank.evaluation.report.gaps import gap_columns, main_gaps
 from logitbank.evaluation.report.intervals import Interval
 from logitbank.evaluation.report.labels import (
     Row,
+    in_brackets,
     is_imported_sweep,
     key_of,
     ordered_columns,
@@ -117,12 +118,13 @@ def _heat(results: Results, model: str, number: int) -> Chart:
 
 
 def _gaps(results: Results, model: str, number: int) -> list[Chart]:
-    own = [row for row in results.task_gaps if row["model"] == model]
+    own = main_gaps(results, model)
     if not own:
         return []
     label = results.labels.models[model]
     series, equal = [], []
-    for colour, (name, by_task) in enumerate(gap_columns(own)):
+    for colour, (gap, detail, by_task) in enumerate(gap_columns(own)):
+        name = in_brackets(gap, detail)
         heights = [100 * row["difference"] for row in by_task.values()]
         if not any(heights):
             equal.append(name.replace("−", " and "))
@@ -172,11 +174,11 @@ def _sweep(results: Results) -> list[Chart]:
     if len({row["lambda_distill"] for row in rows}) < 2:
         return []
     names = short_names(row["model"] for row in rows)
-    same = ("model", "setup", "condition", "task")
+    same = ("model", "condition", "task", "setup", "taught_by")
     series = []
     for colour, key in enumerate(sorted({tuple(row[name] for name in same) for row in rows})):
         own = [row for row in rows if tuple(row[name] for name in same) == key]
-        label = f"{names[key[0]]} {key[2]} {key[3]}"
+        label = f"{names[key[0]]} {key[1]} {key[2]}"
         values = [100 * row["language_mean"] for row in own]
         series.append(Series(label, [row["lambda_distill"] for row in own], values, colour=colour))
     return [Chart("lambda-sweep", "Mean over languages against λ", "lines", (), series, x_title="λ")]

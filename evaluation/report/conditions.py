@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from logitbank.evaluation.report.caveats import cut_short, fewer_demonstrations
 from logitbank.evaluation.report.labels import Row, key_of, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.table import MISSING, Table
+
+# Rows below a score, where there is something to say.
+BELOW: dict[str, Callable[[Row], str]] = {"demonstrations": fewer_demonstrations, "cut short": cut_short}
 
 
 def condition_tables(results: Results) -> list[Table]:
@@ -20,14 +24,20 @@ def condition_tables(results: Results) -> list[Table]:
             metrics = {row["metric"]: row["is_primary"] for row in own if row["task"] == task}
             for metric in sorted(metrics, key=lambda name: (not metrics[name], name)):
                 means = [row for row in own if row["task"] == task and row["metric"] == metric]
-                rows = [_language_row(results, mean, languages) for mean in sorted(means, key=key_of)]
+                rows = [text for mean in sorted(means, key=key_of) for text in _language_rows(results, mean, languages)]
                 header = ["model", *languages, "language_mean", "seeds"]
                 groups = [1 + len(languages)]
                 tables.append(Table(f"{condition}: {task} ({metric}, %)", header, rows, level=3, groups=groups))
     return tables
 
 
-def _language_row(results: Results, mean: Row, languages: Sequence[str]) -> list[str]:
+def _language_rows(results: Results, mean: Row, languages: Sequence[str]) -> list[list[str]]:
     cells = {cell["language"]: cell for cell in results.cells_of(mean, task=mean["task"], metric=mean["metric"])}
     texts = [results.cell_text(cells[language]) if language in cells else MISSING for language in languages]
-    return [results.labels.row(mean), *texts, results.task_average(mean), str(mean["seeds"])]
+    label = results.labels.row(mean)
+    rows = [[label, *texts, results.task_average(mean), str(mean["seeds"])]]
+    for name, say in BELOW.items():
+        said = [say(cells[language]) or MISSING if language in cells else MISSING for language in languages]
+        if mean["is_primary"] and set(said) != {MISSING}:
+            rows.append([f"{label}: {name}", *said, say(mean) or MISSING, MISSING])
+    return rows

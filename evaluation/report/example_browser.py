@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from logitbank.evaluation.report.labels import Row, ordered_conditions, ordered_languages, ordered_tasks, short_names
+from logitbank.evaluation.report.labels import Labels, Row, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.storage import TeacherStore
 from logitbank.storage.results.catalogue import Catalogue
 
@@ -35,7 +35,7 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
     rows = catalogue.rows(
         f"""
         WITH shown AS (
-            SELECT p.*, f.variant FROM predictions AS p
+            SELECT p.*, f.setup, f.variant, f.taught_by, f.max_steps FROM predictions AS p
             JOIN final_scores AS f ON f.run = p.run AND f.task = p.task AND f.language = p.language
             WHERE f.is_primary AND f.method = p.method),
         ranked AS (
@@ -43,14 +43,15 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
                    row_number() OVER (PARTITION BY task, language
                                       ORDER BY stddev_pop(score) DESC, hash(example_id)) AS place
             FROM shown GROUP BY task, language, example_id)
-        SELECT s.task, s.language, s.example_id, s.prompt, s.question, s.gold, s.model, s.condition, s.variant, s.seed,
+        SELECT s.task, s.language, s.example_id, s.prompt, s.question, s.gold, s.model, s.condition, s.seed,
+               s.setup, s.variant, s.taught_by, s.max_steps,
                s.output, s.parsed, s.score
         FROM shown AS s JOIN ranked AS r USING (task, language, example_id)
         WHERE r.place <= {EXAMPLES_PER_CELL}
         """
     )
     order = ordered_conditions(row["condition"] for row in rows)
-    models = short_names(row["model"] for row in rows)
+    labels = Labels.of(rows)
     examples: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda r: (r["model"], order.index(r["condition"]), r["variant"], r["seed"] or 0)):
         example = examples.setdefault(
@@ -58,8 +59,8 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
             {name: row[name] for name in ("task", "language", "example_id", "question", "gold")}
             | {"prompts": [], "answers": [], "teacher": []},
         )
-        names = ("condition", "variant", "seed", "output", "parsed", "score")
-        answer = {"model": models[row["model"]], "prompt": _index(example["prompts"], row)}
+        names = ("condition", "seed", "output", "parsed", "score")
+        answer = {"series": labels.series(row), "prompt": _index(example["prompts"], row)}
         example["answers"].append(answer | {name: row[name] for name in names})
     return examples
 

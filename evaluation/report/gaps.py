@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from logitbank.evaluation.report.labels import Row, is_imported_sweep, ordered_models, ordered_tasks, setup_label
-from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.labels import (
+    Row,
+    in_brackets,
+    is_imported_sweep,
+    ordered_models,
+    ordered_tasks,
+    tell_apart,
+)
+from logitbank.evaluation.report.results import GAP_KEY, Results
 from logitbank.evaluation.report.table import UNRESOLVED
 from logitbank.experiment import GAPS
 
@@ -16,17 +23,26 @@ GAP_NOTE = (
 )
 
 
-def gap_columns(rows: Sequence[Row]) -> list[tuple[str, Mapping[str, Row]]]:
-    """Names of the gap columns of one model's rows of `task_gaps`, each with its rows by task."""
-    columns: list[tuple[str, Mapping[str, Row]]] = []
+def main_gaps(results: Results, model: str) -> list[Row]:
+    """A model's rows of `task_gaps` but those of imported λ sweeps."""
+    return [
+        row
+        for row in results.task_gaps
+        if row["model"] == model and not is_imported_sweep({**row, "condition": row["minuend"]}, results.averages)
+    ]
+
+
+def gap_columns(rows: Sequence[Row]) -> list[tuple[str, str, Mapping[str, Row]]]:
+    """Name and detail of the gap columns of one model's rows of `task_gaps`, each with its rows by task."""
+    columns: list[tuple[str, str, Mapping[str, Row]]] = []
     for minuend, subtrahend in GAPS:
-        own = [row for row in rows if (row["minuend"], row["subtrahend"]) == (minuend, subtrahend)]
-        keys = sorted({(row["setup"], row["variant"]) for row in own})
-        for setup, variant in keys:
-            by_task = {row["task"]: row for row in own if (row["setup"], row["variant"]) == (setup, variant)}
-            parts = [variant] if len({other for _, other in keys}) > 1 else []
-            parts += [setup_label(setup)] if len({other for other, _ in keys}) > 1 else []
-            columns.append((f"{minuend}−{subtrahend}" + (f" ({', '.join(parts)})" if parts else ""), by_task))
+        by_key: dict[tuple[str, ...], dict[str, Row]] = {}
+        for row in rows:
+            if (row["minuend"], row["subtrahend"]) == (minuend, subtrahend):
+                by_key.setdefault(tuple(str(row[name]) for name in GAP_KEY), {})[row["task"]] = row
+        series = [by_key[key] for key in sorted(by_key)]
+        details = tell_apart([next(iter(by_task.values())) for by_task in series])
+        columns += [(f"{minuend}−{subtrahend}", detail, own) for detail, own in zip(details, series, strict=True)]
     return columns
 
 
@@ -34,20 +50,12 @@ def gap_sentences(results: Results) -> list[str]:
     """For each model and gap: in which tasks it is resolved, and which way."""
     found = []
     for model in ordered_models(results.main_averages):
-        for minuend, subtrahend in GAPS:
-            own = [
-                row
-                for row in results.task_gaps
-                if (row["model"], row["minuend"], row["subtrahend"]) == (model, minuend, subtrahend)
-                and not is_imported_sweep({**row, "condition": minuend}, results.averages)
-            ]
-            details: dict[str, list[str]] = {}  # by what is said of them
-            for name, by_task in gap_columns(own):
-                variant = name.partition(" (")[2].removesuffix(")")
-                details.setdefault(_verdicts(results, list(by_task.values())), []).append(variant)
-            for said, variants in details.items():
-                detail = f" ({'; '.join(variants)})" if any(variants) else ""
-                found.append(f"{results.labels.models[model]}, {minuend} against {subtrahend}{detail}: {said}.")
+        details: dict[tuple[str, str], list[str]] = {}  # of each gap, by what is said of it
+        for name, detail, by_task in gap_columns(main_gaps(results, model)):
+            details.setdefault((name, _verdicts(results, list(by_task.values()))), []).append(detail)
+        for (name, said), own in details.items():
+            about = in_brackets(name.replace("−", " against "), "; ".join(detail for detail in own if detail))
+            found.append(f"{results.labels.models[model]}, {about}: {said}.")
     return found
 
 
@@ -55,7 +63,8 @@ def _verdicts(results: Results, rows: Sequence[Row]) -> str:
     by_verdict: dict[str, list[str]] = {
         verdict: [] for verdict in ("higher", "lower", "not resolved", "without predictions to judge by")
     }
-    for row in sorted(rows, key=lambda row: ordered_tasks(other["task"] for other in rows).index(row["task"])):
+    order = ordered_tasks(row["task"] for row in rows)
+    for row in sorted(rows, key=lambda row: order.index(row["task"])):
         interval = results.gap_interval(row)
         if interval is None:
             verdict = "without predictions to judge by"

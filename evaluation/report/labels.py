@@ -7,52 +7,62 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitbank.experiment import CONDITIONS
+from logitbank.storage.results.views import SERIES
 from logitbank.tasks import LANGUAGES, TASKS
 
 PUBLISHED = "published"  # how the setup of imported numbers begins
-KEY = ("model", "condition", "setup", "variant")
+KEY = tuple(SERIES.split(", "))  # columns of one series: model, condition, setup, variant, taught_by
+DIGITS = 6  # of a hash
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Short names of models and of what is compared; say more only where they would be ambiguous."""
+    """Short names of models and of series; they say more only where they would be ambiguous."""
 
     models: Mapping[str, str]
-    details: Mapping[tuple[str, str], tuple[bool, bool]]  # (model, condition) -> several setups, variants
+    details: Mapping[tuple[str, ...], str]  # by key
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Labels:
-        """Labels for the given rows of `averages`."""
-        models = short_names(row["model"] for row in rows)
-        details = {}
-        for pair in {(row["model"], row["condition"]) for row in rows}:
-            same = [row for row in rows if (row["model"], row["condition"]) == pair]
-            details[pair] = (len({row["setup"] for row in same}) > 1, len({row["variant"] for row in same}) > 1)
-        return cls(models, details)
+        """Labels for the given rows, of views that have `KEY`."""
+        groups: dict[tuple[Any, ...], dict[tuple[str, ...], Row]] = {}
+        for row in rows:
+            group = (row["model"], row["condition"], is_imported_sweep(row, rows))
+            groups.setdefault(group, {})[key_of(row)] = row
+        details: dict[tuple[str, ...], str] = {}
+        for same in groups.values():
+            details |= zip(same, tell_apart(list(same.values())), strict=True)
+        return cls(short_names(row["model"] for row in rows), details)
 
     def detail(self, row: Row) -> str:
         """What tells this row from others of the same model and condition; empty where nothing has to."""
-        several_setups, several_variants = self.details[row["model"], row["condition"]]
-        parts = [row["variant"] or "no λ"] if several_variants else []
-        if several_setups:
-            parts.append(setup_label(row["setup"]))
-        return ", ".join(parts)
+        return self.details[key_of(row)]
 
     def row(self, row: Row) -> str:
         """Label of a row whose table fixes the condition."""
-        detail = self.detail(row)
-        return self.models[row["model"]] + (f" ({detail})" if detail else "")
+        return in_brackets(self.models[row["model"]], self.detail(row))
 
     def column(self, row: Row) -> str:
         """Label of a column whose row fixes the model."""
-        detail = self.detail(row)
-        return row["condition"] + (f" ({detail})" if detail else "")
+        return in_brackets(row["condition"], self.detail(row))
 
     def series(self, row: Row) -> str:
         """Label where neither is fixed."""
         return f"{self.models[row['model']]} {self.column(row)}"
+
+
+def tell_apart(rows: Sequence[Row]) -> list[str]:
+    """For each series of one model and condition: λ, teacher or training, as far as another one has a different one."""
+    variants = [row["variant"] or "no λ" for row in rows]
+    parts = [texts if len(set(texts)) > 1 else [""] * len(rows) for texts in (variants, _teachers(rows), _setups(rows))]
+    return [", ".join(text for text in texts if text) for texts in zip(*parts, strict=True)]
+
+
+def in_brackets(name: str, detail: str) -> str:
+    """`distilled (λ=0.5)`, or the name alone."""
+    return f"{name} ({detail})" if detail else name
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
@@ -70,17 +80,19 @@ def is_imported_sweep(row: Row, rows: Sequence[Row]) -> bool:
     """
     if not row["setup"].startswith(PUBLISHED):
         return False
-    imported = [other for other in rows if other["model"] == row["model"] and other["setup"].startswith(PUBLISHED)]
     variants: dict[tuple[str, str], set[str]] = {}
-    for other in imported:
-        variants.setdefault((other["setup"], other["condition"]), set()).add(other["variant"])
+    for other in rows:
+        if other["model"] == row["model"] and other["setup"].startswith(PUBLISHED):
+            variants.setdefault((other["setup"], other["condition"]), set()).add(other["variant"])
     swept = {key for key, found in variants.items() if len(found) > 1}
     return (row["setup"], row["condition"]) in swept or (row["setup"] != PUBLISHED and bool(swept))
 
 
 def setup_label(setup: str) -> str:
-    """Published numbers say what they are; a hash of settings is cut short."""
-    return setup if setup.startswith(PUBLISHED) else f"setup {setup[:6]}"
+    """Published numbers say what they are; hashes of settings are cut short."""
+    if setup.startswith(PUBLISHED):
+        return setup
+    return "setup " + "/".join(part[:DIGITS] for part in setup.split("/"))
 
 
 def ordered_conditions(names: Iterable[str]) -> list[str]:
@@ -111,8 +123,24 @@ def ordered_models(rows: Iterable[Row]) -> list[str]:
 
 
 def key_of(row: Row) -> tuple[str, ...]:
-    """Model, condition, setup and variant of a row."""
+    """The columns of `KEY` of a row."""
     return tuple(row[name] for name in KEY)
+
+
+def _teachers(rows: Sequence[Row]) -> list[str]:
+    """Teacher, view, K and fingerprint's first digits, without what all share; the first of them stays."""
+    words = [row["taught_by"].split() for row in rows]
+    shared = set.intersection(*map(set, words)) if words else set()
+    return [" ".join(word for place, word in enumerate(own) if place == 0 or word not in shared) for own in words]
+
+
+def _setups(rows: Sequence[Row]) -> list[str]:
+    """How long they were trained where that tells the setups apart, else the setups."""
+    setups = {row["setup"] for row in rows}
+    steps = {row["setup"]: row["max_steps"] for row in rows}
+    if len(set(steps.values())) == len(setups) and None not in steps.values():
+        return [f"{row['max_steps']:,} steps" for row in rows]
+    return [setup_label(row["setup"]) for row in rows]
 
 
 def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logitbank.evaluation.report.labels import Row, ordered_conditions, ordered_tasks, setup_label
+from logitbank.evaluation.report.labels import Row, in_brackets, ordered_conditions, ordered_tasks, setup_label
 from logitbank.evaluation.report.results import Results
-from logitbank.evaluation.report.table import MISSING, UNRESOLVED, Table, difference_with_interval, percent
+from logitbank.evaluation.report.table import MISSING, UNRESOLVED, Table, average, difference_with_interval
 
 
 def sweep_tables(results: Results) -> list[Table]:
@@ -44,18 +44,22 @@ def learned_lambda_table(results: Results) -> list[Table]:
 
 def _sweep_table(results: Results, own: Sequence[Row], title: str) -> Table:
     tasks = ordered_tasks(row["task"] for row in own)
+    order = ordered_conditions(row["condition"] for row in own)
+    by_series: dict[tuple[int, float, str], dict[str, Row]] = {}
+    for row in own:
+        series = (order.index(row["condition"]), row["lambda_distill"], row["taught_by"])
+        by_series.setdefault(series, {})[row["task"]] = row
     shown = []
-    for condition in ordered_conditions(row["condition"] for row in own):
-        for value in sorted({row["lambda_distill"] for row in own if row["condition"] == condition}):
-            by_task = {
-                row["task"]: row for row in own if (row["condition"], row["lambda_distill"]) == (condition, value)
-            }
-            texts = []
-            for task in tasks:
-                row = by_task.get(task)
-                texts.append(results.task_average(row) if row else MISSING)
-                texts.append(_difference_to_finetuned(results, row) if row else MISSING)
-            shown.append([f"{condition} λ={value:g}", *texts])
+    for condition, value, taught_by in sorted(by_series):
+        by_task = by_series[condition, value, taught_by]
+        several = len({other for place, _, other in by_series if place == condition}) > 1
+        label = in_brackets(f"{order[condition]} λ={value:g}", taught_by if several else "")
+        texts = []
+        for task in tasks:
+            found = by_task.get(task)
+            texts.append(results.task_average(found) if found else MISSING)
+            texts.append(_difference_to_finetuned(results, found) if found else MISSING)
+        shown.append([label, *texts])
     header = ["condition", *(name for task in tasks for name in (task, f"{task} −finetuned"))]
     note = (
         "`language_mean` in % and its difference to finetuned in points, by a paired bootstrap over the same examples. "
@@ -68,5 +72,6 @@ def _difference_to_finetuned(results: Results, row: Row) -> str:
     if row["difference_to_finetuned"] is None:
         return MISSING
     found = results.gap_interval({**row, "gap": f"{row['condition']}-finetuned"})
-    shown = percent(row["difference_to_finetuned"], signed=True)
-    return difference_with_interval(shown, row["difference_to_finetuned"], found)
+    value = row["difference_to_finetuned"]
+    shown = average(value, row["compared_languages"], row["languages"], signed=True)
+    return difference_with_interval(shown, value, found)

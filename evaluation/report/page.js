@@ -53,8 +53,8 @@ function fillExamples() {
   showExample();
 }
 function answerBox(e, a) {
-  const box = element("div", "", "answer"), detail = [a.variant, a.seed === null ? "" : "seed " + a.seed];
-  box.append(element("h4", a.model + " " + a.condition + " " + detail.filter(Boolean).join(", ")));
+  const box = element("div", "", "answer");
+  box.append(element("h4", a.series + (a.seed === null ? "" : ", seed " + a.seed)));
   box.append(element("div", "score " + a.score.toFixed(2), a.score >= 1 ? "right" : "wrong"));
   box.append(element("pre", a.output === "" ? "(empty)" : a.output));
   if (a.parsed === null) box.append(element("div", "could not be read", "wrong"));

@@ -13,6 +13,8 @@ from logitbank.storage.results.catalogue import Catalogue
 
 # Shown in tables of their own; every other metric is in `metrics`.
 EXTRA_METRICS = ("exact_match", "likelihood_accuracy")
+# What tells one gap of a model from another.
+GAP_KEY = ("setup", "gap", "variant", "subtrahend_variant", "taught_by", "subtrahend_taught_by", "step")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Results:
             if key_of(cell) == key_of(row) and all(cell[name] == value for name, value in wanted.items())
         ]
 
+    def primary_tasks(self, row: Row) -> list[Row]:
+        """Rows of `task_averages` of the same key as a row, primary metrics."""
+        return [own for own in self.task_averages if own["is_primary"] and key_of(own) == key_of(row)]
+
     def mean_text(self, row: Row, name: str) -> str:
         """A row's `task_mean` or `task_language_mean` with its interval."""
         return with_interval(
@@ -105,12 +111,9 @@ class Results:
         return difference_with_interval(shown, row["difference"], self.gap_interval(row))
 
     def gap_interval(self, row: Row) -> Interval | None:
-        """Paired bootstrap interval of a row of `task_gaps`."""
-        pairs = [
-            gap_cells(gap)
-            for gap in self.gaps
-            if all(gap[name] == row[name] for name in ("model", "setup", "gap", "variant", "task", "metric"))
-        ]
+        """Paired bootstrap interval of a row of `task_gaps`, or of one that has some of its columns."""
+        same = [name for name in ("model", "task", "metric", *GAP_KEY) if name in row]
+        pairs = [gap_cells(gap) for gap in self.gaps if all(gap[name] == row[name] for name in same)]
         return self.replicates.difference(pairs, row["metric"])
 
 
@@ -122,5 +125,6 @@ def cell_key(cell: Row) -> CellKey:
 def gap_cells(gap: Row) -> tuple[CellKey, CellKey]:
     """Keys of the two cells that a row of `gaps` compares."""
     minuend = {**gap, "condition": gap["minuend"]}
-    subtrahend = {**gap, "condition": gap["subtrahend"], "variant": gap["subtrahend_variant"]}
+    taught = {name: gap[f"subtrahend_{name}"] for name in ("variant", "taught_by")}
+    subtrahend = {**gap, "condition": gap["subtrahend"], **taught}
     return cell_key(minuend), cell_key(subtrahend)

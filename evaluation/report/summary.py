@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from logitbank.evaluation.report.caveats import step_notes
 from logitbank.evaluation.report.gaps import gap_sentences
 from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_models
 from logitbank.evaluation.report.results import Results
@@ -35,7 +36,7 @@ def summary_tables(results: Results) -> list[Table]:
             rows.append([labels.models[model], *texts])
         notes = [f"`{name}`, in %: {meaning}. (n/m): only n of the m cells that any model has."]
         if name == list(AVERAGES)[-1]:
-            notes.append(INTERVAL_NOTE)
+            notes += [INTERVAL_NOTE, *step_notes(shown, labels.series)]
             if left_out:
                 notes.append(f"The tables `λ sweep` show {counted(left_out, 'more row')} of imported λ sweeps.")
         if rows:

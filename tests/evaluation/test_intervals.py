@@ -113,7 +113,7 @@ def test_pairing_makes_the_interval_of_similar_models_narrow(tmp_path: Path) -> 
     add_predictions(tmp_path, cell, correct(shared), condition="finetuned")
     add_predictions(tmp_path, cell, correct(changed), condition="distilled")
     replicates = load_replicates(Catalogue([tmp_path]))
-    keys = [("m", condition, "s", "", *cell) for condition in ("distilled", "finetuned")]
+    keys = [("m", condition, "s", "", "", *cell) for condition in ("distilled", "finetuned")]
     paired = replicates.difference([(keys[0], keys[1])], "accuracy")
     single = replicates.cell(keys[0], "accuracy")
     assert paired is not None
@@ -130,7 +130,7 @@ def test_cells_are_independent_of_one_another(tmp_path: Path) -> None:
     for language in ("en", "hi"):
         add_predictions(tmp_path, ("nli", language), right)
     replicates = load_replicates(Catalogue([tmp_path]))
-    keys = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
+    keys = [("m", "base", "s", "", "", "nli", language) for language in ("en", "hi")]
     one, both = replicates.cell(keys[0], "accuracy"), replicates.average(keys, "accuracy")
     assert one is not None
     assert both is not None
@@ -144,7 +144,7 @@ def test_seeds_are_averaged_within_each_draw(tmp_path: Path) -> None:
     outcomes = [rng.random(200) < 0.6 for _ in range(3)]
     for seed, outcome in enumerate(outcomes):
         add_predictions(tmp_path, ("nli", "en"), correct(outcome), condition="distilled", seed=seed)
-    found = load_replicates(Catalogue([tmp_path])).cell(("m", "distilled", "s", "", "nli", "en"), "accuracy")
+    found = load_replicates(Catalogue([tmp_path])).cell(("m", "distilled", "s", "", "", "nli", "en"), "accuracy")
     assert found is not None
     expected = 1.96 * np.mean(outcomes, axis=0).std() / np.sqrt(200)
     assert found.half_width == pytest.approx(expected, rel=0.1)
@@ -155,7 +155,7 @@ def test_different_examples_are_never_paired(tmp_path: Path) -> None:
     add_predictions(tmp_path, ("nli", "en"), right, condition="finetuned")
     add_predictions(tmp_path, ("nli", "en"), right, condition="distilled", first=1)
     replicates = load_replicates(Catalogue([tmp_path]))
-    keys = [("m", condition, "s", "", "nli", "en") for condition in ("distilled", "finetuned")]
+    keys = [("m", condition, "s", "", "", "nli", "en") for condition in ("distilled", "finetuned")]
     assert replicates.difference([(keys[0], keys[1])], "accuracy") is None
 
 
@@ -190,7 +190,7 @@ def test_a_cell_without_a_miss_or_a_hit_is_not_certain(right: bool, tmp_path: Pa
     add_predictions(tmp_path, ("nli", "en"), correct([right] * 50))
     add_predictions(tmp_path, ("nli", "hi"), correct([right] * 50))
     replicates = load_replicates(Catalogue([tmp_path]))
-    cells = [("m", "base", "s", "", "nli", language) for language in ("en", "hi")]
+    cells = [("m", "base", "s", "", "", "nli", language) for language in ("en", "hi")]
     one, both = replicates.cell(cells[0], "accuracy"), replicates.average(cells, "accuracy")
     assert one is not None
     assert both is not None
@@ -206,7 +206,7 @@ def test_checkpoints_have_intervals_of_their_own(tmp_path: Path, capsys: Any) ->
     for step, outcome in ((100, early), (200, late)):
         add_predictions(tmp_path, ("nli", "en"), correct(outcome), condition="distilled", step=step)
     found = load_replicates(Catalogue([tmp_path]))
-    cell = ("m", "distilled", "s", "", "nli", "en")
+    cell = ("m", "distilled", "s", "", "", "nli", "en")
     for step, outcome in ((100, early), (200, late)):
         interval_of_step = found.at_step([cell], step)
         assert interval_of_step is not None

@@ -31,7 +31,7 @@ from tests.storage import stores
 
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 ANSWER: dict[str, Any] = {
-    **{"model": "m", "condition": "c", "variant": "", "seed": 1},
+    **{"series": "m c", "condition": "c", "seed": 1},
     **{"output": ATTACK, "parsed": None, "score": 0.0, "prompt": 0},
 }
 EXAMPLE: dict[str, Any] = {  # one of the page's browser, as `browsed_examples` makes them
