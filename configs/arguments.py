@@ -3,25 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from logitbank.configs.loader import load_config
 from logitbank.configs.schema import Config
 
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class Override(str):
+    """A `key=value` that stands behind the values of an option."""
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE…` and the trailing `key=value…` overrides."""
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="YAML files or names of shipped ones, merged left to right; key=value may follow",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, merged last")
+    add_values(parser, "--config", metavar="FILE", help="YAML files or names of shipped ones, merged left to right")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the `key=value…` overrides, which may stand anywhere."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys, merged last")
+
+
+def add_values(
+    parser: argparse.ArgumentParser,
+    option: str,
+    *,
+    kind: Callable[[str], Any] = str,
+    default: Sequence[Any] = (),
+    **options: Any,
+) -> None:
+    """Add an option of one or more values; `key=value` behind them is no value but an override.
+
+    Args:
+        parser: of a command with overrides.
+        option: `--name`.
+        kind: makes a value of a text.
+        default: without the option.
+        options: of `add_argument`.
+    """
+
+    def value(text: str) -> Any:
+        return Override(text) if OVERRIDE.match(text) else kind(text)
+
+    value.__name__ = getattr(kind, "__name__", "value")  # "invalid float value"
+    parser.add_argument(option, nargs="+", type=value, default=list(default), action=_Values, **options)
+
+
+class _Values(argparse.Action):
+    """Keeps values and overrides apart."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        own = [value for value in values if not isinstance(value, Override)]
+        if not own:
+            parser.error(f"{option}: expected a value, got the override {values[0]}")
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if before is self.default else before), *own])
+        behind = [str(value) for value in values if isinstance(value, Override)]
+        namespace.behind_options = [*getattr(namespace, "behind_options", []), *behind]
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """All `key=value` of the command line, those behind options first."""
+    return [*getattr(arguments, "behind_options", []), *arguments.overrides]
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The configuration that the arguments describe; `key=value` after `--config FILE` is taken too."""
-    files = [item for item in arguments.config if "=" not in item]
-    overrides = [item for item in arguments.config if "=" in item] + list(arguments.overrides)
-    return load_config(files, overrides)
+    """The configuration that the arguments describe."""
+    return load_config(arguments.config, overrides_of(arguments))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from logitbank.errors import ConfigError, LogitbankError
 
 PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system, not of a bug
+NUMBERS = {int: "a whole number", float: "a number"}
 NOISY = ("httpx", "datasets", "urllib3", "accelerate", "fsspec")  # loggers of libraries
 
 
@@ -31,7 +35,75 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
-        self.exit(2, f"error: {message}; {self.prog} --help lists all options\n")
+        self.exit(2, f"error: {message.removeprefix('argument ')}; {self.prog} --help lists all options\n")
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """Commands under one name, each a module with `make_parser()` and `main(argv)` that is imported when it is called.
+
+    A module that is such a group itself has a `make_tree()` too.
+
+    Attributes:
+        prog: the name.
+        description: what they have in common.
+        members: name -> (module, what it does).
+        version: what `--version` prints; None for a group without.
+    """
+
+    prog: str
+    description: str
+    members: Mapping[str, tuple[str, str]]
+    version: str | None = None
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command that the first argument names, with all that follow."""
+        given = self.make_parser().parse_args(argv)
+        importlib.import_module(self.members[given.command][0]).main(given.arguments)
+
+    def make_parser(self) -> CommandParser:
+        """The name of a command, and all that is its own affair."""
+        width = max(map(len, self.members))
+        listing = "\n".join(f"  {name:{width}}  {purpose}" for name, (_, purpose) in self.members.items())
+        parser = CommandParser(
+            prog=self.prog,
+            description=self.description,
+            epilog=f"commands:\n{listing}\n\n{self.prog} COMMAND --help lists the options of one.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if self.version is not None:
+            parser.add_argument("--version", action="version", version=f"{self.prog} {self.version}")
+        parser.add_argument("command", choices=self.members, metavar="COMMAND")
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="of the command")
+        return parser
+
+    def make_tree(self) -> CommandParser:
+        """The parsers of all commands under one, for what has to know every option: completion, documentation."""
+        parser = CommandParser(prog=self.prog, description=self.description)
+        commands = parser.add_subparsers(parser_class=cast(Any, self._member_tree))
+        for name, (_, purpose) in self.members.items():
+            commands.add_parser(name, help=purpose)
+        return parser
+
+    def _member_tree(self, *, prog: str, **options: Any) -> argparse.ArgumentParser:
+        module = importlib.import_module(self.members[prog.rpartition(" ")[2]][0])
+        tree: argparse.ArgumentParser = getattr(module, "make_tree", module.make_parser)()
+        return tree
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """For arguments: reads a number above 0."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected {NUMBERS[kind]} above 0, got {text}")
+        return value
+
+    return number
 
 
 def make_directory(option: str, path: Path) -> None:

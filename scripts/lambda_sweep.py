@@ -1,38 +1,34 @@
-"""Many students from one store: λ × strategy × view × seed, each trained and evaluated once, one table at the end.
+"""Many students from one store: λ × strategy × view × seed, each trained and evaluated once, then the tables.
 
-    python scripts/lambda_sweep.py --store STORE --output DIR --config FILE… \
-        --view fewshot zeroshot --lambda 0 0.05 0.1 0.2 0.5 --strategy fixed entropy --seed 42 43 [key=value…]
+    logitbank study lambda-sweep --output runs/ner-sweep --config llama-3.2-3b sweep-ner
+    logitbank study lambda-sweep --output runs/warmup --config llama-3.2-3b warmup-then-sft --lambda 0 0.05
+    logitbank study lambda-sweep --output runs/small --config qwen3-1.7b --view fewshot zeroshot --lambda 0 0.5 \\
+        --strategy fixed entropy --seed 42 43 training.max_steps=100
 
-λ = 0 is plain fine-tuning (`--view none`): one student per seed, whatever the views and strategies. `per_task` has
-λ of its own: one student per view and seed, whatever `--lambda` says. Students that are finished and cells that are
-evaluated are skipped, so the same command goes on where it was stopped.
-From Python: `run_sweep(Sweep(...))`, then `summarize(results)`.
+λ = 0 is plain fine-tuning: one student per seed, whatever the views and strategies. `per_task` has λ of its own: one
+student per view and seed, whatever `--lambda` says. What is finished is not done again.
+From Python: `run_sweep(Sweep(...))`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from logitbank.command import CommandParser, run_command
-from logitbank.configs import ConfigError, load_config
-from logitbank.evaluation.evaluate_command import main as evaluate_model
-from logitbank.storage import TeacherStore
-from logitbank.storage.results.catalogue import Catalogue
-from logitbank.student_train.train_command import main as train_student
+from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.configs import load_config
+from logitbank.configs.arguments import add_config_arguments, add_values, overrides_of
+from logitbank.errors import ConfigError
+from logitbank.experiment import condition_of_view
+from logitbank.scripts.arguments import add_output, add_processes
+from logitbank.scripts.ending import Ending
+from logitbank.scripts.stages import Stages
 
-SUMMARY = """
-    WITH per_seed AS (
-        SELECT condition, task, seed, avg(value) AS value FROM metrics WHERE is_primary GROUP BY ALL
-    )
-    SELECT condition, task, avg(value) AS value, stddev_samp(value) AS deviation, count(*) AS seeds
-    FROM per_seed GROUP BY ALL
-"""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,49 +36,63 @@ class Sweep:
     """What to train.
 
     Attributes:
-        store: URL of the teacher store.
-        output: students go to `output/<name>`, rows to `output/results`.
-        config: `--config` files, and `key=value` overrides that reach every command.
+        output: students go to `output/<name>`, rows to `output/results`, the report to `output/report.md`.
+        config: `--config` files, and `key=value` overrides that reach every student.
+        store: URL of a teacher store that has the views; None builds `output/store`.
         views, lambdas, strategies, seeds: every combination is one student.
+        processes: see `Stages`.
     """
 
-    store: str
     output: Path
     config: Sequence[str]
     overrides: Sequence[str] = ()
+    store: str | None = None
     views: Sequence[str] = ("fewshot",)
     lambdas: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.5)
     strategies: Sequence[str] = ("fixed",)
     seeds: Sequence[int] = (42,)
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
 class Student:
-    """One student of a sweep; `condition` is the same for all seeds."""
+    """One student of a sweep.
 
-    condition: str
-    view: str
+    Attributes:
+        view: teacher view, or None for plain fine-tuning.
+        seed: of the run.
+        variant: its strategy and λ, as the name of its directory has them; empty for plain fine-tuning.
+        overrides: what tells it from the others, the seed aside.
+    """
+
+    view: str | None
     seed: int
+    variant: str = ""
     overrides: list[str] = field(default_factory=list)
+
+    @property
+    def condition(self) -> str:
+        """As in every other study; the tables tell variants apart by the run's own λ and strategy."""
+        return condition_of_view(self.view)
 
     @property
     def name(self) -> str:
         """Directory of the student."""
-        return f"{self.condition}-seed{self.seed}"
+        return "-".join(filter(None, (self.condition, self.variant, f"seed{self.seed}")))
 
 
 def students(sweep: Sweep) -> list[Student]:
     """Every student of a sweep, plain fine-tuning first."""
-    found = [Student("sft", "none", seed) for seed in sweep.seeds if 0 in sweep.lambdas]
+    found = [Student(None, seed) for seed in sweep.seeds if 0 in sweep.lambdas]
     for view, strategy in itertools.product(sweep.views, sweep.strategies):
         overrides = [f"distillation.strategy={strategy}"]
-        condition = f"{view}-{strategy.replace('*', '+')}"
+        variant = strategy.replace("*", "+")
         if "per_task" in strategy.split("*"):  # has λ of its own, from `distillation.lambda_per_task`
-            found += [Student(condition, view, seed, overrides) for seed in sweep.seeds]
+            found += [Student(view, seed, variant, overrides) for seed in sweep.seeds]
             continue
         for value, seed in itertools.product([x for x in sweep.lambdas if x > 0], sweep.seeds):
             own = [f"distillation.lambda_distill={value:g}", *overrides]
-            found.append(Student(f"{condition}-lambda{value:g}", view, seed, own))
+            found.append(Student(view, seed, f"{variant}-lambda{value:g}", own))
     return found
 
 
@@ -103,75 +113,82 @@ def check(sweep: Sweep) -> None:
 
 
 def run_sweep(sweep: Sweep) -> Path:
-    """Train and evaluate whatever is not done yet; returns the directory of the result rows."""
+    """Train and evaluate whatever is not done yet; returns the directory of the result rows.
+
+    Raises:
+        ConfigError: see `check`.
+        StoreError: `sweep.store` is no store, or lacks a view.
+    """
+    from logitbank.storage import TeacherStore  # not for --help
+
     check(sweep)
-    todo, store = students(sweep), TeacherStore.open(sweep.store)
-    for view in dict.fromkeys(student.view for student in todo if student.view != "none"):
-        store.require_view(view)
-    results = sweep.output / "results"
+    todo = students(sweep)
+    if sweep.store is not None:
+        store = TeacherStore.open(sweep.store)
+        for view in sweep.views:
+            store.require_view(view)
+    url, results = sweep.store or str(sweep.output / "store"), sweep.output / "results"
+    stages = Stages("sweep", sweep.config, sweep.overrides, url, results, sweep.processes)
+    make_directory("--output", sweep.output)
+    if sweep.store is None:
+        stages.build(sweep.views)
     for number, student in enumerate(todo, start=1):
         directory = sweep.output / student.name
-        print(f"[{number}/{len(todo)}] {student.name}", file=sys.stderr, flush=True)
-        settings = ["--config", *sweep.config, *sweep.overrides, *student.overrides, f"seed={student.seed}"]
-        places = ["--store", sweep.store, "--view", student.view, "--output", str(directory), "--resume"]
-        train_student([*places, "--results", str(results), *settings])
-        checkpoint = ["--checkpoint", str(directory / "final"), "--condition", student.condition]
-        evaluate_model([*checkpoint, "--results", str(results), *settings])
+        logger.info("\n[%d/%d] %s", number, len(todo), student.name)
+        stages.train(student.view, directory, [*student.overrides, f"seed={student.seed}"])
+        stages.evaluate(student.condition, directory)
     return results
 
 
-def summarize(results: Path) -> list[dict[str, Any]]:
-    """Per condition and task: the mean over languages, then over seeds, with the deviation between seeds."""
-    return Catalogue([results]).rows(SUMMARY)
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Conditions as rows, tasks as columns, in percent; ± is the deviation between seeds."""
-    tasks = sorted({row["task"] for row in rows})
-    cells = {(row["condition"], row["task"]): row for row in rows}
-    print("| condition | seeds | " + " | ".join(tasks) + " | task_mean |")
-    print("|---|--:|" + "--:|" * (len(tasks) + 1))
-    for condition in sorted({row["condition"] for row in rows}, key=lambda name: (name != "sft", name)):
-        own = [cells[condition, task] for task in tasks if (condition, task) in cells]
-        texts = [_cell(cells.get((condition, task))) for task in tasks]
-        mean = sum(row["value"] for row in own) / len(own)
-        whole = f"{100 * mean:.1f}" if len(own) == len(tasks) else "–"
-        print(f"| {condition} | {own[0]['seeds']} | " + " | ".join(texts) + f" | {whole} |")
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    spread = f" ± {100 * row['deviation']:.1f}" if row["deviation"] is not None else ""
-    return f"{100 * row['value']:.1f}{spread}"
+def make_parser() -> CommandParser:
+    """The command's arguments."""
+    default = Sweep(Path(), [])
+    parser = CommandParser(
+        prog="logitbank study lambda-sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_output(parser)
+    add_config_arguments(parser)
+    parser.add_argument("--store", metavar="URL", help="a teacher store to use (default: OUTPUT/store is built)")
+    add_values(parser, "--view", default=default.views, metavar="VIEW", help="teacher views (default: fewshot)")
+    add_values(
+        parser,
+        "--lambda",
+        kind=float,
+        default=default.lambdas,
+        dest="lambdas",
+        metavar="λ",
+        help=f"weights of the distillation term (default: {' '.join(f'{value:g}' for value in default.lambdas)})",
+    )
+    add_values(parser, "--strategy", default=default.strategies, metavar="NAME", help="λ strategies (default: fixed)")
+    add_values(parser, "--seed", kind=int, default=default.seeds, metavar="N", help="seeds (default: 42)")
+    parser.add_argument("--dry-run", action="store_true", help="check the grid and list its students, train none")
+    add_processes(parser)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a sweep from the command line."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", required=True, metavar="URL")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--config", nargs="+", default=[], metavar="FILE")
-    parser.add_argument("--view", nargs="+", default=["fewshot"])
-    parser.add_argument("--lambda", nargs="+", type=float, default=[0, 0.05, 0.1, 0.2, 0.5], dest="lambdas")
-    parser.add_argument("--strategy", nargs="+", default=["fixed"])
-    parser.add_argument("--seed", nargs="+", type=int, default=[42])
-    parser.add_argument("--dry-run", action="store_true", help="check the grid and list its students, train none")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="reach every command")
-    given = sys.argv[1:] if argv is None else list(argv)
-    overrides = [item for item in given if "=" in item and not item.startswith("--")]  # anywhere, in any order
-    got = parser.parse_args([item for item in given if item not in overrides])
-    sweep = Sweep(got.store, got.output, got.config, overrides, got.view, got.lambdas, got.strategy, got.seed)
-
-    def body() -> None:
-        if got.dry_run:
-            check(sweep)
-            print("\n".join(student.name for student in students(sweep)))
-        else:
-            print_table(summarize(run_sweep(sweep)))
-
-    run_command(body)
+    """Entry point of the command."""
+    got = make_parser().parse_intermixed_args(argv)
+    sweep = Sweep(
+        output=got.output,
+        config=got.config,
+        overrides=overrides_of(got),
+        store=got.store,
+        views=got.view,
+        lambdas=got.lambdas,
+        strategies=got.strategy,
+        seeds=got.seed,
+        processes=got.processes,
+    )
+    run_command(lambda: _list(sweep) if got.dry_run else _run(sweep), resumes=True)
 
 
-if __name__ == "__main__":
-    main()
+def _list(sweep: Sweep) -> None:
+    check(sweep)
+    print("\n".join(student.name for student in students(sweep)))
+
+
+def _run(sweep: Sweep) -> None:
+    ending = Ending(sweep.output)
+    run_sweep(sweep)
+    ending.print()

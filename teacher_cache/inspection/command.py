@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.models.huggingface import token_text
-from logitbank.storage import StoreError, TeacherStore, verify
+from logitbank.storage import StoreError, TeacherStore
+from logitbank.storage.teacher_store.verify import verify
 from logitbank.teacher_cache.inspection.plots import draw, require_matplotlib
 from logitbank.teacher_cache.inspection.summary import Inspection
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command."""
+def make_parser() -> CommandParser:
+    """The command's arguments."""
     parser = CommandParser(prog="inspect-cache", description=__doc__)
     parser.add_argument("--store", required=True, metavar="URL", help="directory or fsspec URL of the store")
     parser.add_argument("--format", choices=("text", "json"), default="text")
@@ -31,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     instead.add_argument("--verify", action="store_true", help="check every byte and every number")
     instead.add_argument("--example", metavar="ID", help="show one example token by token")
     instead.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart as PNG files")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    arguments = make_parser().parse_args(argv)
     run_command(lambda: _run(arguments))
 
 

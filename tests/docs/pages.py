@@ -36,7 +36,7 @@ class Line:
         """The command of ours that it runs, a console script or `logitbank` and what follows; () for any other."""
         words = self._started
         if words[:1] == ["logitbank"] and len(words) > 1:
-            return tuple(itertools.takewhile(re.compile(r"[a-z][a-z-]+").fullmatch, words))
+            return tuple(itertools.takewhile(re.compile(r"[a-z][a-z0-9-]+").fullmatch, words))
         return tuple(words[:1]) if words and words[0] in SCRIPTS else ()
 
     @property

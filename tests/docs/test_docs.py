@@ -6,22 +6,36 @@ import re
 
 import pytest
 
+from logitbank import __main__ as commands
 from logitbank.configs import Config, config_keys, shipped_configs
 from logitbank.configs.schema import MISSING
+from logitbank.scripts import study
 from tests.docs.pages import PAGES, ROOT, SCRIPTS, Line, headings, help_of, links, name_of, shown_commands, without_code
 
+# of the console scripts, and of `logitbank` alone
+COMMANDS = [
+    *((name,) for name in SCRIPTS),
+    *(("logitbank", name) for name in commands.GROUP.members if name not in SCRIPTS and name != "study"),
+    *(("logitbank", "study", name) for name in study.GROUP.members),
+]
 EXAMPLES = [("docs/adding-a-task.md", "tasks/reviews.py")]  # what a reader is to write
 
 
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_every_command_and_option_is_documented(command: str) -> None:
-    page = (ROOT / "docs/commands.md").read_text()
-    section = page.split(f"## {command}\n", 1)
-    assert len(section) == 2, f"docs/commands.md has no section for {command}"
-    text = section[1].split("\n## ", 1)[0]
-    for option in sorted(set(re.findall(r"--[a-z][a-z-]+", help_of(command))) - {"--help"}):
-        assert option in text, f"docs/commands.md does not mention {command} {option}"
-    assert command in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_and_option_is_documented(command: tuple[str, ...]) -> None:
+    page, name = (ROOT / "docs/commands.md").read_text(), " ".join(command)
+    level = max(2, len(command))  # of the heading
+    section = re.search(rf"^##+ {name}\n(.*?)(?=^#{{2,{level}}} |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section is not None, f"docs/commands.md has no section for {name}"
+    text = section[1]
+    usage, _, options = re.sub(r"\n\n    .*", "", help_of(*command)).partition("options:")  # not the examples
+    for option in sorted(set(re.findall(r"--[a-z][a-z-]+", usage + options)) - {"--help"}):
+        assert option in text, f"docs/commands.md does not mention {name} {option}"
+
+
+def test_the_readme_names_every_console_script() -> None:
+    for command in SCRIPTS:
+        assert command in (ROOT / "README.md").read_text()
 
 
 def test_every_configuration_key_is_documented_with_its_default() -> None:

@@ -1,21 +1,26 @@
-"""The Slurm scripts under a stand-in for `sbatch` that runs each job at once, if what it waits for succeeded."""
+"""`logitbank slurm` under a stand-in for `sbatch` that runs each job at once, if what it waits for succeeded."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
-SLURM = Path(__file__).resolve().parents[2] / "scripts/slurm"
+from logitbank.__main__ import main
+from logitbank.configs import load_config
+from logitbank.scripts.slurm.plan import Rates, Work, describe
+from logitbank.storage import TeacherStore
+from logitbank.teacher_cache.build import build_store
 
 SBATCH = r"""#!/usr/bin/env bash
 # Like a cluster: array tasks with their variables; a job whose dependency failed never starts.
 array="" dependency="" name=""
 while [[ $1 == --* ]]; do
     case $1 in
+        --account=nobody) echo "sbatch: error: Invalid account" >&2; exit 1 ;;
         --array=*) array=${1#*=} ;;
         --dependency=afterok:*) dependency=${1#*afterok:} ;;
         --parsable|--time=*|--output=*|--partition=*|--account=*|--gres=*|--kill-on-invalid-dep=yes) ;;
@@ -51,39 +56,36 @@ COMMAND = r"""#!/usr/bin/env bash
 # Writes down how it was called; fails where the test says so.
 line="$(basename "$0") $* task=${SLURM_ARRAY_TASK_ID:-none}/${SLURM_ARRAY_TASK_COUNT:-none}"
 echo "$line" >>"$CLUSTER/calls"
-if [[ " $* " == *" --dry-run "* ]]; then
-    echo "1,998 examples, 24,048 answer tokens, 2 views: 1,440,000 teacher tokens, about 13.5 MB at K=256 (compact)"
-fi
 [ -z "$FAIL" ] || [[ $line != *$FAIL* ]]
 """
 COMMANDS = ("build-teacher-cache", "train-student", "evaluate-model", "query-results", "accelerate")
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Path:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "bin").mkdir()
     for name, text in [("sbatch", SBATCH), *((command, COMMAND) for command in COMMANDS)]:
         path = tmp_path / "bin" / name
         path.write_text(text)
         path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER", str(tmp_path))
+    monkeypatch.setenv("FAIL", "")
     return tmp_path
 
 
-def submit(cluster: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SLURM / "submit.sh", "--output", str(cluster / "run"), *arguments],
-        env={
-            "PATH": f"{cluster / 'bin'}:{os.environ['PATH']}",
-            "CLUSTER": str(cluster),
-            "FAIL": "",
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+@pytest.fixture
+def two(tmp_path: Path) -> list[str]:
+    """Files of two models, a and b."""
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for file in files:
+        file.write_text(f"model: {{name: org/{file.stem}}}")
+    return [str(file) for file in files]
+
+
+def submit(cluster: Path, *arguments: str) -> None:
+    main(["slurm", "--output", str(cluster / "run"), *arguments])
 
 
 def calls(cluster: Path) -> list[str]:
@@ -92,8 +94,7 @@ def calls(cluster: Path) -> list[str]:
 
 
 def test_every_stage_runs_once_what_it_needs_is_done(cluster: Path) -> None:
-    done = submit(cluster, "--config", "qwen3-1.7b", "--teacher-jobs", "3", "--steps", "100", "data.mirror=/m")
-    assert done.returncode == 0, done.stderr
+    submit(cluster, "--config", "qwen3-1.7b", "--teacher-jobs", "3", "--steps", "100", "data.mirror=/m")
     made = [shlex.split(line) for line in calls(cluster)]
     by_name = {name: [call for call in made if call[0] == name] for name in COMMANDS}
     run = cluster / "run"
@@ -118,44 +119,84 @@ def test_every_stage_runs_once_what_it_needs_is_done(cluster: Path) -> None:
     assert made[-1][0] == "query-results"
 
 
-def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(cluster: Path) -> None:
-    assert submit(cluster, "--config", "a", "b", FAIL="b/store --view fewshot").returncode == 0
+def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
+    cluster: Path, two: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "b/store --view fewshot")
+    submit(cluster, "--config", *two)
     made = calls(cluster)
     assert sum(call.startswith("train-student") for call in made) == 3  # of model a alone
     assert not any("b/store --view none" in call for call in made)
     assert sum(call.startswith("evaluate-model") for call in made) == 5 + 2  # base and few-shot need no student
     assert not any(call.startswith("query-results") for call in made)
     # Submitted again, what failed runs, and then the report.
-    assert submit(cluster, "--config", "a", "b").returncode == 0
+    monkeypatch.setenv("FAIL", "")
+    submit(cluster, "--config", *two)
     assert calls(cluster)[-1].startswith("query-results")
 
 
 def test_partition_account_time_and_gpus_reach_every_job(cluster: Path) -> None:
-    environment = {"PARTITION": "gpu", "ACCOUNT": "me", "TIME": "1:00:00", "GPUS": "4"}
-    assert submit(cluster, "--model", "org/name", **environment).returncode == 0
-    options = {line.split()[-1]: line for line in (cluster / "options").read_text().splitlines()}
-    assert set(options) == {"teacher.sbatch", "students.sbatch", "evaluation.sbatch", "report.sbatch"}
-    for line in options.values():
+    options = ("--partition", "gpu", "--account", "me", "--time", "1:00:00", "--gpus", "4")
+    submit(cluster, "--model", "org/name", *options)
+    submitted = {line.split()[-1]: line for line in (cluster / "options").read_text().splitlines()}
+    assert set(submitted) == {"teacher.sbatch", "students.sbatch", "evaluation.sbatch", "report.sbatch"}
+    for line in submitted.values():
         assert {"--partition=gpu", "--account=me", "--time=1:00:00"} <= set(line.split())
-    assert "--gres=gpu:4" in options["teacher.sbatch"]
-    assert "--gres=gpu:4" in options["students.sbatch"]
-    assert "--gres" not in options["report.sbatch"]
+    assert "--gres=gpu:4" in submitted["teacher.sbatch"]
+    assert "--gres=gpu:4" in submitted["students.sbatch"]
+    assert "--gres" not in submitted["report.sbatch"]
     launched = [call for call in calls(cluster) if call.startswith("accelerate")]
-    assert sum("-m teacher_cache" in call for call in launched) == 4
-    assert sum("-m student_train.train_command" in call for call in launched) == 3
+    assert sum("-m logitbank build-teacher-cache" in call for call in launched) == 4
+    assert sum("-m logitbank train-student" in call for call in launched) == 3
     assert all("--num_processes 4" in call and "model.name=org/name" in call for call in launched)
 
 
-def test_a_dry_run_submits_nothing_and_says_what_it_would_cost(cluster: Path) -> None:
-    rates = ("--teacher-rate", "20000", "--student-rate", "0.5", "--evaluation-rate", "14")
-    done = submit(cluster, "--config", "a", "b", "--steps", "600", "--samples", "100", "--dry-run", *rates)
-    assert done.returncode == 0, done.stderr
+def test_a_job_that_is_refused_says_what_was_submitted(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        submit(cluster, "--model", "org/name", "--account", "nobody")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: sbatch refuses teacher.sbatch: sbatch: error: Invalid account\n"
+
+
+def test_a_dry_run_submits_nothing_and_says_what_it_would_cost(
+    cluster: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher's tokens are those that a build of the same configuration reads."""
+    files = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text("{}")
+        files.append(str(path))
+    size = ["--train", "6", "--steps", "600", "--samples", "100"]
+    rates = ("--teacher-rate", "20", "--student-rate", "0.5", "--evaluation-rate", "14")
+    submit(cluster, "--config", *files, *size, "--dry-run", *rates, *settings)
+    printed = capsys.readouterr().out
     assert not (cluster / "options").exists()
     assert not (cluster / "run").exists()
-    assert all("--dry-run" in call for call in calls(cluster))
-    assert sum(line.startswith("job") for line in done.stdout.splitlines()) == 2 * 4 + 1
-    assert "2880000 teacher tokens, stores of about 27 MB, 3600 student steps" in done.stdout
-    # By hand: 2,880,000 / 20,000 s; 3,600 / 0.5 s; 2 models × 5 conditions × 28 cells × 100 / 14 s.
-    assert "teacher:    0.0 GPU-hours" in done.stdout
-    assert "students:   2.0 GPU-hours" in done.stdout
-    assert "evaluation: at most 0.6 GPU-hours" in done.stdout
+    assert calls(cluster) == []
+    jobs = [line for line in printed.splitlines() if line.startswith("job")]
+    assert len(jobs) == 2 * 4 + 1
+    assert "--dependency=afterok:job3:job4:job7:job8" in jobs[-1]
+    tally = build_store(load_config([], [*settings, "data.max_train_per_task=6"]), str(tmp_path / "store"))
+    examples = TeacherStore.open(str(tmp_path / "store")).examples
+    assert len(examples) == 12
+    found = re.search(
+        r"^2 models: ([\d,]+) teacher tokens, stores of about ([\d.]+) MB, 3,600 student steps", printed, re.M
+    )
+    assert found is not None
+    assert int(found[1].replace(",", "")) == 2 * tally.tokens
+    # By hand: 3 students of 600 steps and 2 models, at 0.5 a second; 5 conditions × 4 cells × 100 answers × 2 at 14.
+    assert f"teacher:    {2 * tally.tokens / 20 / 3600:.1f} GPU-hours at 20 tokens/s" in printed
+    assert "students:   2.0 GPU-hours at 0.5 steps/s" in printed
+    assert "at most 4,000 answers" in printed
+    assert "evaluation: at most 0.1 GPU-hours at 14 answers/s" in printed
+
+
+def test_work_and_gpu_hours_by_hand() -> None:
+    work = Work(models=1, teacher_tokens=2_880_000, store_bytes=13.5e6, student_steps=3600, evaluated=14_000)
+    lines = describe(work, Rates(teacher=20_000, evaluation=14))
+    assert lines == [
+        "1 model: 2,880,000 teacher tokens, stores of about 13.5 MB, 3,600 student steps, at most 14,000 answers",
+        "teacher:    0.0 GPU-hours at 20000 tokens/s",
+        "evaluation: at most 0.3 GPU-hours at 14 answers/s",
+    ]

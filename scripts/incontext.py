@@ -1,6 +1,6 @@
 """What demonstrations are worth to a student: distilled, control and finetuned over many worlds, paired.
 
-    python scripts/incontext_study.py --output runs/incontext --seeds 5 [key=value…]
+    logitbank study incontext --output runs/incontext --seeds 5 [key=value…]
 
 One model is pretrained (see demo_world.py). Each seed is a world of its own: the next hidden scheme, other
 sentences, other wrong labels, its own teacher store, and three students that differ in their view alone.
@@ -12,41 +12,35 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.special import stdtrit
-
-from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.command import CommandParser, make_directory, positive, run_command
 from logitbank.configs import load_config
-from logitbank.evaluation.evaluate_command import main as evaluate_model
-from logitbank.scripts.demo_world import SCHEMES, Pretraining, World, make_mirror, make_model
-from logitbank.storage.results.catalogue import Catalogue
-from logitbank.student_train.train_command import main as train_student
-from logitbank.teacher_cache.build_command import main as build_teacher_cache
+from logitbank.configs.arguments import add_overrides
+from logitbank.errors import ConfigError
+from logitbank.experiment import GAPS, STUDENTS, STUDY_CONDITIONS
+from logitbank.scripts.arguments import add_output
+from logitbank.scripts.ending import duration
+from logitbank.scripts.stages import Stages
 
-STUDENTS = {"finetuned": "none", "control": "zeroshot", "distilled": "fewshot"}
-CONDITIONS = ("base", "fewshot", *STUDENTS)
-PAIRS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "control"))
 SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primary GROUP BY ALL"
 
 
 def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """One world with its store and students; returns scores as fractions by condition and task."""
+    from logitbank.scripts.demo_world import SCHEMES, World, make_mirror  # torch: not for --help
+    from logitbank.storage.results.catalogue import Catalogue
+
     work = output / f"seed-{seed}"
     make_mirror(work / "hub", World(seed=seed, scheme=seed % SCHEMES))
     paths = [f"model.name={output / 'model'}", f"data.mirror={work / 'hub'}", f"seed={seed}"]
-    settings = ["--config", "demo", *paths, *overrides]
-    results = ["--results", str(work / "results")]
-    store = ["--store", str(work / "store")]
-    build_teacher_cache([*settings, *store, "--view", "fewshot", "--view", "zeroshot"])
-    for condition, view in STUDENTS.items():
-        student = ["--view", view, "--output", str(work / condition), "--resume"]
-        train_student([*settings, *store, *student, *results])
-    for condition in CONDITIONS:
-        trained = ["--checkpoint", str(work / condition / "final")] if condition in STUDENTS else []
-        evaluate_model([*settings, "--condition", condition, *trained, *results])
-    scores: dict[str, dict[str, float]] = {condition: {} for condition in CONDITIONS}
+    stages = Stages(f"seed {seed}", ["demo"], [*paths, *overrides], str(work / "store"), work / "results")
+    stages.build()
+    stages.students(STUDENTS, work)
+    stages.conditions(STUDY_CONDITIONS, work)
+    scores: dict[str, dict[str, float]] = {condition: {} for condition in STUDY_CONDITIONS}
     for row in Catalogue([work / "results"]).rows(SCORES):
         scores[row["condition"]][row["task"]] = row["value"]
     return scores
@@ -54,6 +48,8 @@ def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dic
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of its 95% confidence interval by Student's t."""
+    from scipy.special import stdtrit  # not for --help
+
     error = statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values), float(stdtrit(len(values) - 1, 0.975)) * error
 
@@ -75,32 +71,44 @@ def table(by_seed: Sequence[dict[str, dict[str, float]]]) -> str:
             cells.append(f"{mean:{sign}.1f} ±{half:.1f}")
         return f"| {name} | {' | '.join(cells)} |"
 
-    lines += [row(condition, condition, None) for condition in CONDITIONS]
-    lines += [row(f"{first} − {second}", first, second) for first, second in PAIRS]
+    lines += [row(condition, condition, None) for condition in STUDY_CONDITIONS]
+    lines += [row(f"{first} − {second}", first, second) for first, second in GAPS]
     return "\n".join(lines)
 
 
+def make_parser() -> CommandParser:
+    """The command's arguments."""
+    parser = CommandParser(
+        prog="logitbank study incontext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_output(parser)
+    parser.add_argument("--seeds", type=positive(int), default=5, metavar="N", help="worlds, at least 2 (default: 5)")
+    add_overrides(parser)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the script."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.seeds < 2:
-        parser.error(f"--seeds: expected at least 2, an interval needs them, got {arguments.seeds}")
-    run_command(lambda: run(arguments.output, arguments.seeds, arguments.overrides))
+    """Entry point of the command."""
+    arguments = make_parser().parse_intermixed_args(argv)
+    run_command(lambda: run(arguments.output, arguments.seeds, arguments.overrides), resumes=True)
 
 
 def run(output: Path, seeds: int, overrides: Sequence[str]) -> None:
-    """All seeds, then the table."""
-    load_config(["demo"], overrides)  # a wrong key is said before minutes of pretraining
+    """All seeds, then the table.
+
+    Raises:
+        ConfigError: fewer than two seeds, or settings that are wrong; before minutes of pretraining.
+    """
+    from logitbank.scripts.demo_world import Pretraining, make_model  # torch: not for --help
+
+    if seeds < 2:
+        raise ConfigError(f"--seeds: expected at least 2, an interval needs them, got {seeds}")
+    load_config(["demo"], overrides)
+    started = time.monotonic()
     make_directory("--output", output)
     make_model(output / "model", Pretraining())
     by_seed = [run_seed(output, seed, overrides) for seed in range(seeds)]
     print(f"\n{len(by_seed)} seeds; in %, mean ±half of the 95% interval over seeds, differences paired by seed\n")
     print(table(by_seed))
-
-
-if __name__ == "__main__":
-    main()
+    print(f"\nwhere     {output}/seed-*: a store, students and results of each")
+    print(f"took      {duration(time.monotonic() - started)}")

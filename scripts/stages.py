@@ -1,0 +1,139 @@
+"""The stages of an experiment, in this process or as processes of their own; each goes on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from logitbank.command import Terminated
+from logitbank.configs import Config, load_config
+from logitbank.errors import LogitbankError
+from logitbank.experiment import CONDITIONS, DEFAULT_VIEWS, NO_VIEW
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Teacher, students and evaluation of one model.
+
+    Attributes:
+        name: of the model, for headings.
+        files: configurations, merged left to right.
+        overrides: `key=value`, merged last.
+        store: URL of the teacher store.
+        results: directory of the result rows.
+        processes: how many that `accelerate launch` starts for teacher and students; None: this one does it all.
+    """
+
+    name: str
+    files: Sequence[str]
+    overrides: Sequence[str]
+    store: str
+    results: Path
+    processes: int | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that every stage shares.
+
+        Raises:
+            ConfigError: see `load_config`.
+        """
+        return load_config(self.files, self.overrides)
+
+    def build(self, views: Sequence[str] = DEFAULT_VIEWS) -> None:
+        """Fill the store's views."""
+        heading(f"{self.name}: teacher cache ({', '.join(views)})")
+        if self.processes is not None or self.config.teacher.engine == "vllm":  # vLLM keeps its memory to the end
+            shown = [item for view in views for item in ("--view", view)]
+            self._launch("build-teacher-cache", ["--store", self.store, *shown], self.overrides)
+            return
+        from logitbank.teacher_cache.build import build_store  # with torch and transformers, as all stages are
+
+        build_store(self.config, self.store, views)
+
+    def train(self, view: str | None, output: Path, overrides: Sequence[str] = ()) -> None:
+        """Train one student, or go on from its newest checkpoint."""
+        heading(f"{self.name}: student {output.name} (view {view or NO_VIEW})")
+        if self.processes is not None:
+            places = ["--store", self.store, "--view", view or NO_VIEW, "--output", str(output)]
+            own = [*places, "--results", str(self.results), "--resume"]
+            self._launch("train-student", own, [*self.overrides, *overrides])
+            return
+        from logitbank.student_train.records import Run
+        from logitbank.student_train.train import train
+
+        config = load_config(self.files, [*self.overrides, *overrides])
+        train(Run(config, self.store, view, output, self.results, resume=True))
+
+    def evaluate(self, condition: str, student: Path | None = None, steps: Sequence[int] = ()) -> None:
+        """Evaluate the model before training, or a student: its end, or each of the given steps."""
+        heading(f"{self.name}: evaluate {condition}" + (f" at steps {', '.join(map(str, steps))}" if steps else ""))
+        if self.config.evaluation.engine == "vllm":
+            where = [] if student is None else ["--checkpoint", str(student if steps else student / "final")]
+            asked = ["--steps", *map(str, steps)] if steps else []
+            own = ["--condition", condition, *where, *asked, "--results", str(self.results)]
+            self._launch("evaluate-model", own, self.overrides)
+            return
+        from logitbank.evaluation.checkpoints import checkpoints_at_steps
+        from logitbank.evaluation.run import Evaluation, evaluate
+
+        if student is None:
+            evaluate(Evaluation(self.config, condition, None, self.results))
+            return
+        for checkpoint in checkpoints_at_steps(student if steps else student / "final", list(steps)):
+            evaluate(Evaluation(self.config, condition, checkpoint, self.results))
+
+    def students(self, conditions: Sequence[str], work: Path) -> None:
+        """Train the students of the given conditions, each into the directory of its name."""
+        for condition in conditions:
+            self.train(CONDITIONS[condition].view, work / condition)
+
+    def conditions(self, conditions: Sequence[str], work: Path) -> None:
+        """Evaluate the given conditions."""
+        for condition in conditions:
+            self.evaluate(condition, work / condition if CONDITIONS[condition].trained else None)
+
+    def _launch(self, command: str, own: Sequence[str], overrides: Sequence[str]) -> None:
+        files = ["--config", *self.files] if self.files else []
+        run_process([sys.executable, "-m", *self._launcher(command), "logitbank", command, *own, *files, *overrides])
+
+    def _launcher(self, command: str) -> list[str]:
+        """What stands between `python -m` and the module that runs."""
+        if self.processes is None or command == "evaluate-model":
+            return []
+        from accelerate.commands.config.config_args import default_config_file
+
+        # Where there is no accelerator, or none is asked for, the launcher would start a single process.
+        several = ["--multi_gpu"] if self.processes > 1 and not Path(default_config_file).exists() else []
+        own = [*several, "--num_processes", str(self.processes), "--main_process_port", "0"]
+        return ["accelerate.commands.launch", *own, "-m"]
+
+
+def run_process(command: Sequence[str]) -> None:
+    """Run a command to its end; a signal that ends this process ends that one first.
+
+    Raises:
+        LogitbankError: the command failed; it has said why.
+    """
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Terminated):  # Ctrl-C reaches it by itself
+            process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise LogitbankError(f"a stage ended with exit code {code}, and said why above; run the same command to resume")
+
+
+def heading(text: str) -> None:
+    """Say which stage begins."""
+    logger.info("\n== %s", text)

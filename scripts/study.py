@@ -1,0 +1,33 @@
+"""`logitbank study NAME …`: whole experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logitbank.command import CommandGroup, CommandParser
+
+GROUP = CommandGroup(
+    "logitbank study",
+    "Whole experiments, from teachers to tables; each goes on where it was stopped.",
+    {
+        "xtreme": ("logitbank.scripts.xtreme", "teacher caches, three students and five conditions of each model"),
+        "gsm8k": ("logitbank.scripts.gsm8k", "GSM8K at every checkpoint, with both ablations of the teacher"),
+        "lambda-sweep": ("logitbank.scripts.lambda_sweep", "many students from one store: λ, strategy, view, seed"),
+        "incontext": ("logitbank.scripts.incontext", "what demonstrations are worth, over many synthetic worlds"),
+    },
+)
+
+
+def make_parser() -> CommandParser:
+    """The name of a study, and its arguments."""
+    return GROUP.make_parser()
+
+
+def make_tree() -> CommandParser:
+    """All studies with their arguments."""
+    return GROUP.make_tree()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    GROUP.main(argv)
