@@ -5,6 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.lexers import PygmentsLexer
+from pygments.lexers.sql import SqlLexer
+
 from logitbank.errors import StoreError
 from logitbank.evaluation.report.answers import write_answer
 from logitbank.storage.results.catalogue import Catalogue
@@ -70,23 +76,23 @@ def is_command(line: str) -> bool:
 
 def terminal_reader(catalogue: Catalogue) -> Callable[[str], str]:
     """Asks for a line in the terminal, with history, colours and completion."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-    from prompt_toolkit.document import Document
-    from prompt_toolkit.lexers import PygmentsLexer
-    from pygments.lexers.sql import SqlLexer
-
-    class SqlCompleter(Completer):
-        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-            before = document.text_before_cursor
-            word = document.get_word_before_cursor()
-            for text, kind in completions(catalogue, before[: len(before) - len(word)], word):
-                yield Completion(text, start_position=-len(word), display_meta=kind)
-
     session: PromptSession[str] = PromptSession(
-        completer=SqlCompleter(), lexer=PygmentsLexer(SqlLexer), complete_while_typing=False
+        completer=SqlCompleter(catalogue), lexer=PygmentsLexer(SqlLexer), complete_while_typing=False
     )
     return lambda prompt: session.prompt(prompt)
+
+
+class SqlCompleter(Completer):
+    """Completes the word before the cursor, by `completions`."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """What may stand in the place of that word."""
+        before, word = document.text_before_cursor, document.get_word_before_cursor()
+        for text, kind in completions(self._catalogue, before[: len(before) - len(word)], word):
+            yield Completion(text, start_position=-len(word), display_meta=kind)
 
 
 def completions(catalogue: Catalogue, before: str, word: str) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ Resampling cannot give what was not seen. A cell in which every answer is right,
 the same value: alone and in averages it takes draws of its rate under Jeffreys' prior, Beta(N + 1/2, 1/2),
 instead (Brown, Cai and DasGupta, 2001, Statistical Science 16). Two cells with equal or nearly equal
 answers differ on too few examples to resample: their difference is drawn as if half an example more had
-been won by each side, which is Jeffreys' prior on the two kinds of discordant pairs. The half examples get
-Gamma(1/2) weights, as a Dirichlet posterior gives them (Rubin, 1981, Annals of Statistics 9). They are
-whole wins and losses for graded scores and span F1 too, and vanish among many examples.
+been won by each side, which is Jeffreys' prior on the two kinds of discordant pairs. Weights are Dirichlet's,
+as in the Bayesian bootstrap (Rubin, 1981, Annals of Statistics 9). The half examples are whole wins and
+losses for graded scores and span F1 too, and vanish among many examples.
 """
 
 from __future__ import annotations
@@ -167,14 +167,23 @@ def with_unseen_pairs(differences: FloatArray, examples: int, cell: CellKey) -> 
 
     Without them two cells with the same answers on three examples would differ by 0 ±0.
     """
-    won, lost = _unseen_pairs(cell[-2], cell[-1])
-    return np.asarray((examples * differences + won - lost) / (examples + won + lost))
+    seen, won, lost = _pair_weights(examples)[:, _independent_order(cell[-2], cell[-1], "pairs")]
+    return np.asarray((seen * differences + won - lost) / (seen + won + lost))
 
 
 @functools.cache
-def _unseen_pairs(task: str, language: str) -> FloatArray:
-    """(2,D) weights of the pairs that one and the other side won unseen: unrelated between cells of the grid."""
-    return np.random.default_rng([22, _cell_seed(task, language)]).gamma(0.5, size=(2, DRAWS))
+def _pair_weights(examples: int) -> FloatArray:
+    """(3,D) weights of the pairs that were seen, and of those that one and the other side won unseen.
+
+    Gamma(N), Gamma(1/2) and Gamma(1/2): divided by their sum they are Dirichlet's. The draws are an even lattice
+    (a Kronecker sequence), and every second one swaps the sides, so that their quantiles are nearly exact.
+    """
+    from scipy.special import gammaincinv  # takes longer to import than most tables to print
+
+    ratio = 1.2207440846057596  # the root of x^4 = x + 1, which spreads points in three dimensions best
+    places = (0.5 + np.outer(np.arange(1, DRAWS // 2 + 1), [ratio**-1, ratio**-2, ratio**-3])) % 1
+    seen, won, lost = (np.asarray(gammaincinv(shape, places[:, i])) for i, shape in enumerate((examples, 0.5, 0.5)))
+    return np.array([np.tile(seen, 2), np.append(won, lost), np.append(lost, won)])
 
 
 def draw_counts(examples: int, *, draws: int = DRAWS) -> FloatArray:
@@ -301,13 +310,10 @@ def _numpy(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> np.ndarray[Any, Any
 
 
 @functools.cache
-def _independent_order(task: str, language: str) -> Any:
-    """Order of the draws for one cell of the grid: the same for all models, unrelated between cells."""
-    return np.random.default_rng(_cell_seed(task, language)).permutation(DRAWS)
-
-
-def _cell_seed(task: str, language: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{task}/{language}".encode()).digest()[:8], "big")
+def _independent_order(task: str, language: str, *purpose: str) -> Any:
+    """Order of the draws for one cell of the grid: the same for all models, unrelated between cells and purposes."""
+    seed = int.from_bytes(hashlib.sha256("/".join([task, language, *purpose]).encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).permutation(DRAWS)
 
 
 def _metric(metric: str | Mapping[str, str], cell: CellKey) -> str:

@@ -12,12 +12,15 @@ import scipy.stats
 
 from logitbank.evaluation.report.intervals import (
     DRAWS,
+    Interval,
     bootstrap_metrics,
     draw_counts,
     interval,
     load_replicates,
+    with_unseen_pairs,
 )
 from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.table import difference_with_interval, with_interval
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.storage.results.rows import write_rows
 from logitbank.tasks import TASKS
@@ -27,8 +30,8 @@ from tests.evaluation.test_query import run, table_of
 
 def add_predictions(
     results: Path, cell: tuple[str, str], statistics: Sequence[Mapping[str, float]], *, first: int = 0, **identity: Any
-) -> None:
-    """A run whose predictions have the given statistics, and the metric row that follows from them."""
+) -> str:
+    """A run whose predictions have the given statistics, and the metric row that follows from them; its name."""
     task = TASKS[cell[0]]
     means = {name: float(np.mean([row[name] for row in statistics])) for name in statistics[0]}
     value = float(task.metrics(means)[task.primary_metric])
@@ -51,13 +54,14 @@ def add_predictions(
             "output": "o",
             "parsed": None,
             "gold": "1",
-            "score": 0.0,
+            "score": float(row.get("correct", 0.0)),
             "statistics": dict(row),
         }
         for index, row in enumerate(statistics)
     ]
     order = np.random.default_rng(len(name)).permutation(len(rows))  # files need not be in the same order
     write_rows(results, "predictions", [rows[index] for index in order], f"{name}@{cell[0]}.{cell[1]}")
+    return name
 
 
 def correct(values: Sequence[bool] | np.ndarray) -> list[dict[str, float]]:
@@ -103,6 +107,93 @@ def test_the_paired_interval_covers_the_true_difference_95_times_in_100(examples
         covered += found.low <= true_difference <= found.high
     # the standard deviation of the share is 0.9%
     assert 0.925 <= covered / experiments <= 0.975
+
+
+@pytest.mark.parametrize("examples", [10, 30, 100])
+@pytest.mark.parametrize(("won", "lost"), [(0.0, 0.0), (0.02, 0.0), (0.05, 0.01), (0.01, 0.01), (0.1, 0.1)])
+def test_the_interval_of_nearly_equal_models_covers_the_true_difference(examples: int, won: float, lost: float) -> None:
+    """Few examples on which two models differ, 600 experiments; resampling alone covers 19% of them at worst."""
+    rng = np.random.default_rng(8)
+    counts, experiments, covered = draw_counts(examples), 600, 0
+    for _ in range(experiments):
+        drawn = rng.random(examples)
+        difference = np.where(drawn < won, 1.0, np.where(drawn < won + lost, -1.0, 0.0))
+        found = interval(with_unseen_pairs(counts @ difference / examples, examples, ("nli", "en")))
+        covered += found.low <= won - lost <= found.high
+    # the standard deviation of the share is 0.9%; a discrete outcome is covered more often
+    assert covered / experiments >= 0.925
+
+
+def test_the_interval_of_a_mean_of_nearly_equal_cells_covers_too() -> None:
+    rng = np.random.default_rng(9)
+    examples, experiments, covered = 50, 400, 0
+    counts = draw_counts(examples)
+    orders = [np.random.default_rng(language).permutation(DRAWS) for language in range(4)]
+    for _ in range(experiments):
+        cells = []
+        for language, order in enumerate(orders):
+            drawn = rng.random(examples)
+            difference = np.where(drawn < 0.03, 1.0, np.where(drawn < 0.04, -1.0, 0.0))
+            replicates = (counts @ difference / examples)[order]
+            cells.append(with_unseen_pairs(replicates, examples, ("nli", str(language))))
+        found = interval(np.mean(cells, axis=0))
+        covered += found.low <= 0.02 <= found.high
+    assert covered / experiments >= 0.92
+
+
+@pytest.mark.parametrize("examples", [3, 50, 500])
+def test_equal_answers_differ_by_what_jeffreys_prior_leaves_open(examples: int) -> None:
+    """The posterior of won minus lost is Dirichlet's with half a case each."""
+    rng = np.random.default_rng(10)
+    found = interval(with_unseen_pairs(np.zeros(DRAWS), examples, ("nli", "en")))
+    posterior = rng.dirichlet([0.5, 0.5, examples], size=200_000)
+    low, high = np.quantile(posterior[:, 0] - posterior[:, 1], [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx([low, high], rel=0.05)
+    assert found.low == pytest.approx(-found.high)
+    assert not found.excludes_zero
+
+
+@pytest.mark.parametrize("task", ["nli", "ner"])
+def test_equal_results_on_few_examples_are_no_certain_zero(task: str, tmp_path: Path, capsys: Any) -> None:
+    spans = {"true_positives": 1.0, "predicted": 2.0, "gold": 1.0, "parse_failure": 0.0}
+    statistics = correct([True, False, True]) if task == "nli" else [spans] * 3
+    for condition in ("finetuned", "distilled"):
+        add_predictions(tmp_path, (task, "en"), statistics, condition=condition)
+    run(tmp_path, "tables")
+    (row,) = [row for name, row in table_of(capsys.readouterr().out, "Overview: m").items() if name.startswith(task)]
+    value, width, mark = row["distilled−finetuned"].split()
+    assert (value, mark) == ("0.0", "≈0")
+    assert float(width.removeprefix("±")) > 20
+
+
+def test_an_interval_at_a_bound_is_shown_by_its_bounds(tmp_path: Path, capsys: Any) -> None:
+    add_predictions(tmp_path, ("nli", "en"), correct([True] * 50))
+    add_predictions(tmp_path, ("nli", "hi"), correct([False] * 50))
+    add_predictions(tmp_path, ("nli", "de"), correct([True, False] * 25))
+    run(tmp_path, "tables", "--cells")
+    row = table_of(capsys.readouterr().out, "base: nli (accuracy, %)")["m"]
+    low, high = scipy.stats.beta.ppf([0.025, 0.975], 0.5, 50.5)
+    assert row["en"].split() == ["100.0", f"[{100 - float(row['hi'].split()[2][:-1]):.1f},", "100.0]"]
+    assert row["hi"].split()[:2] == ["0.0", f"[{100 * low:.1f},"]
+    assert float(row["hi"].split()[2].removesuffix("]")) == pytest.approx(100 * high, abs=0.15)
+    assert row["de"].startswith("50.0 ±")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "score", "difference"),
+    [
+        (0.5, 0.45, 0.55, "x ±5.0", "x ±5.0"),
+        (0.03, 0.0, 0.09, "x [0.0, 9.0]", "x [0.0, +9.0] ≈0"),
+        (0.98, 0.94, 1.02, "x [94.0, 102.0]", "x [+94.0, +102.0]"),
+        (0.0, -0.05, 0.05, "x [-5.0, 5.0]", "x ±5.0 ≈0"),
+        (-0.2, -0.25, -0.15, "x [-25.0, -15.0]", "x ±5.0"),
+    ],
+)
+def test_lopsided_intervals_are_bounds(value: float, low: float, high: float, score: str, difference: str) -> None:
+    assert with_interval("x", value, Interval(low, high)) == score
+    assert difference_with_interval("x", value, Interval(low, high)) == difference
+    assert difference_with_interval("x", value, None) == "x ±?"
+    assert with_interval("—", None, None) == difference_with_interval("—", None, None) == "—"
 
 
 def test_pairing_makes_the_interval_of_similar_models_narrow(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from logitbank.storage.results.catalogue import Catalogue
-from logitbank.storage.results.rows import SCHEMAS
+from logitbank.storage.results.rows import SCHEMAS, write_rows
 from logitbank.storage.results.store_rows import TOKEN_SCHEMA
 from logitbank.storage.results.views import VIEWS
 from tests.evaluation.conftest import add_run
@@ -24,27 +27,84 @@ QUERIES = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     root = tmp_path_factory.mktemp("docs")
     stores.build(str(root / "store"), stores.records(30))
+    results = root / "r"
     for seed in (1, 2):
-        add_run(root / "r", {("nli", "en"): 0.5 + seed / 10}, condition="finetuned", seed=seed)
-    add_predictions(root / "r", ("nli", "hi"), correct([True, True, False]), condition="fewshot")
-    add_predictions(root / "r", ("nli", "hi"), correct([False, True, False]), condition="distilled")
-    return Catalogue([root / "r"], [str(root / "store")])
+        add_run(results, {("nli", "en"): 0.5 + seed / 10}, condition="finetuned", seed=seed)
+    add_predictions(results, ("nli", "hi"), correct([True, True, False]), condition="fewshot")
+    name = add_predictions(results, ("nli", "hi"), correct([False, True, False]), condition="distilled")
+    unread = {"run": name, "model": "m", "condition": "distilled", "seed": 42, "task": "nli", "language": "hi"}
+    unread |= {"split": "test", "method": "generate", "metric": "parse_failure", "value": 0.2, "is_primary": False}
+    write_rows(results, "metrics", [unread], "unread")
+    log = [
+        {"run": "t", "model": "m", "condition": "distilled", "step": step, "task": "all", "metric": metric, "value": v}
+        for step, values in ((10, (0.9, 0.4)), (20, (0.3, 0.4)))
+        for metric, v in zip(("student_ce", "teacher_ce"), values, strict=True)
+    ]
+    write_rows(results, "training_log", log, "t")
+    config = json.dumps({"training": {"learning_rate": 2e-4}})
+    trained = {
+        "run": "t",
+        "kind": "training",
+        "model": "m",
+        "config": config,
+        "versions": json.dumps({"torch": "2.13"}),
+    }
+    write_rows(results, "runs", [{**trained, "created_at": datetime.datetime(2026, 2, 1, tzinfo=datetime.UTC)}], "t")
+    return Catalogue([results], [str(root / "store")])
+
+
+def answer(catalogue: Catalogue, heading: str) -> list[dict[str, Any]]:
+    """The rows of the query below the line that begins like this."""
+    (query,) = re.findall(rf"^{re.escape(heading)}.*?```sql\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)
+    return catalogue.rows(query)
 
 
 def test_there_are_ten_queries() -> None:
     assert len(QUERIES) == 10
 
 
-@pytest.mark.parametrize("number", range(10))
-def test_every_query_runs(catalogue: Catalogue, number: int) -> None:
-    assert catalogue.query(QUERIES[number]).num_columns > 1
+def test_the_queries_of_scores(catalogue: Catalogue) -> None:
+    averages = {row["condition"]: row for row in answer(catalogue, "Averages of every model")}
+    assert {name: row["task_mean"] for name, row in averages.items()} == {
+        "finetuned": 65.0,
+        "fewshot": 66.7,
+        "distilled": 33.3,
+    }
+    assert averages["distilled"]["cells"] == 1
+    assert averages["distilled"]["expected_cells"] == 2
+    grid = {row["condition"]: (row["en"], row["hi"]) for row in answer(catalogue, "One task as a grid")}
+    assert grid == {"finetuned": (65.0, None), "fewshot": (None, 66.7), "distilled": (None, 33.3)}
+    (spread,) = answer(catalogue, "The spread of seeds")
+    assert (spread["seeds"], spread["lowest"], spread["highest"]) == (2, 0.6, 0.7)
+    assert spread["deviation"] == pytest.approx(0.1 / 2**0.5)
 
 
-def test_the_queries_that_have_something_to_show_show_it(catalogue: Catalogue) -> None:
-    spread = next(query for query in QUERIES if "deviation" in query)
-    assert [row["seeds"] for row in catalogue.rows(spread)] == [2]
-    quartiles = next(query for query in QUERIES if "ntile" in query)
-    assert len(catalogue.rows(quartiles)) == 8
+def test_the_queries_of_predictions(catalogue: Catalogue) -> None:
+    (unread,) = answer(catalogue, "Cells whose answers")
+    assert (unread["condition"], unread["language"], unread["parse_failure"]) == ("distilled", "hi", 0.2)
+    (lost,) = answer(catalogue, "Examples that the few-shot model knew")
+    assert lost["example_id"] == "nli/hi/test/0"
+    (wrong,) = answer(catalogue, "Which answers are wrong")
+    assert (wrong["task"], wrong["gold"], wrong["parsed"], wrong["times"]) == ("nli", "1", None, 3)
+
+
+def test_the_queries_of_the_store(catalogue: Catalogue) -> None:
+    tokens = catalogue.rows("SELECT * FROM cache_tokens WHERE view = 'fewshot'")
+    quartiles = answer(catalogue, "How often the few-shot teacher")
+    assert sum(row["tokens"] for row in quartiles) == len(tokens)
+    right = sum(row["first_choice_right"] * row["tokens"] for row in quartiles)
+    assert right == pytest.approx(sum(row["gold_rank"] == 0 for row in tokens))
+    own = [row["entropy"] for row in tokens if row["task"] == "nli"]
+    scores = answer(catalogue, "Student accuracy of each task")
+    assert {row["condition"] for row in scores} == {"finetuned", "fewshot", "distilled"}
+    assert [row["teacher_entropy"] for row in scores] == pytest.approx([sum(own) / len(own)] * 3)
+
+
+def test_the_queries_of_training(catalogue: Catalogue) -> None:
+    curve = answer(catalogue, "Student and teacher cross-entropy along training")
+    assert [(row["step"], row["student_ce"], row["teacher_ce"]) for row in curve] == [(10, 0.9, 0.4), (20, 0.3, 0.4)]
+    first = answer(catalogue, "What a run was made with")[0]
+    assert (first["run"], first["learning_rate"], first["torch"]) == ("t", "0.0002", "2.13")
 
 
 def test_every_table_view_and_column_is_described() -> None:
