@@ -62,7 +62,7 @@ class DataConfig:
     max_train_per_task: int = key(5000, decides=STORE | STUDENT)
     max_validation_per_task: int = key(100, decides=STORE)
     max_student_tokens: int = key(512, decides=STORE)
-    max_teacher_tokens: int = key(2048, decides=STORE | SCORE)
+    max_teacher_tokens: int = key(2048, decides=STORE)
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ class EvaluationConfig:
     max_samples: int = key(500, decides=SCORE)
     sample_seed: int = key(42, decides=SCORE)
     batch_tokens: int = key(8192, decides=NOTHING)
+    max_prompt_tokens: int = key(16384, decides=SCORE)
     max_new_tokens: dict[str, int] = key(factory=dict, decides=SCORE)
 
 

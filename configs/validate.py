@@ -71,6 +71,7 @@ AT_LEAST: dict[str, float] = {
     "evaluation.max_samples": 1,
     "evaluation.sample_seed": 0,
     "evaluation.batch_tokens": 1,
+    "evaluation.max_prompt_tokens": 8,
 }
 
 

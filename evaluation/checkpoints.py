@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from logitbank.configs import ConfigError
+from logitbank.configs.schema import ModelConfig
+from logitbank.experiment import CONDITION_NAME, CONDITIONS, TrainingRecord, condition_of_view
 
 ADAPTER_CONFIG = "adapter_config.json"
-TRAINED_CONDITIONS = {"finetuned": None, "distilled": "fewshot", "control": "zeroshot"}  # name -> teacher view
-UNTRAINED_CONDITIONS = ("base", "fewshot")
-CONDITION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+FINAL = "final"  # what training calls its last checkpoint
+STEP_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -25,32 +25,24 @@ class Checkpoint:
     Attributes:
         path: the directory.
         is_adapter: a PEFT adapter, to be put on the base model; otherwise a whole model.
-        training: content of `training.json`; empty where another program trained the checkpoint.
+        training: what the training run said of itself; None where another program trained the checkpoint.
     """
 
     path: Path
     is_adapter: bool
-    training: Mapping[str, Any]
+    training: TrainingRecord | None
 
     @property
     def step(self) -> int | None:
         """Optimizer step after which it was written, where known."""
-        step = self.training.get("step")
-        if step is not None:
-            return int(step)
-        match = re.fullmatch(r"checkpoint-(\d+)", self.path.resolve().name)
-        return int(match[1]) if match else None
+        if self.training is not None and self.training.step is not None:
+            return self.training.step
+        return _step_of_name(self.path)
 
-    def identity(self) -> str:
-        """Text that changes when other weights are put under the same path."""
-        if "run" in self.training:
-            return f"{self.training['run']}/{self.step}"
-        weights = sorted(self.path.glob("*.safetensors")) + sorted(self.path.glob("*.bin"))
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
-        for file in weights:
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-        return digest.hexdigest()
+    @property
+    def model(self) -> ModelConfig:
+        """Where it lies, as a model to be opened."""
+        return ModelConfig(name=str(self.path.resolve()))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -63,26 +55,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ConfigError(f"--checkpoint: no directory {path}; expected an adapter or a model that training wrote")
     is_adapter = (path / ADAPTER_CONFIG).is_file()
     if not is_adapter and not (path / "config.json").is_file():
-        near = sorted(child.name for child in path.glob("checkpoint-*")) + (
-            ["final"] if (path / "final").is_dir() else []
-        )
-        hint = f"; it holds {', '.join(near[:6])}: give one of them" if near else ""
+        near = [child.name for child in sorted(path.glob("checkpoint-*"), key=lambda child: _step_of_name(child) or 0)]
+        near += [FINAL] if (path / FINAL).is_dir() else []
+        hint = f"; it holds {', '.join(near[-6:])}: give one of them" if near else ""
         raise ConfigError(
             f"--checkpoint: {path} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a model){hint}"
         )
-    training: Mapping[str, Any] = {}
-    file = path / "training.json"
-    if file.exists():
-        try:
-            training = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--checkpoint: {file} cannot be read: {' '.join(str(error).split())}") from None
-        if not isinstance(training, dict):
-            raise ConfigError(f"--checkpoint: {file}: expected a JSON object, got {type(training).__name__}")
-    return Checkpoint(path, is_adapter, training)
+    return Checkpoint(path, is_adapter, TrainingRecord.read(path))
 
 
-def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
+def checkpoints_at_steps(path: Path, steps: Sequence[int]) -> list[Checkpoint]:
     """The checkpoint of each step, or PATH itself without steps.
 
     `PATH/checkpoint-<step>`; of the last step `PATH/final`, where training writes no other.
@@ -94,9 +76,9 @@ def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
         return [open_checkpoint(path)]
     if not path.is_dir():
         raise ConfigError(f"--checkpoint: no directory {path}")
-    found = {int(child.name.rpartition("-")[2]): child for child in path.glob("checkpoint-*") if _has_step(child)}
-    if (path / "final").is_dir():
-        final = open_checkpoint(path / "final")
+    found = {step: child for child in path.glob("checkpoint-*") if (step := _step_of_name(child)) and child.is_dir()}
+    if (path / FINAL).is_dir():
+        final = open_checkpoint(path / FINAL)
         if final.step is not None:
             found.setdefault(final.step, final.path)
     for step in steps:
@@ -106,7 +88,15 @@ def checkpoints_at_steps(path: Path, steps: list[int]) -> list[Checkpoint]:
     return [open_checkpoint(found[step]) for step in steps]
 
 
-def check_model(model: str, checkpoints: list[Checkpoint]) -> None:
+def opened_models(model: ModelConfig, checkpoint: Checkpoint | None) -> tuple[ModelConfig, ModelConfig]:
+    """Whose weights are loaded, an adapter coming on top, and whose tokenizer."""
+    if checkpoint is None or checkpoint.is_adapter:
+        return model, model
+    own = dataclasses.replace(model, name=checkpoint.model.name, revision=None)
+    return own, own if (checkpoint.path / "tokenizer_config.json").is_file() else model
+
+
+def check_model(model: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse to evaluate a checkpoint under the name of another model than it was trained from.
 
     Names count as the same where their last parts are: a hub id and a local copy of it.
@@ -115,7 +105,7 @@ def check_model(model: str, checkpoints: list[Checkpoint]) -> None:
         ConfigError: says both names.
     """
     for checkpoint in checkpoints:
-        trained = str(checkpoint.training.get("model", model))
+        trained = model if checkpoint.training is None else checkpoint.training.model
         if Path(trained).name != Path(model).name:
             raise ConfigError(
                 f"model.name: expected {trained}, from which {checkpoint.path} was trained, got {model}; "
@@ -123,33 +113,65 @@ def check_model(model: str, checkpoints: list[Checkpoint]) -> None:
             )
 
 
-def check_condition(condition: str, checkpoints: list[Checkpoint]) -> None:
+def check_condition(condition: str, checkpoints: Sequence[Checkpoint], *, new: bool = False) -> None:
     """Refuse a condition name that says something else than what would be evaluated.
 
+    Args:
+        condition: the name.
+        checkpoints: what would be evaluated; empty for the model before training.
+        new: whether a name that is not one of `CONDITIONS` is meant.
+
     Raises:
-        ConfigError: a malformed name, an untrained condition with a checkpoint, a trained one without,
-            or one whose teacher view is not the checkpoint's.
+        ConfigError: a malformed or unknown name, an untrained condition with a checkpoint, a trained one
+            without, or one whose teacher view is not the checkpoint's.
     """
     if not CONDITION_NAME.fullmatch(condition):
         raise ConfigError(f"--condition: expected letters, digits and ._+- only, got {condition!r}")
-    if condition in UNTRAINED_CONDITIONS and checkpoints:
+    known = CONDITIONS.get(condition)
+    if known is None:
+        if new:
+            return
+        near = difflib.get_close_matches(condition, CONDITIONS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"--condition: expected one of {', '.join(CONDITIONS)}, got {condition!r}; {hint}"
+            "Add --new-condition for a name of your own"
+        )
+    if not known.trained and checkpoints:
         raise ConfigError(
             f"--condition: {condition} is the model before training and takes no --checkpoint; "
             "leave it out, or use another condition name"
         )
-    if condition in TRAINED_CONDITIONS and not checkpoints:
+    if known.trained and not checkpoints:
         raise ConfigError(f"--condition: {condition} is a trained model; add --checkpoint DIR")
     for checkpoint in checkpoints:
-        if condition not in TRAINED_CONDITIONS or "view" not in checkpoint.training:
+        if checkpoint.training is None or checkpoint.training.view == known.view:
             continue
-        view, expected = checkpoint.training["view"], TRAINED_CONDITIONS[condition]
-        if view != expected:
-            right = next((name for name, its_view in TRAINED_CONDITIONS.items() if its_view == view), None)
-            raise ConfigError(
-                f"--condition: {checkpoint.path} was trained with view {view or 'none'}, but {condition} stands for "
-                f"view {expected or 'none'}; use {f'{right} or ' if right else ''}a name of your own"
-            )
+        view = checkpoint.training.view
+        raise ConfigError(
+            f"--condition: {checkpoint.path} was trained with view {view or 'none'}, but {condition} stands for "
+            f"view {known.view or 'none'}; use {condition_of_view(view)}, or a name of your own with --new-condition"
+        )
 
 
-def _has_step(path: Path) -> bool:
-    return path.is_dir() and path.name.rpartition("-")[2].isdigit()
+def check_template(checkpoint: Checkpoint | None, template: str) -> None:
+    """Refuse to evaluate a checkpoint with prompts of another chat template than it was trained with.
+
+    Args:
+        checkpoint: to be evaluated.
+        template: hash of the template that prompts would be made with.
+
+    Raises:
+        ConfigError: the two differ.
+    """
+    trained = None if checkpoint is None or checkpoint.training is None else checkpoint.training.template
+    if checkpoint is not None and trained is not None and trained != template:
+        raise ConfigError(
+            f"--checkpoint: {checkpoint.path} was trained with chat template {trained[:12]}, the tokenizer here has "
+            f"{template[:12]}; evaluate it with the tokenizer of the model that its store was built for"
+        )
+
+
+def _step_of_name(path: Path) -> int | None:
+    match = STEP_NAME.fullmatch(path.resolve().name)
+    return int(match[1]) if match else None

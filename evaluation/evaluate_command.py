@@ -10,7 +10,8 @@ from pathlib import Path
 from logitbank.command import CommandParser, run_command
 from logitbank.configs import ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.evaluation.checkpoints import check_condition, check_model, checkpoints_at_steps
+from logitbank.evaluation.checkpoints import Checkpoint, check_condition, check_model, checkpoints_at_steps
+from logitbank.experiment import CONDITIONS
 
 
 def make_parser() -> CommandParser:
@@ -25,9 +26,9 @@ def make_parser() -> CommandParser:
         "--condition",
         required=True,
         metavar="NAME",
-        help="base, fewshot (the model before training, with demonstrations), finetuned, distilled, control, "
-        "or a name of your own",
+        help=f"{', '.join(CONDITIONS)}; fewshot is the model before training, with demonstrations",
     )
+    parser.add_argument("--new-condition", action="store_true", help="--condition is a name of your own")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model that training wrote")
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[], metavar="N", help="evaluate DIR/checkpoint-N for each N"
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from logitbank.evaluation.run import Evaluation, evaluate  # torch and transformers: not for --help
+    from logitbank.evaluation.run import Evaluation, evaluate_all  # torch and transformers: not for --help
     from logitbank.models.workers import find_worker
 
     config = load(arguments)
@@ -56,14 +57,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.steps and arguments.checkpoint is None:
         raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
     checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
-    check_condition(arguments.condition, checkpoints)
+    check_condition(arguments.condition, checkpoints, new=arguments.new_condition)
     check_model(config.model.name, checkpoints)
-    if not checkpoints:
-        evaluate(Evaluation(config, arguments.condition, None, arguments.results, worker))
-    for checkpoint in checkpoints:
-        if len(checkpoints) > 1:
-            print(f"step {checkpoint.step}: {checkpoint.path}")
-        evaluate(Evaluation(config, arguments.condition, checkpoint, arguments.results, worker))
+    evaluated: Sequence[Checkpoint | None] = checkpoints or [None]
+    evaluate_all([Evaluation(config, arguments.condition, each, arguments.results, worker) for each in evaluated])
 
 
 if __name__ == "__main__":

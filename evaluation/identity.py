@@ -1,4 +1,10 @@
-"""What was evaluated, as the key of its rows: equal exactly where the scores have to be equal."""
+"""What was evaluated, as the key of its rows: equal exactly where the scores have to be equal.
+
+A *run* is one evaluation of one model: everything that decides its scores is in its name, the tasks and
+languages that were asked for aside. A *setup* is what two students must share for their difference to be one of
+the method: how they were trained, distillation and seed aside, and how they were evaluated. What a key of the
+configuration decides stands in its schema; nothing that decides nothing is in either.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +14,39 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from logitbank.configs import Config, config_to_dict
+from logitbank.configs import Config, Decides, config_to_dict, keys_deciding, value_of
 from logitbank.configs.schema import DistillationConfig
-from logitbank.evaluation.checkpoints import Checkpoint
+from logitbank.evaluation.checkpoints import Checkpoint, opened_models
+from logitbank.evaluation.questions import shows_demonstrations
+from logitbank.experiment import TrainingRecord, flatten
+from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.vllm import vllm_version
+from logitbank.models.weights import weights_hash
+from logitbank.tasks.prompts import PromptEncoder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
-# Keys of a training configuration that a score does not depend on, or that have columns of their own.
-NOT_SETUP = (
-    "seed",
-    "languages",
-    "model.name",
-    "data.mirror",
-    "data.max_validation_per_task",
-    "distillation.",
-    "teacher.",
-    "store.",
-    "vllm.",
-    "fewshot.",
-    "evaluation.",
-    "training.max_steps",  # the checkpoint's step says it
-    "training.save_steps",
-    "training.logging_steps",
-    "training.num_workers",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.loss_chunk_tokens",
-)
+NAMED = ("model.name", "model.revision", "seed", "evaluation.method")  # weights and columns of their own say these
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated, before it is opened.
+
+    Attributes:
+        base_weights: hash of the weights that are loaded first: the model's, or a full checkpoint's.
+        weights: hash of all weights, an adapter's included.
+        encoder: makes its prompts.
+    """
+
+    base_weights: str
+    weights: str
+    encoder: PromptEncoder
+
+
+@dataclass(frozen=True)
 class Identity:
     """One model under one condition, evaluated in one way.
 
@@ -53,25 +60,49 @@ class Identity:
     columns: Mapping[str, Any]
     run_row: Mapping[str, Any]
 
+    def generation(self, number: int) -> Identity:
+        """The same evaluation on data that changed since: numbered from 1, which is the evaluation itself."""
+        name = {"run": self.run if number == 1 else f"{self.run}.{number}"}
+        return Identity(name["run"], {**self.columns, **name}, {**self.run_row, **name})
 
-def identify(config: Config, condition: str, checkpoint: Checkpoint | None) -> Identity:
+
+def examine(config: Config, checkpoint: Checkpoint | None) -> Model:
+    """Hash the weights and open the tokenizer of what is to be evaluated.
+
+    Raises:
+        ConfigError: a model or tokenizer that cannot be opened.
+    """
+    weights_of, tokenizer_of = opened_models(config.model, checkpoint)
+    encoder = PromptEncoder(load_tokenizer(tokenizer_of))
+    base = weights_hash(weights_of)
+    adapter = checkpoint is not None and checkpoint.is_adapter
+    whole = _hash([base, weights_hash(checkpoint.model)]) if checkpoint is not None and adapter else base
+    return Model(base, whole, encoder)
+
+
+def identify(config: Config, condition: str, checkpoint: Checkpoint | None, model: Model) -> Identity:
     """Name an evaluation by everything that decides its scores, tasks and languages aside."""
-    training = dict(checkpoint.training) if checkpoint is not None else {}
-    setup = _hash({"training": _training_setup(training.get("config", {})), "evaluation": _protocol(config, condition)})
-    variant = describe_variant(training.get("view"), training.get("config", {}).get("distillation", {}))
-    seed = training.get("seed", config.seed)
+    training = checkpoint.training if checkpoint is not None else None
+    distillation: Mapping[str, Any] = {}
+    if training is not None and training.view is not None:
+        distillation = training.config.get("distillation", {})
+    # Greedy decoding draws nothing: without training, a seed draws the demonstrations or nothing at all.
+    seed = training.seed if training is not None else config.seed if shows_demonstrations(condition) else None
+    step = checkpoint.step if checkpoint is not None else None
+    setup = _hash(_setup(config, condition, checkpoint, model))
+    variant = describe_variant(distillation)
     what = {
-        "model": dataclasses.asdict(config.model),
+        "model": config.model.name,
+        "weights": model.weights,
         "condition": condition,
-        "checkpoint": checkpoint.identity() if checkpoint is not None else None,
-        "seed": seed,
         "setup": setup,
-        "engine": config.evaluation.engine,
+        "variant": variant,
+        "seed": seed,
+        "training_run": training.run if training is not None else None,
+        "step": step,
         "method": config.evaluation.method,
     }
-    step = checkpoint.step if checkpoint is not None else None
     run = "-".join([condition, *([f"step{step}"] if step is not None else []), _hash(what)])
-    distillation = training.get("config", {}).get("distillation", {}) if training.get("view") else {}
     columns = {
         "run": run,
         "model": config.model.name,
@@ -83,13 +114,14 @@ def identify(config: Config, condition: str, checkpoint: Checkpoint | None) -> I
     run_row = {
         **columns,
         "kind": "evaluation",
-        "view": training.get("view"),
         "lambda_distill": distillation.get("lambda_distill"),
         "strategy": distillation.get("strategy"),
         "variant": variant,
         "setup": setup,
-        "training_run": training.get("run"),
-        "store_fingerprint": training.get("store_fingerprint"),
+        **(_of_training(training) if training is not None else {}),
+        "weights": model.weights,
+        "tokenizer": model.encoder.tokenizer_hash,
+        "template": model.encoder.template_hash,
         "config": json.dumps(config_to_dict(config), sort_keys=True),
         "config_hash": _hash(config_to_dict(config)),
         "versions": json.dumps(_versions(config), sort_keys=True),
@@ -98,19 +130,82 @@ def identify(config: Config, condition: str, checkpoint: Checkpoint | None) -> I
     return Identity(run, columns, run_row)
 
 
-def describe_variant(view: str | None, distillation: Mapping[str, Any]) -> str | None:
-    """How a student was distilled, to read: `λ=0.5`, `entropy λ=0.5 loss=kl`; None without a teacher."""
-    if not view or not distillation:
+def describe_variant(distillation: Mapping[str, Any]) -> str | None:
+    """How a student was distilled, to read: `λ=0.5`, `entropy λ=0.5 loss=jsd`; None without a teacher.
+
+    Settings that the others make idle, such as the decay of an average that no strategy keeps, are left out.
+    """
+    if not distillation:
         return None
-    parts = [f"λ={distillation.get('lambda_distill', 0):g}"]
-    if distillation.get("strategy", "fixed") != "fixed":
-        parts.insert(0, str(distillation["strategy"]))
+    strategy = str(distillation.get("strategy", "fixed"))
+    parts = [*([strategy] if strategy != "fixed" else []), f"λ={distillation.get('lambda_distill', 0):g}"]
     for field in dataclasses.fields(DistillationConfig):
         value = distillation.get(field.name)
         default = getattr(DistillationConfig(), field.name)
         if field.name not in ("lambda_distill", "strategy") and value not in (None, default):
+            if _is_idle(field.name, distillation, strategy.split("*")):
+                continue
             parts.append(f"{field.name}={value}")
     return " ".join(parts)
+
+
+def _is_idle(name: str, distillation: Mapping[str, Any], strategies: list[str]) -> bool:
+    if name == "lambda_per_task":
+        return "per_task" not in strategies and not (
+            "meta" in strategies and distillation.get("meta_init") == "per_task"
+        )
+    needs = {"ema_decay": "loss_ratio", "conflict_parameters": "gradient_conflict"}
+    if name.startswith("meta_"):
+        return "meta" not in strategies
+    if name == "schedule_steps":
+        return distillation.get("schedule", "constant") == "constant"
+    return name in needs and needs[name] not in strategies
+
+
+def _setup(config: Config, condition: str, checkpoint: Checkpoint | None, model: Model) -> dict[str, Any]:
+    """All that rows must share to be compared, seed and distillation aside."""
+    demonstrations = shows_demonstrations(condition)
+    protocol = {
+        key: value_of(config, key)
+        for key in keys_deciding(Decides.SCORE)
+        if key not in NAMED and (demonstrations or not key.startswith("fewshot."))
+    }
+    shared: dict[str, Any] = {
+        "protocol": protocol,
+        "tokenizer": model.encoder.tokenizer_hash,
+        "template": model.encoder.template_hash,
+    }
+    if checkpoint is None:
+        return {**shared, "weights": model.weights}
+    if checkpoint.training is None:  # nothing is known of it but its weights; its checkpoints belong together
+        own = str(checkpoint.path.resolve().parent) if checkpoint.step is not None else model.weights
+        return {**shared, "checkpoint": own}
+    return {
+        **shared,
+        "base": model.base_weights if checkpoint.is_adapter else checkpoint.training.model,
+        "training_set": checkpoint.training.training_set or checkpoint.training.store_fingerprint,
+        "training": _training_settings(checkpoint.training),
+    }
+
+
+def _training_settings(training: TrainingRecord) -> dict[str, Any]:
+    """Settings that decide a student's weights, those of distillation and columns of their own aside."""
+    given, defaults = flatten(training.config), Config()
+    keys = [key for key in keys_deciding(Decides.STUDENT) if key not in NAMED and not key.startswith("distillation.")]
+    return {key: given.get(key, value_of(defaults, key)) for key in keys}
+
+
+def _of_training(training: TrainingRecord) -> dict[str, Any]:
+    return {
+        "view": training.view,
+        "training_run": training.run,
+        "max_steps": flatten(training.config).get("training.max_steps"),
+        "store_fingerprint": training.store_fingerprint,
+        "view_fingerprint": training.view_fingerprint,
+        "teacher": training.teacher if training.view is not None else None,
+        "top_k": training.top_k if training.view is not None else None,
+        "training_set": training.training_set or training.store_fingerprint,
+    }
 
 
 def _versions(config: Config) -> dict[str, str]:
@@ -118,36 +213,6 @@ def _versions(config: Config) -> dict[str, str]:
     if config.evaluation.engine == "vllm":
         versions["vllm"] = vllm_version("evaluation.engine")
     return versions
-
-
-def _training_setup(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten(config)
-    if flat.get("data.train_languages") != "in_language":
-        return {key: value for key, value in flat.items() if not key.startswith(NOT_SETUP)}
-    return {key: value for key, value in flat.items() if key == "languages" or not key.startswith(NOT_SETUP)}
-
-
-def _protocol(config: Config, condition: str) -> dict[str, Any]:
-    """Settings of the evaluation that decide its scores; the ones of demonstrations only where shown."""
-    protocol: dict[str, Any] = dataclasses.asdict(config.evaluation)
-    for key in ("engine", "batch_tokens", "method"):  # the metrics of a method have their own names
-        del protocol[key]
-    protocol["sources"] = config.data.sources
-    protocol["max_tokens"] = config.data.max_teacher_tokens
-    if condition == "fewshot":
-        protocol["fewshot"] = dataclasses.asdict(config.fewshot)
-    return protocol
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
 
 
 def _hash(value: Any) -> str:

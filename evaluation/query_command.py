@@ -113,7 +113,7 @@ def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
     from logitbank.evaluation.report.standing import print_markdown, print_terminal
 
     results = Results.load(catalogue)
-    if not results.averages:
+    if not results.task_averages:
         raise StoreError(
             f"--results: no metric in {', '.join(map(str, arguments.results))}; "
             "evaluate-model or query-results import write them"

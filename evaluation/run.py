@@ -1,35 +1,35 @@
-"""Evaluate one model on a grid of tasks and languages, cell by cell, each finished cell kept."""
+"""Evaluate models on a grid of tasks and languages, cell by cell, each finished cell kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
 from logitbank.configs import Config, ConfigError
 from logitbank.errors import StoreError
-from logitbank.evaluation.checkpoints import Checkpoint
-from logitbank.evaluation.engines.base import Engine, Request, open_engine
-from logitbank.evaluation.identity import Identity, identify
+from logitbank.evaluation.checkpoints import Checkpoint, check_template
+from logitbank.evaluation.engines.base import Engine, EngineOpener, open_engine
+from logitbank.evaluation.identity import Identity, examine, identify
+from logitbank.evaluation.predictions import cell_line, encode_questions, metric_rows, predict
+from logitbank.evaluation.questions import (
+    Contents,
+    answer_limit,
+    asked_and_gold,
+    check_demonstrations,
+    contents_of,
+    draw_questions,
+)
 from logitbank.models.workers import Worker
-from logitbank.storage.results.rows import write_rows
-from logitbank.tasks import TASKS, Example, Task
-from logitbank.tasks.common import metrics_of
-from logitbank.tasks.data import cells, demonstration_pool, get_source, load_examples
-from logitbank.tasks.demonstrations import draw_demonstrations
-from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
+from logitbank.progress import Progress
+from logitbank.storage.results import read_rows, write_rows
+from logitbank.tasks import TASKS
+from logitbank.tasks.data import cells
+from logitbank.tasks.prompts import PromptEncoder
 
-logger = logging.getLogger(__name__)
+Place = tuple[str, str]  # task, language
 
 
 @dataclass(frozen=True)
@@ -51,122 +51,130 @@ class Evaluation:
     worker: Worker | None = None
 
 
-def evaluate(job: Evaluation, *, opener: Callable[[Config, Checkpoint | None], Engine] = open_engine) -> Identity:
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do of an evaluation.
+
+    Attributes:
+        job: the evaluation.
+        identity: of its rows.
+        encoder: makes its prompts.
+        contents: of every cell of the grid.
+        mine: how many cells are this process's.
+        pending: those of them that are not finished.
+    """
+
+    job: Evaluation
+    identity: Identity
+    encoder: PromptEncoder
+    contents: Mapping[Place, Contents]
+    mine: int
+    pending: Sequence[Place]
+
+
+def evaluate(job: Evaluation, *, opener: EngineOpener = open_engine) -> Identity:
     """Evaluate all cells that exist and are not finished yet; print one line for each.
 
-    The model is loaded only where a cell is left to do.
+    See `evaluate_all`.
+    """
+    return evaluate_all([job], opener=opener)[0]
+
+
+def evaluate_all(jobs: Sequence[Evaluation], *, opener: EngineOpener = open_engine) -> list[Identity]:
+    """Evaluate several models or checkpoints one after the other, under one progress bar.
+
+    A model is loaded only where a cell is left to do. A cell is finished where its rows are there, and what they
+    answer is what would be asked now.
+
+    Args:
+        jobs: what to evaluate.
+        opener: opens the engine of each.
 
     Raises:
-        ConfigError, TaskError: a task in none of the languages, a model that cannot be opened.
-        StoreError: result files that cannot be written, or a torn one in the way.
+        ConfigError, TaskError: a task in none of the languages, a model that cannot be opened, a checkpoint that
+            was trained with another chat template.
+        StoreError: a torn result file in the way.
+        OutputError: result files that cannot be written.
     """
-    grid = cells(_tasks(job.config), job.config.languages)
-    if grid.absent:
+    known: dict[tuple[int, str, Place], Contents] = {}
+    plans = [_plan(job, known) for job in jobs]
+    total = sum(plan.contents[cell].examples for plan in plans for cell in plan.pending)
+    with Progress(", ".join(dict.fromkeys(job.condition for job in jobs)), total, "answers") as progress:
+        for plan in plans:
+            if len(plans) > 1 and plan.job.checkpoint is not None:
+                progress.say(f"step {plan.job.checkpoint.step}: {plan.job.checkpoint.path}")
+            _evaluate_pending(plan, opener, progress)
+    return [plan.identity for plan in plans]
+
+
+def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Plan:
+    """Look at data, model and finished cells; `known` holds the contents of cells that were looked at before."""
+    tasks = _tasks(job.config)
+    check_demonstrations(job.config, job.condition, tasks)
+    grid = cells(tasks, job.config.languages)
+    if grid.absent and not known:
         print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
-    identity = identify(job.config, job.condition, job.checkpoint)
+    model = examine(job.config, job.checkpoint)
+    check_template(job.checkpoint, model.encoder.template_hash)
+    contents = {}
+    for cell in grid.present:
+        key = (id(job.config), job.condition, cell)
+        if key not in known:
+            known[key] = contents_of(TASKS[cell[0]], draw_questions(job.config, job.condition, *cell))
+        contents[cell] = known[key]
+    identity = _current(job, identify(job.config, job.condition, job.checkpoint, model), contents)
     mine = grid.present[job.worker.index :: job.worker.count] if job.worker else grid.present
     if job.worker:
         print(f"{job.worker}: {len(mine)} of {len(grid.present)} cells")
-    pending = [cell for cell in mine if not _result_file(job, "metrics", identity, cell).exists()]
+    pending = [cell for cell in mine if read_rows(job.results, "metrics", _file_name(identity, cell)) is None]
     if done := len(mine) - len(pending):
         print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")
+    return Plan(job, identity, model.encoder, contents, len(mine), pending)
+
+
+def _evaluate_pending(plan: Plan, opener: EngineOpener, progress: Progress) -> None:
+    """Answer, score and write the cells that are not finished."""
+    job = plan.job
     engine: Engine | None = None
-    for number, cell in enumerate(pending, start=done + 1):
+    for number, cell in enumerate(plan.pending, start=plan.mine - len(plan.pending) + 1):
         started = time.monotonic()
-        rows = _finished_predictions(job, identity, cell)
+        rows = _finished_predictions(plan, cell)
         if rows is None:
             engine = engine or opener(job.config, job.checkpoint)
-            asked = ask_cell(job, engine, cell)
-            _write_run(job, identity)  # not before: of what cannot be opened nothing is left; and not after hours
-            rows = predict_cell(job, identity, engine, cell, asked)
-            write_rows(job.results, "predictions", rows, _file_name(identity, cell))
-        metrics = metric_rows(rows, TASKS[cell[0]])
-        write_rows(job.results, "metrics", metrics, _file_name(identity, cell))
+            rows = _answer(plan, engine, cell, progress)
+        metrics = metric_rows(rows, plan.contents[cell])
+        write_rows(job.results, "metrics", metrics, _file_name(plan.identity, cell))
         seconds = time.monotonic() - started
-        print(f"[{number}/{len(mine)}] {cell_line(job.condition, metrics)} in {seconds:.1f} s", flush=True)
-    return identity
+        progress.say(f"[{number}/{plan.mine}] {cell_line(job.condition, metrics)} in {seconds:.1f} s")
 
 
-Asked = list[tuple[Example, EncodedPrompt]]
-
-
-def ask_cell(job: Evaluation, engine: Engine, cell: tuple[str, str]) -> Asked:
-    """The examples of one task in one language, each with its prompt.
-
-    Raises:
-        ConfigError: no example of the cell fits into the model.
-    """
-    task, config = TASKS[cell[0]], job.config
-    examples = load_examples(
-        task.name,
-        config.evaluation.split,
-        cell[1],
-        source=config.data.sources.get(task.name),
-        mirror=config.data.mirror,
-        limit=config.evaluation.max_samples,
-        seed=config.evaluation.sample_seed,
+def _answer(plan: Plan, engine: Engine, cell: Place, progress: Progress) -> list[dict[str, Any]]:
+    """Let the model answer a cell; the rows of `predictions` that were written."""
+    job = plan.job
+    max_new_tokens = answer_limit(job.config, plan.encoder, *cell)
+    questions = draw_questions(job.config, job.condition, *cell)
+    asked = encode_questions(
+        job.config,
+        plan.encoder,
+        *cell,
+        questions,
+        context_tokens=engine.context_tokens,
+        max_new_tokens=max_new_tokens,
     )
-    asked = _encode_prompts(job, engine, task, examples)
-    if not asked:
-        raise ConfigError(f"data.max_teacher_tokens: no example of {cell[0]}/{cell[1]} fits into it; raise it")
-    if dropped := len(examples) - len(asked):
-        print(f"{cell[0]}/{cell[1]}: dropped {dropped} of {len(examples)} examples whose query alone is too long")
-    return asked
-
-
-def predict_cell(
-    job: Evaluation, identity: Identity, engine: Engine, cell: tuple[str, str], asked: Asked
-) -> list[dict[str, Any]]:
-    """Rows of `predictions` for one task in one language."""
-    task, config = TASKS[cell[0]], job.config
-    max_new_tokens = _max_new_tokens(config, task)
-    with tqdm(desc=f"{cell[0]}/{cell[1]}", unit="answer", leave=False, disable=not sys.stderr.isatty()) as bar:
-        outputs = _answers(engine, task, [prompt for _, prompt in asked], max_new_tokens, config, bar)
-    protocol = get_source(task.name, config.data.sources.get(task.name)).protocol
-    shared = {
-        **identity.columns,
-        "task": task.name,
-        "language": cell[1],
-        "split": config.evaluation.split,
-        "method": config.evaluation.method,
-    }
-    rows = []
-    for (example, prompt), output in zip(asked, outputs, strict=True):
-        own = _prediction(task, example, prompt, output, protocol)
-        rows.append({**shared, **own, "prompt": engine.tokenizer.decode(prompt.ids)})
+    _write_run(plan)  # not before: of what cannot be opened nothing is left; and not after hours
+    rows = predict(
+        job.config,
+        engine,
+        plan.encoder,
+        plan.identity,
+        cell,
+        asked,
+        max_new_tokens=max_new_tokens,
+        progress=progress.advance,
+    )
+    progress.advance(len(questions) - len(asked))
+    write_rows(job.results, "predictions", rows, _file_name(plan.identity, cell))
     return rows
-
-
-def metric_rows(predictions: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, Any]]:
-    """Rows of `metrics` from the prediction rows of one cell; those by likelihood have names of their own."""
-    shared = {
-        name: predictions[0][name]
-        for name in ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
-    }
-    statistics = [dict(row["statistics"]) for row in predictions]
-    by_likelihood = shared["method"] == "likelihood"
-    values = metrics_of(task, statistics)
-    if by_likelihood:  # there is nothing to parse, and no average may mix the two ways
-        values = {f"likelihood_{task.primary_metric}": values[task.primary_metric]}
-    return [
-        {
-            **shared,
-            "metric": metric,
-            "value": value,
-            "is_primary": metric == task.primary_metric,
-            "examples": len(predictions),
-        }
-        for metric, value in values.items()
-    ]
-
-
-def cell_line(condition: str, metrics: Sequence[Mapping[str, Any]]) -> str:
-    """One finished cell, to read: `distilled nli/en  accuracy 33.4  parse failures 1.2%  500 examples`."""
-    primary = next((row for row in metrics if row["is_primary"]), metrics[0])
-    failures = next((row["value"] for row in metrics if row["metric"] == "parse_failure"), None)
-    parsed = "" if failures is None else f"  parse failures {100 * failures:.1f}%"
-    name = f"{condition} {primary['task']}/{primary['language']}"
-    return f"{name}  {primary['metric']} {100 * primary['value']:.1f}{parsed}  {primary['examples']} examples"
 
 
 def _tasks(config: Config) -> list[str]:
@@ -184,96 +192,58 @@ def _tasks(config: Config) -> list[str]:
     return with_labels
 
 
-def _answers(
-    engine: Engine, task: Task, prompts: Sequence[EncodedPrompt], max_new_tokens: int, config: Config, bar: Any
-) -> list[str]:
-    """The model's answer to each prompt: generated, or the label it finds likeliest, end of turn included."""
-    labels = task.labels
-    if config.evaluation.method == "generate":
-        bar.reset(len(prompts))
-        return engine.generate([Request(prompt.ids, max_new_tokens) for prompt in prompts], progress=bar.update)
-    encoder = PromptEncoder(engine.tokenizer)
-    endings = [encoder.encode_answer(label) for label in labels]
-    bar.reset(len(prompts) * len(labels))
-    logprobs = engine.answer_logprobs(
-        [prompt.ids for prompt in prompts for _ in labels], endings * len(prompts), progress=bar.update
-    )
-    scores = np.asarray(logprobs).reshape(len(prompts), len(labels))
-    return [labels[index] for index in scores.argmax(axis=1)]
+def _current(job: Evaluation, identity: Identity, contents: Mapping[Place, Contents]) -> Identity:
+    """The latest generation of an evaluation, or the next one where a finished cell answers what is asked no more.
+
+    Data sets change under the same name. Result files are never rewritten, so the whole evaluation is then done
+    under a new name, and tables use the newest.
+    """
+    number = 1
+    while read_rows(job.results, "runs", identity.generation(number + 1).run) is not None:
+        number += 1
+    latest = identity.generation(number)
+    for cell, asked in contents.items():
+        rows = read_rows(job.results, "metrics", _file_name(latest, cell))
+        if rows and (rows[0]["examples_hash"], rows[0]["demonstrations_hash"]) != (
+            asked.examples_hash,
+            asked.demonstrations_hash,
+        ):
+            print(f"{job.condition}: the examples of {cell[0]}/{cell[1]} have changed; all cells are evaluated again")
+            return identity.generation(number + 1)
+    return latest
 
 
-def _max_new_tokens(config: Config, task: Task) -> int:
-    return config.evaluation.max_new_tokens.get(task.name, task.max_new_tokens)
+def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | None:
+    """Predictions of a cell that was interrupted between its two files.
 
-
-def _encode_prompts(job: Evaluation, engine: Engine, task: Task, examples: Sequence[Example]) -> Asked:
-    """Each example with its prompt; examples whose query alone does not fit are left out."""
-    config = job.config
-    encoder = PromptEncoder(engine.tokenizer)
-    room = min(config.data.max_teacher_tokens, engine.context_tokens or config.data.max_teacher_tokens)
-    count = config.fewshot.num_demonstrations.get(task.name, task.num_demonstrations)
-    pool: list[Example] = []
-    if job.condition == "fewshot" and examples:
-        pool = demonstration_pool(
-            task.name,
-            examples[0].language,
-            stage="eval",
-            source=config.data.sources.get(task.name),
-            mirror=config.data.mirror,
+    Raises:
+        StoreError: they answer other questions than are asked now.
+    """
+    name = _file_name(plan.identity, cell)
+    rows = read_rows(plan.job.results, "predictions", name)
+    if rows is None:
+        return None
+    questions = draw_questions(plan.job.config, plan.job.condition, *cell)
+    asked = {asked_and_gold(TASKS[cell[0]], question.example) for question in questions}
+    if any((row["example_id"], row["question"], row["gold"]) not in asked for row in rows):
+        raise StoreError(
+            f"{plan.job.results / 'predictions' / name}.parquet: left by an interrupted run on other data; delete it "
+            "and run the same command again"
         )
-    asked = []
-    for example in examples:
-        demonstrations: list[Example] = []
-        if job.condition == "fewshot":
-            demonstrations = draw_demonstrations(
-                pool, example, count, seed=config.seed, selection=config.fewshot.selection
-            )
-        prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room - _max_new_tokens(config, task))
-        if prompt is not None:
-            asked.append((example, prompt))
-    return asked
+    return rows
 
 
-def _prediction(
-    task: Task, example: Example, prompt: EncodedPrompt, output: str, protocol: str | None
-) -> dict[str, Any]:
-    reference = task.reference(example)
-    statistics = task.statistics(output, reference, example.language, protocol)
-    parsed = task.parse(output)
-    return {
-        "example_id": example.example_id,
-        "prompt_hash": hashlib.sha256(np.asarray(prompt.ids, dtype="<i4").tobytes()).hexdigest()[:16],
-        "demonstrations": prompt.demonstrations,
-        "question": task.user_message(example),
-        "output": output,
-        "parsed": None if parsed is None else json.dumps(parsed, ensure_ascii=False, default=str),
-        "gold": json.dumps(reference, ensure_ascii=False),
-        "score": float(task.metrics(statistics)[task.primary_metric]),
-        "statistics": statistics,
-    }
-
-
-def _finished_predictions(job: Evaluation, identity: Identity, cell: tuple[str, str]) -> list[dict[str, Any]] | None:
-    """Predictions of a cell that was interrupted between its two files."""
-    path = _result_file(job, "predictions", identity, cell)
-    return pq.ParquetFile(path).read().to_pylist() if path.exists() else None
-
-
-def _file_name(identity: Identity, cell: tuple[str, str]) -> str:
+def _file_name(identity: Identity, cell: Place) -> str:
     return f"{identity.run}@{cell[0]}.{cell[1]}"
 
 
-def _result_file(job: Evaluation, table: str, identity: Identity, cell: tuple[str, str]) -> Path:
-    return job.results / table / f"{_file_name(identity, cell)}.parquet"
-
-
-def _write_run(job: Evaluation, identity: Identity) -> None:
+def _write_run(plan: Plan) -> None:
     """The row of `runs`, unless it is there: it holds the time at which the first worker began."""
-    path = job.results / "runs" / f"{identity.run}.parquet"
-    if path.exists():
+    results, identity = plan.job.results, plan.identity
+    if read_rows(results, "runs", identity.run) is not None:
         return
     try:
-        write_rows(job.results, "runs", [identity.run_row], identity.run)
-    except StoreError:
-        if not path.exists():
+        write_rows(results, "runs", [identity.run_row], identity.run)
+    except StoreError:  # another worker was faster, with another time
+        if read_rows(results, "runs", identity.run) is None:
             raise

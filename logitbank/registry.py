@@ -116,10 +116,11 @@ STRATEGIES: Registry[Any] = Registry(
         "meta": "logitbank.student_train.strategies.meta:Meta",
     },
 )
+# -> an `EngineOpener` of `evaluation.engines.base`
 EVALUATION_ENGINES: Registry[Any] = Registry(
     "evaluation.engine",
     {
-        "hf": "logitbank.evaluation.engines.huggingface:HfEngine",
-        "vllm": "logitbank.evaluation.engines.vllm:VllmEngine",
+        "hf": "logitbank.evaluation.engines.huggingface:open_hf",
+        "vllm": "logitbank.evaluation.engines.vllm:open_vllm_engine",
     },
 )

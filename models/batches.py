@@ -10,11 +10,16 @@ import numpy as np
 BATCH_COST = 48
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int], token_budget: int, *, batch_cost: float = BATCH_COST) -> list[list[int]]:
     """Group sequences so that each batch, padded to its longest, holds at most `token_budget` tokens.
 
-    Sorted by length and cut where padding and the fixed cost of a batch (`BATCH_COST`) together are
-    least, a shortest path over the cuts; a sequence longer than the budget goes alone.
+    Sorted by length and cut where padding and the fixed cost of a batch together are least, a shortest
+    path over the cuts; a sequence longer than the budget goes alone.
+
+    Args:
+        lengths: tokens of each sequence.
+        token_budget: most tokens of a batch, padding included.
+        batch_cost: what a batch costs beside its tokens, in tokens.
 
     Returns:
         Lists of positions in `lengths`, longest first, so that what does not fit in memory fails at once;
@@ -27,7 +32,7 @@ def batches_by_length(lengths: Sequence[int], token_budget: int) -> list[list[in
     for start, position in enumerate(order):
         most = min(max(1, token_budget // lengths[position]), len(order) - start)
         stops = slice(start + 1, start + most + 1)
-        padded = cost[start] + np.arange(1, most + 1) * float(lengths[position]) + BATCH_COST
+        padded = cost[start] + np.arange(1, most + 1) * float(lengths[position]) + batch_cost
         better = padded < cost[stops]
         cost[stops][better] = padded[better]
         start_of[stops][better] = start

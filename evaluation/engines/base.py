@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from logitbank.configs import Config
 from logitbank.evaluation.checkpoints import Checkpoint
+from logitbank.registry import EVALUATION_ENGINES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,30 @@ class Request:
     max_new_tokens: int
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote.
+
+    Attributes:
+        text: without end-of-turn token or anything after it.
+        cut_short: it ended at `max_new_tokens`, not at a stop token.
+    """
+
+    text: str
+    cut_short: bool
+
+
 class Engine(Protocol):
-    """Greedy generation with one model; `open_engine` picks the implementation."""
+    """Greedy generation with one model.
 
-    tokenizer: Any
-    context_tokens: int | None  # longest prompt and answer together that the model can take, where known
+    Attributes:
+        context_tokens: longest prompt and answer together that the model can take, where known.
+    """
 
-    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
-        """Answers in the order of the requests, without end-of-turn token or anything after it.
+    context_tokens: int | None
+
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[Answer]:
+        """Answers in the order of the requests.
 
         Args:
             requests: prompts, of any lengths, in any order.
@@ -43,16 +63,22 @@ class Engine(Protocol):
         """Sum of log p(answer token | prompt, earlier answer tokens) of each pair, in nats."""
 
 
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Answer:
+    """The answer in generated ids: up to the first stop token, cut short where there is none."""
+    ends = [position for position, token in enumerate(ids) if token in stop_ids]
+    kept = list(ids[: ends[0]] if ends else ids)
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(str(text), cut_short=not ends)
+
+
+EngineOpener = Callable[[Config, Checkpoint | None], Engine]
+
+
 def open_engine(config: Config, checkpoint: Checkpoint | None) -> Engine:
     """The engine that `evaluation.engine` names, with the base model or a checkpoint of it.
 
     Raises:
         ConfigError: a model, tokenizer or checkpoint that cannot be opened.
     """
-    if config.evaluation.engine == "vllm":
-        from logitbank.evaluation.engines.vllm import VllmEngine
-
-        return VllmEngine.open(config, checkpoint)
-    from logitbank.evaluation.engines.huggingface import HfEngine
-
-    return HfEngine.open(config, checkpoint)
+    opener: EngineOpener = EVALUATION_ENGINES[config.evaluation.engine]
+    return opener(config, checkpoint)

@@ -5,26 +5,43 @@ Shape legend: B rows of a batch, S positions of the longest row, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from logitbank.configs import Config, ConfigError
-from logitbank.evaluation.checkpoints import Checkpoint
-from logitbank.evaluation.engines.base import Request
+from logitbank.evaluation.checkpoints import Checkpoint, opened_models
+from logitbank.evaluation.engines.base import Answer, Request, decode_answer
+from logitbank.models.batches import batches_by_length
 from logitbank.models.devices import local_device
 from logitbank.models.huggingface import load_causal_lm, load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
+
+# What a batch of generation costs beside its tokens, in tokens: each of its new tokens is a forward pass of its own,
+# so padding is cheap beside another batch.
+GENERATION_COST = 4096
+
+
+def open_hf(config: Config, checkpoint: Checkpoint | None) -> HfEngine:
+    """Load the base model, a checkpoint in its place, or an adapter on top of it.
+
+    Raises:
+        ConfigError: what cannot be opened, or an adapter that does not fit the model.
+    """
+    weights, tokenizer = opened_models(config.model, checkpoint)
+    model = load_causal_lm(weights, device=local_device(os.environ))
+    if checkpoint is not None and checkpoint.is_adapter:
+        model = _with_adapter(model, checkpoint)
+    return HfEngine(model.eval(), load_tokenizer(tokenizer), batch_tokens=config.evaluation.batch_tokens)
 
 
 class HfEngine:
     """Batches of similar length, left-padded, under a budget of tokens."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int) -> None:
         """Wrap a loaded model.
 
         Args:
@@ -44,37 +61,15 @@ class HfEngine:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         inner.generation_config = GenerationConfig()
 
-    @classmethod
-    def open(cls, config: Config, checkpoint: Checkpoint | None) -> HfEngine:
-        """Load the base model, a checkpoint in its place, or an adapter on top of it.
-
-        Raises:
-            ConfigError: what cannot be opened, or an adapter that does not fit the model.
-        """
-        device = local_device(os.environ)
-        if checkpoint is None or checkpoint.is_adapter:
-            model = load_causal_lm(config.model, device=device)
-            tokenizer = load_tokenizer(config.model)
-        else:
-            own = dataclasses.replace(config.model, name=str(checkpoint.path.resolve()), revision=None)
-            model = load_causal_lm(own, device=device)
-            has_tokenizer = (checkpoint.path / "tokenizer_config.json").is_file()
-            tokenizer = load_tokenizer(own if has_tokenizer else config.model)
-        if checkpoint is not None and checkpoint.is_adapter:
-            model = _with_adapter(model, checkpoint)
-        return cls(model.eval(), tokenizer, batch_tokens=config.evaluation.batch_tokens)
-
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[Answer]:
         """See `Engine.generate`."""
-        outputs = [""] * len(requests)
+        answers: dict[int, Answer] = {}
         lengths = [len(request.prompt_ids) + request.max_new_tokens for request in requests]
-        for batch in length_sorted_batches(lengths, self.batch_tokens):
-            texts = self._generate_batch([requests[index] for index in batch])
-            for index, text in zip(batch, texts, strict=True):
-                outputs[index] = text
+        for batch in batches_by_length(lengths, self.batch_tokens, batch_cost=GENERATION_COST):
+            answers.update(zip(batch, self._generate_batch([requests[index] for index in batch]), strict=True))
             progress(len(batch))
-        return outputs
+        return [answers[index] for index in range(len(requests))]
 
     @torch.inference_mode()
     def answer_logprobs(
@@ -83,7 +78,7 @@ class HfEngine:
         """See `Engine.answer_logprobs`; log-softmax in float32."""
         sums = [0.0] * len(prompts)
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        for batch in length_sorted_batches([len(row) for row in rows], self.batch_tokens):
+        for batch in batches_by_length([len(row) for row in rows], self.batch_tokens):
             ids_BS, mask_BS = self._left_pad([rows[index] for index in batch])
             keep = max(len(answers[index]) for index in batch)
             positions_BS = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
@@ -98,20 +93,17 @@ class HfEngine:
             progress(len(batch))
         return sums
 
-    def _generate_batch(self, requests: Sequence[Request]) -> list[str]:
+    def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
         ids_BS, mask_BS = self._left_pad([request.prompt_ids for request in requests])
         longest = max(request.max_new_tokens for request in requests)
         settings = GenerationConfig(
             do_sample=False, num_beams=1, max_new_tokens=longest, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
         )
         generated = self.model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
-        texts = []
-        for request, row in zip(requests, generated[:, ids_BS.shape[1] :].tolist(), strict=True):
-            answer = row[: request.max_new_tokens]
-            ends = [position for position, token in enumerate(answer) if token in self.stop_ids]
-            kept = answer[: ends[0]] if ends else answer
-            texts.append(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        return texts
+        return [
+            decode_answer(self.tokenizer, row[: request.max_new_tokens], self.stop_ids)
+            for request, row in zip(requests, generated[:, ids_BS.shape[1] :].tolist(), strict=True)
+        ]
 
     def _left_pad(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,S) int64 ids and mask, padded on the left so that every row ends at the same place."""
@@ -122,23 +114,8 @@ class HfEngine:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def length_sorted_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, each of at most `budget` padded tokens.
-
-    Longest first, so that what does not fit into memory fails at once. One row is always a batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def _with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
-    from peft import PeftModel
+    from peft import PeftModel  # slow to import, and needed for adapters alone
 
     try:
         return PeftModel.from_pretrained(model, str(checkpoint.path))

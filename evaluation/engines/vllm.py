@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from logitbank.configs import Config, ConfigError
-from logitbank.evaluation.checkpoints import ADAPTER_CONFIG, Checkpoint
-from logitbank.evaluation.engines.base import Request
+from logitbank.evaluation.checkpoints import ADAPTER_CONFIG, Checkpoint, opened_models
+from logitbank.evaluation.engines.base import Answer, Request, decode_answer
 from logitbank.models.huggingface import load_tokenizer, text_config
 from logitbank.models.vllm import open_vllm
 from logitbank.tasks.prompts import PromptEncoder
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM makes room for
+ROOM_FOR_ANSWERS = 2048  # tokens after the longest prompt; more than any gold answer of the tasks has
+
+
+def open_vllm_engine(config: Config, checkpoint: Checkpoint | None) -> VllmEngine:
+    """Load the base model, a checkpoint in its place, or an adapter on top of it.
+
+    Raises:
+        ConfigError: vLLM is not installed, or what it cannot open.
+    """
+    weights, tokenizer = opened_models(config.model, checkpoint)
+    options, adapter = {}, None
+    if checkpoint is not None and checkpoint.is_adapter:
+        options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for_rank(checkpoint)}
+    context = getattr(text_config(weights), "max_position_embeddings", None)
+    longest = config.evaluation.max_prompt_tokens + max(ROOM_FOR_ANSWERS, *config.evaluation.max_new_tokens.values())
+    llm = open_vllm(
+        "evaluation.engine",
+        weights,
+        config.vllm,
+        dtype=None,
+        batch_tokens=config.evaluation.batch_tokens,
+        max_model_len=min(longest, context or longest),
+        **options,
+    )
+    if checkpoint is not None and checkpoint.is_adapter:
+        from vllm.lora.request import LoRARequest  # optional package
+
+        adapter = LoRARequest("adapter", 1, str(checkpoint.path.resolve()))
+    return VllmEngine(llm, load_tokenizer(tokenizer), context_tokens=context, adapter=adapter)
 
 
 class VllmEngine:
@@ -35,39 +63,7 @@ class VllmEngine:
         self._llm = llm
         self._adapter = adapter
 
-    @classmethod
-    def open(cls, config: Config, checkpoint: Checkpoint | None) -> VllmEngine:
-        """Load the base model, a checkpoint in its place, or an adapter on top of it.
-
-        Raises:
-            ConfigError: vLLM is not installed, or what it cannot open.
-        """
-        model, tokenizer_of, options, adapter = config.model, config.model, {}, None
-        if checkpoint is not None and checkpoint.is_adapter:
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for_rank(checkpoint)}
-        elif checkpoint is not None:
-            model = dataclasses.replace(config.model, name=str(checkpoint.path.resolve()), revision=None)
-            if (checkpoint.path / "tokenizer_config.json").is_file():
-                tokenizer_of = model
-        tokenizer = load_tokenizer(tokenizer_of)
-        context = getattr(text_config(model), "max_position_embeddings", None)
-        llm = open_vllm(
-            "evaluation.engine",
-            model,
-            config.vllm,
-            dtype=None,
-            batch_tokens=config.evaluation.batch_tokens,
-            max_model_len=min(config.data.max_teacher_tokens, context or config.data.max_teacher_tokens),
-            **options,
-        )
-        if options:
-            from vllm.lora.request import LoRARequest
-
-            assert checkpoint is not None
-            adapter = LoRARequest("adapter", 1, str(checkpoint.path.resolve()))
-        return cls(llm, tokenizer, context_tokens=context, adapter=adapter)
-
-    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[Answer]:
         """See `Engine.generate`."""
         from vllm import SamplingParams
 
@@ -81,14 +77,9 @@ class VllmEngine:
             )
             for request in requests
         ]
-        texts = []
-        for output in self._run([request.prompt_ids for request in requests], parameters):
-            answer = list(output.outputs[0].token_ids)
-            ends = [position for position, token in enumerate(answer) if token in self.stop_ids]
-            kept = answer[: ends[0]] if ends else answer
-            texts.append(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        outputs = self._run([request.prompt_ids for request in requests], parameters)
         progress(len(requests))
-        return texts
+        return [decode_answer(self.tokenizer, list(output.outputs[0].token_ids), self.stop_ids) for output in outputs]
 
     def answer_logprobs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, progress: Callable[[int], object]

@@ -87,6 +87,38 @@ def base_overrides(tiny_model: Path, mirror: Path) -> list[str]:
     ]
 
 
+def record(**about: Any) -> dict[str, Any]:
+    """Content of a checkpoint's `training.json`."""
+    defaults = {
+        "run": "student-1",
+        "condition": "distilled",
+        "model": "m",
+        "view": None,
+        "seed": 42,
+        "config": {},
+        "store": "store",
+        "store_fingerprint": "a1a1a1a1a1",
+        "view_fingerprint": "b1b1b1b1b1" if about.get("view") else None,
+        "versions": {},
+        "training_set": "d1d1d1d1d1",
+        "teacher": "org/teacher",
+        "top_k": 256,
+        "step": 1000,
+    }
+    return {**defaults, **about}
+
+
+def checkpoint(path: Path, *, weights: bytes = b"adapter", **about: Any) -> Path:
+    """Directory that looks like an adapter; `about` goes into `training.json`, `record=False` leaves that out."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "adapter_config.json").write_text("{}")
+    (path / "adapter_model.safetensors").write_bytes(weights)
+    if about.pop("record", True):
+        about.setdefault("model", "tiny-qwen3")
+        (path / "training.json").write_text(json.dumps(record(**about)))
+    return path
+
+
 def add_run(
     results: Path,
     cells: Mapping[tuple[str, str], float],

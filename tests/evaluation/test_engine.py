@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from logitbank.configs import ConfigError
 from logitbank.evaluation.checkpoints import open_checkpoint
-from logitbank.evaluation.engines.base import Request, open_engine
-from logitbank.evaluation.engines.huggingface import HfEngine, length_sorted_batches
+from logitbank.evaluation.engines.base import Answer, Engine, Request, open_engine
+from logitbank.evaluation.engines.huggingface import GENERATION_COST, HfEngine
+from logitbank.models.batches import batches_by_length
+from logitbank.registry import EVALUATION_ENGINES
 
 
 def _requests(count: int, seed: int = 1) -> list[Request]:
@@ -46,15 +48,15 @@ def test_batches_equal_the_plain_loop(config: Any, tokenizer: Any) -> None:
     engine = open_engine(config("evaluation.batch_tokens=300"), None)
     requests = _requests(24)
     ready: list[int] = []
-    texts = engine.generate(requests, progress=ready.append)
+    assert isinstance(engine, HfEngine)
+    answers = engine.generate(requests, progress=ready.append)
     assert sum(ready) == 24
     assert len(ready) > 3, "the budget was to make several batches"
-    expected = [
-        tokenizer.decode(_greedy_loop(engine.model, engine.stop_ids, request), skip_special_tokens=True)  # type: ignore[attr-defined]
-        for request in requests
-    ]
-    assert texts == expected
-    assert len(set(map(len, texts))) > 1, "answers of different lengths are what makes this a test"
+    for answer, request in zip(answers, requests, strict=True):
+        ids = _greedy_loop(engine.model, engine.stop_ids, request)
+        assert answer.text == tokenizer.decode(ids, skip_special_tokens=True)
+        assert answer.cut_short == (len(ids) == request.max_new_tokens)
+    assert len({len(answer.text) for answer in answers}) > 1, "answers of different lengths make this a test"
 
 
 def test_generation_stops_at_the_end_of_the_turn(tiny_model: Path, tokenizer: Any) -> None:
@@ -64,28 +66,60 @@ def test_generation_stops_at_the_end_of_the_turn(tiny_model: Path, tokenizer: An
     engine = HfEngine(model, tokenizer, batch_tokens=64)
     engine.stop_ids = [free[4]]  # any token of the answer serves as the end
     cut = free.index(free[4])
-    assert engine.generate([request], progress=_silent) == [tokenizer.decode(free[:cut], skip_special_tokens=True)]
+    whole = tokenizer.decode(free[:cut], skip_special_tokens=True)
+    assert engine.generate([request], progress=_silent) == [Answer(whole, cut_short=False)]
+    # a limit that the stop token just fits into, and one that it does not
+    assert engine.generate([Request(request.prompt_ids, cut + 1)], progress=_silent) == [Answer(whole, False)]
+    assert engine.generate([Request(request.prompt_ids, cut)], progress=_silent) == [Answer(whole, cut_short=True)]
 
 
 def test_answer_logprobs_equal_one_token_at_a_time(config: Any) -> None:
     engine = open_engine(config("evaluation.batch_tokens=150"), None)
+    assert isinstance(engine, HfEngine)
     pairs = [(request.prompt_ids, list(request.prompt_ids[: 1 + i % 5])) for i, request in enumerate(_requests(9))]
     got = engine.answer_logprobs([p for p, _ in pairs], [a for _, a in pairs], progress=_silent)
     for (prompt, answer), value in zip(pairs, got, strict=True):
         total = 0.0
         for done, token in enumerate(answer):
             with torch.inference_mode():
-                logits = engine.model(torch.tensor([[*prompt, *answer[:done]]])).logits[0, -1]  # type: ignore[attr-defined]
+                logits = engine.model(torch.tensor([[*prompt, *answer[:done]]])).logits[0, -1]
             total += float(logits.double().log_softmax(-1)[token])
         assert value == pytest.approx(total, rel=1e-4)
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 300))
 def test_every_row_is_in_one_batch_and_batches_keep_the_budget(lengths: list[int], budget: int) -> None:
-    batches = length_sorted_batches(lengths, budget)
+    batches = batches_by_length(lengths, budget, batch_cost=GENERATION_COST)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= budget
+    assert [lengths[batch[0]] for batch in batches] == sorted((lengths[batch[0]] for batch in batches), reverse=True)
+
+
+def test_generation_prefers_padding_to_another_batch() -> None:
+    lengths = [400, 100, 100, 100, 90, 10]
+    assert len(batches_by_length(lengths, 2400, batch_cost=GENERATION_COST)) == 1
+    assert len(batches_by_length(lengths, 2400)) > 1, "a forward pass alone would be cheaper in several"
+
+
+def test_an_engine_from_outside_the_package_is_chosen_by_name(config: Any) -> None:
+    class Silent:
+        context_tokens = 7
+
+        def generate(self, requests: Any, *, progress: Any) -> list[Answer]:
+            return [Answer("", cut_short=False) for _ in requests]
+
+        def answer_logprobs(self, prompts: Any, answers: Any, *, progress: Any) -> list[float]:
+            return [0.0 for _ in prompts]
+
+    def open_silent(config: Any, checkpoint: Any) -> Engine:
+        return Silent()
+
+    EVALUATION_ENGINES.register("silent", open_silent)
+    try:
+        assert open_engine(config("evaluation.engine=silent"), None).context_tokens == 7
+    finally:
+        EVALUATION_ENGINES.unregister("silent")
 
 
 def test_adapter_and_full_checkpoint_are_recognised(

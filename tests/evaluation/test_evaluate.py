@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,29 +17,33 @@ import transformers
 from logitbank.configs import Config
 from logitbank.evaluation import evaluate_command, query_command
 from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
-from logitbank.evaluation.engines.base import Request, open_engine
-from logitbank.evaluation.identity import identify
+from logitbank.evaluation.engines.base import Answer, Request, open_engine
 from logitbank.evaluation.run import Evaluation, evaluate
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks import TASKS
 from logitbank.tasks.data import load_examples
 from logitbank.tasks.prompts import PromptEncoder
-from tests.evaluation.conftest import base_overrides
+from tests.evaluation.conftest import base_overrides, checkpoint, record
 
 
 class Parrot:
     """An engine that always says the same and remembers what it was asked."""
 
-    context_tokens = None
+    context_tokens: int | None = None
 
     def __init__(self, tokenizer: Any, answer: str = "The answer is: Neutral.") -> None:
         self.tokenizer, self.answer = tokenizer, answer
         self.asked: list[str] = []
+        self.limits: list[int] = []
 
-    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[Answer]:
         self.asked += [self.tokenizer.decode(request.prompt_ids) for request in requests]
+        self.limits += [request.max_new_tokens for request in requests]
         progress(len(requests))
-        return [self.answer] * len(requests)
+        return [Answer(self.answer, cut_short=number % 3 == 0) for number in range(len(requests))]
+
+    def answer_logprobs(self, prompts: Any, answers: Any, *, progress: Callable[[int], object]) -> list[float]:
+        raise NotImplementedError
 
     def __call__(self, config: Config, checkpoint: Checkpoint | None) -> Parrot:
         return self
@@ -53,7 +59,7 @@ def test_cells_are_scored_written_and_printed(config: Any, tokenizer: Any, tmp_p
     printed = capsys.readouterr().out
     assert "not evaluated, these do not exist: pa/hi" in printed
     assert "[1/5] base nli/en  accuracy" in printed
-    assert "base ner/en  f1 0.0  parse failures 100.0%  6 examples" in printed
+    assert "base ner/en  f1 0.0  parse failures 100.0%  cut short 33.3%  6 examples" in printed
 
     mirror = config().data.mirror
     examples = load_examples("nli", "test", "hi", source="xnli", mirror=mirror, limit=6, seed=42)
@@ -83,8 +89,10 @@ def test_only_fewshot_shows_demonstrations(config: Any, tokenizer: Any, tmp_path
         assert {text.count("<start>user") for text in parrot.asked} == {turns}
         asked = _rows(tmp_path, f"SELECT prompt FROM predictions WHERE condition = '{condition}'")
         assert {row["prompt"] for row in asked} == set(parrot.asked), "the rows keep what the model read"
-    kept = _rows(tmp_path, "SELECT condition, min(demonstrations) AS n FROM predictions GROUP BY ALL ORDER BY ALL")
-    assert kept == [{"condition": "base", "n": 0}, {"condition": "fewshot", "n": 5}]
+    kept = _rows(
+        tmp_path, "SELECT condition, demonstrations AS n, demonstrations_wanted AS m FROM cells ORDER BY condition, m"
+    )
+    assert {tuple(row.values()) for row in kept} == {("base", 0, 0), ("fewshot", 5, 5)}
 
 
 def test_finished_cells_are_skipped_and_the_model_stays_closed(
@@ -137,65 +145,125 @@ def test_likelihood_picks_the_likeliest_label(config: Any, tmp_path: Path, capsy
     metrics = _rows(tmp_path, "SELECT DISTINCT metric, is_primary, method FROM metrics")
     assert metrics == [{"metric": "likelihood_accuracy", "is_primary": False, "method": "likelihood"}]
     assert _rows(tmp_path, "SELECT * FROM averages") == []
-    query_command.main(["--results", str(tmp_path), "tables"])
+    query_command.main(["--results", str(tmp_path), "tables", "--cells"])
     assert "base: nli (likelihood_accuracy, %)" in capsys.readouterr().out
-
-
-def test_whatever_changes_a_score_is_another_run(config: Any, tmp_path: Path) -> None:
-    def run(*overrides: str, condition: str = "base") -> str:
-        return identify(config(*overrides), condition, None).run
-
-    plain = run()
-    assert run("evaluation.batch_tokens=99", "tasks=[pa]", "languages=[hi]", "fewshot.selection=fixed") == plain
-    others = [
-        run("evaluation.max_samples=7"),
-        run("evaluation.method=likelihood"),
-        run("evaluation.sample_seed=1"),
-        run("evaluation.max_new_tokens={ner: 13}"),
-        run("data.max_teacher_tokens=99"),
-        run("model.dtype=bfloat16"),
-        run(condition="other"),
-        run(condition="fewshot"),
-        run("fewshot.selection=fixed", condition="fewshot"),
-    ]
-    assert len({plain, *others}) == len(others) + 1
 
 
 def test_prompts_that_do_not_fit_are_counted(config: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
     parrot = Parrot(tokenizer)
-    lengths = [len(tokenizer(text)["input_ids"]) for text in _asked(config, tokenizer, tmp_path / "a")]
-    limit = sorted(lengths)[2] + TASKS["nli"].max_new_tokens
-    small = config("tasks=[nli]", "languages=[en]", f"data.max_teacher_tokens={limit}")
+    lengths = sorted(len(tokenizer(text)["input_ids"]) for text in _asked(config, tokenizer, tmp_path / "a"))
+    small = config("tasks=[nli]", "languages=[en]", f"evaluation.max_prompt_tokens={lengths[2]}")
     evaluate(Evaluation(small, "base", None, tmp_path / "b"), opener=parrot)
-    fit = sum(length <= sorted(lengths)[2] for length in lengths)
+    fit = sum(length <= lengths[2] for length in lengths)
     assert len(parrot.asked) == fit < 6
     assert f"dropped {6 - fit} of 6 examples" in capsys.readouterr().out
 
 
-def _asked(config: Any, tokenizer: Any, results: Path) -> list[str]:
+def test_the_model_s_context_limits_prompt_and_answer_together(config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    lengths = sorted(len(tokenizer(text)["input_ids"]) for text in _asked(config, tokenizer, tmp_path / "a"))
     parrot = Parrot(tokenizer)
-    evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), "base", None, results), opener=parrot)
+    parrot.context_tokens = lengths[2] + 9
+    small = config("tasks=[nli]", "languages=[en]", "evaluation.max_new_tokens={nli: 9}")
+    evaluate(Evaluation(small, "base", None, tmp_path / "b"), opener=parrot)
+    assert len(parrot.asked) == sum(length <= lengths[2] for length in lengths) < 6
+
+
+def test_dropped_demonstrations_stand_in_the_tables(config: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    longest = max(len(tokenizer(text)["input_ids"]) for text in _asked(config, tokenizer, tmp_path / "a", "fewshot"))
+    small = config("tasks=[nli]", "languages=[en]", f"evaluation.max_prompt_tokens={longest - 1}")
+    evaluate(Evaluation(small, "fewshot", None, tmp_path / "b"), opener=Parrot(tokenizer))
+    rows = _rows(tmp_path / "b", "SELECT demonstrations, demonstrations_wanted FROM predictions")
+    mean = sum(row["demonstrations"] for row in rows) / 6
+    assert mean < 5
+    assert {row["demonstrations_wanted"] for row in rows} == {5}
+    (cell,) = _rows(tmp_path / "b", "SELECT demonstrations, demonstrations_wanted FROM cells WHERE is_primary")
+    assert cell == {"demonstrations": pytest.approx(mean), "demonstrations_wanted": 5.0}
+    assert f"demonstrations {mean:.2f} of 5" in capsys.readouterr().out
+
+
+def test_answers_that_hit_the_limit_are_counted(config: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+    evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), "base", None, tmp_path), opener=Parrot(tokenizer))
+    assert _rows(tmp_path, "SELECT count(*) AS n FROM predictions WHERE cut_short") == [{"n": 2}]
+    assert _rows(tmp_path, "SELECT DISTINCT cut_short FROM cells") == [{"cut_short": pytest.approx(2 / 6)}]
+    assert _rows(tmp_path, "SELECT cut_short FROM task_averages WHERE is_primary")[0]["cut_short"] == pytest.approx(
+        1 / 3
+    )
+    assert "cut short 33.3%" in capsys.readouterr().out
+
+
+def test_the_default_limit_fits_the_longest_gold_answer_of_the_split(
+    config: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """One byte is one token here: `contradiction` takes 14 with its end of turn, more than the study's 5."""
+    for name, overrides in (("all", ()), ("one", ("evaluation.max_samples=1",))):
+        parrot = Parrot(tokenizer)
+        asked = config("tasks=[nli]", "languages=[en]", *overrides)
+        evaluate(Evaluation(asked, "base", None, tmp_path / name), opener=parrot)
+        assert set(parrot.limits) == {len("contradiction") + 1}, "of the split, not of the examples drawn"
+    parrot = Parrot(tokenizer)
+    given = config("tasks=[nli]", "languages=[en]", "evaluation.max_new_tokens={nli: 3}")
+    evaluate(Evaluation(given, "base", None, tmp_path / "given"), opener=parrot)
+    assert set(parrot.limits) == {3}
+
+
+def test_short_gold_answers_leave_the_task_s_own_limit(config: Any, tokenizer: Any, tmp_path: Path) -> None:
+    parrot = Parrot(tokenizer)
+    asked = config("tasks=[ner]", "languages=[en]")
+    asked = dataclasses.replace(asked, evaluation=dataclasses.replace(asked.evaluation, max_new_tokens={}))
+    evaluate(Evaluation(asked, "base", None, tmp_path), opener=parrot)
+    assert set(parrot.limits) == {TASKS["ner"].max_new_tokens}
+
+
+@pytest.mark.parametrize(("key", "changes"), [("evaluation.sample_seed", True), ("seed", False)])
+def test_which_examples_are_drawn_depends_on_the_sample_seed_alone(
+    config: Any, tokenizer: Any, tmp_path: Path, key: str, changes: bool
+) -> None:
+    """Students of several training seeds are compared on the same examples."""
+    drawn = {}
+    for seed in (1, 2, 3):
+        asked = config("tasks=[nli]", "languages=[en]", "evaluation.max_samples=4", f"{key}={seed}")
+        evaluate(Evaluation(asked, "base", None, tmp_path / str(seed)), opener=Parrot(tokenizer))
+        rows = _rows(tmp_path / str(seed), "SELECT example_id FROM predictions")
+        drawn[seed] = tuple(row["example_id"] for row in rows)
+    assert len(set(drawn.values())) == (3 if changes else 1)
+    expected = load_examples("nli", "test", "en", source="xnli", mirror=config().data.mirror, limit=4, seed=3)
+    if changes:
+        assert drawn[3] == tuple(example.example_id for example in expected)
+
+
+@pytest.mark.parametrize(("key", "changes"), [("evaluation.sample_seed", False), ("seed", True)])
+def test_which_demonstrations_are_drawn_depends_on_the_seed_alone(
+    config: Any, tokenizer: Any, tmp_path: Path, key: str, changes: bool
+) -> None:
+    prompts = {}
+    for seed in (1, 2):
+        asked = config("tasks=[nli]", "languages=[en]", "evaluation.max_samples=12", f"{key}={seed}")
+        evaluate(Evaluation(asked, "fewshot", None, tmp_path / str(seed)), opener=Parrot(tokenizer))
+        rows = _rows(tmp_path / str(seed), "SELECT example_id, prompt FROM predictions")
+        prompts[seed] = {row["example_id"]: row["prompt"] for row in rows}
+    assert prompts[1].keys() == prompts[2].keys(), "all twelve of the split"
+    assert (prompts[1] != prompts[2]) == changes
+
+
+def _asked(config: Any, tokenizer: Any, results: Path, condition: str = "base") -> list[str]:
+    parrot = Parrot(tokenizer)
+    evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), condition, None, results), opener=parrot)
     return parrot.asked
-
-
-def _checkpoint(path: Path, **training: Any) -> Path:
-    path.mkdir(parents=True)
-    (path / "adapter_config.json").write_text("{}")
-    if training:
-        (path / "training.json").write_text(json.dumps(training))
-    return path
 
 
 def test_a_checkpoint_brings_its_seed_step_and_variant(config: Any, tokenizer: Any, tmp_path: Path) -> None:
     distillation = {"lambda_distill": 0.05, "strategy": "fixed", "loss": "mse", "n_top_logits": None}
-    path = _checkpoint(
-        tmp_path / "out" / "final", run="r1", step=60, seed=7, view="fewshot", config={"distillation": distillation}
-    )
+    settings = {"distillation": distillation, "training": {"max_steps": 80}}
+    path = checkpoint(tmp_path / "out" / "final", run="r1", step=60, seed=7, view="fewshot", config=settings)
     job = Evaluation(config("tasks=[nli]", "languages=[en]"), "distilled", open_checkpoint(path), tmp_path / "res")
     evaluate(job, opener=Parrot(tokenizer))
     (run,) = _rows(tmp_path / "res", "SELECT * FROM runs")
     assert (run["seed"], run["step"], run["variant"], run["training_run"]) == (7, 60, "λ=0.05", "r1")
     assert run["lambda_distill"] == 0.05
+    assert (run["max_steps"], run["teacher"], run["top_k"]) == (80, "org/teacher", 256)
+    (cell,) = _rows(tmp_path / "res", "SELECT * FROM cells WHERE is_primary")
+    assert cell["taught_by"] == "teacher fewshot K=256 b1b1b1"
+    assert (cell["step"], cell["max_steps"]) == (60, 80)
 
 
 COMMAND_ERRORS = {
@@ -206,10 +274,23 @@ COMMAND_ERRORS = {
     ),
     "base with checkpoint": (["--condition", "base", "--checkpoint", "{tmp}/out/final"], "takes no --checkpoint"),
     "trained without checkpoint": (["--condition", "distilled"], "add --checkpoint DIR"),
-    "wrong view": (["--condition", "control", "--checkpoint", "{tmp}/out/final"], "use distilled or a name of your"),
+    "wrong view": (
+        ["--condition", "control", "--checkpoint", "{tmp}/out/final"],
+        "use distilled, or a name of your own with --new-condition",
+    ),
     "bad name": (["--condition", "my/name"], "--condition: expected letters"),
-    "steps alone": (["--condition", "x", "--steps", "3"], "--steps: needs --checkpoint"),
-    "no such step": (["--condition", "x", "--checkpoint", "{tmp}/out", "--steps", "9"], "its steps are 5"),
+    "misspelt name": (["--condition", "distiled"], "got 'distiled'; did you mean distilled? Add --new-condition"),
+    "unknown name": (["--condition", "x"], "expected one of base, fewshot, finetuned, distilled, control, shuffled"),
+    "no demonstrations": (
+        ["--condition", "fewshot", "fewshot.num_demonstrations={{pa: 0}}"],
+        "fewshot.num_demonstrations.pa: expected at least 1 with --condition fewshot, got 0",
+    ),
+    "another template": (
+        ["--condition", "distilled", "--checkpoint", "{tmp}/whole"],
+        "whole was trained with chat template another-temp",
+    ),
+    "steps alone": (["--condition", "base", "--steps", "3"], "--steps: needs --checkpoint"),
+    "no such step": (["--condition", "distilled", "--checkpoint", "{tmp}/out", "--steps", "9"], "its steps are 5"),
     "no labels": (["--condition", "base", "tasks=[ner]", "evaluation.method=likelihood"], "labels are nli, pa"),
     "impossible cell": (["--condition", "base", "tasks=[pa]", "languages=[hi]"], "pa does not exist in hi"),
     "unknown key": (["--condition", "base", "evaluation.max_sample=3"], "did you mean evaluation.max_samples"),
@@ -227,8 +308,11 @@ COMMAND_ERRORS = {
 def test_wrong_input_is_one_line_and_exit_code_2(
     case: str, tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    _checkpoint(tmp_path / "out" / "final", view="fewshot", model="m")
-    _checkpoint(tmp_path / "out" / "checkpoint-5")
+    checkpoint(tmp_path / "out" / "final", view="fewshot", model="m")
+    checkpoint(tmp_path / "out" / "checkpoint-5", record=False)
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    about = record(view="fewshot", model=str(tiny_model), template="another-template")
+    (tmp_path / "whole" / "training.json").write_text(json.dumps(about))
     arguments, message = COMMAND_ERRORS[case]
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     command = ["--config", *base_overrides(tiny_model, mirror), "--results", str(tmp_path / "r"), *given]
@@ -262,8 +346,9 @@ def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_pat
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
         lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
         peft.get_peft_model(base, lora).save_pretrained(tmp_path / "out" / name)
-        (tmp_path / "out" / name / "training.json").write_text(json.dumps({"step": step}))
-    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]"]
+        about = record(model=str(tiny_model), view="fewshot", step=step)
+        (tmp_path / "out" / name / "training.json").write_text(json.dumps(about))
+    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]", "--new-condition"]
     command += ["--results", str(tmp_path / "r"), "--condition", "mine", "--checkpoint", str(tmp_path / "out")]
     evaluate_command.main([*command, "--steps", "5", "10"])
     evaluate_command.main([*command, "--steps", "10"])
@@ -271,3 +356,5 @@ def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_pat
     rows = _rows(tmp_path / "r", "SELECT DISTINCT step, condition FROM metrics ORDER BY step")
     assert rows == [{"step": 5, "condition": "mine"}, {"step": 10, "condition": "mine"}]
     assert _rows(tmp_path / "r", "SELECT DISTINCT step FROM final_scores") == [{"step": 10}]
+    curve = _rows(tmp_path / "r", "SELECT step FROM checkpoint_curves ORDER BY step")
+    assert [row["step"] for row in curve] == [5, 10], "one series"

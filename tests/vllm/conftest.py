@@ -30,6 +30,7 @@ def settings(shared: Path) -> list[str]:
         "data.max_train_per_task=4",
         "data.max_validation_per_task=1",
         "data.max_teacher_tokens=1024",
+        "evaluation.max_prompt_tokens=1024",
         "teacher.top_k=64",
         "teacher.prefix_reuse=false",
         "store.encoding=exact",

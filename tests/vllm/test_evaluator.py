@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pyarrow.parquet as pq
@@ -15,7 +16,8 @@ import transformers
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.evaluation import evaluate_command
 from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
-from logitbank.evaluation.engines.base import Engine, Request, open_engine
+from logitbank.evaluation.engines.base import Answer, Request, open_engine
+from logitbank.evaluation.engines.huggingface import HfEngine
 from logitbank.tasks.prompts import PromptEncoder
 
 QUESTIONS = ["What is 3 + 4?", "Name the people: Ada met Bob in Paris.", "Does rain follow from wet streets?"]
@@ -26,8 +28,8 @@ def _config(settings: list[str], *overrides: str) -> Config:
     return load_config([], [*settings, "model.dtype=float32", *overrides])
 
 
-def _prompts(engine: Engine) -> list[list[int]]:
-    encode = engine.tokenizer.apply_chat_template
+def _prompts(tokenizer: Any) -> list[list[int]]:
+    encode = tokenizer.apply_chat_template
     return [
         list(encode([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False)) + extra
         for text in QUESTIONS
@@ -35,11 +37,12 @@ def _prompts(engine: Engine) -> list[list[int]]:
     ]
 
 
-def _compare(settings: list[str], checkpoint: Checkpoint | None) -> list[str]:
+def _compare(settings: list[str], checkpoint: Checkpoint | None) -> list[Answer]:
     """Check both engines against each other; the answers that they gave."""
     ours = open_engine(_config(settings, "evaluation.engine=vllm"), checkpoint)
     theirs = open_engine(_config(settings, "evaluation.engine=hf"), checkpoint)
-    prompts = _prompts(theirs)
+    assert isinstance(theirs, HfEngine)
+    prompts = _prompts(theirs.tokenizer)
     requests = [Request(prompt, 6 + 5 * i) for i, prompt in enumerate(prompts)]
     ready: list[int] = []
     answers = ours.generate(requests, progress=ready.append)
@@ -55,15 +58,15 @@ def _compare(settings: list[str], checkpoint: Checkpoint | None) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def base_answers(settings: list[str]) -> list[str]:
+def base_answers(settings: list[str]) -> list[Answer]:
     return _compare(settings, None)
 
 
-def test_the_base_model_answers_alike(base_answers: list[str]) -> None:
+def test_the_base_model_answers_alike(base_answers: list[Answer]) -> None:
     assert len(set(base_answers)) > 1
 
 
-def test_an_adapter_answers_alike(settings: list[str], base_answers: list[str], tmp_path: Path) -> None:
+def test_an_adapter_answers_alike(settings: list[str], base_answers: list[Answer], tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(_config(settings).model.name, dtype=torch.float32)
     lora = peft.LoraConfig(
@@ -73,7 +76,7 @@ def test_an_adapter_answers_alike(settings: list[str], base_answers: list[str], 
     assert _compare(settings, open_checkpoint(tmp_path / "adapter")) != base_answers
 
 
-def test_a_full_checkpoint_answers_alike(settings: list[str], base_answers: list[str], tmp_path: Path) -> None:
+def test_a_full_checkpoint_answers_alike(settings: list[str], base_answers: list[Answer], tmp_path: Path) -> None:
     torch.manual_seed(2)
     source = Path(_config(settings).model.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)

@@ -1,0 +1,140 @@
+"""What a cell asks: its examples, their demonstrations, and how long an answer may be; known before any model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitbank.configs import Config, ConfigError
+from logitbank.experiment import CONDITIONS
+from logitbank.tasks import TASKS, Example, Task
+from logitbank.tasks.data import demonstration_pool, load_examples
+from logitbank.tasks.demonstrations import draw_demonstrations
+from logitbank.tasks.prompts import PromptEncoder
+
+
+@dataclass(frozen=True)
+class Question:
+    """One example of a cell.
+
+    Attributes:
+        example: what is asked.
+        demonstrations: to be shown before it, as many as wanted.
+    """
+
+    example: Example
+    demonstrations: Sequence[Example] = ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a cell asks, in short: equal for two evaluations that ask the same.
+
+    Attributes:
+        examples: how many.
+        examples_hash: of ids, questions and gold answers, in the order they are asked.
+        demonstrations_hash: of what is shown before them, system prompt included.
+    """
+
+    examples: int
+    examples_hash: str
+    demonstrations_hash: str
+
+
+def shows_demonstrations(condition: str) -> bool:
+    """Whether prompts of a condition hold demonstrations; those of a name of one's own do not."""
+    known = CONDITIONS.get(condition)
+    return known is not None and known.demonstrations
+
+
+def check_demonstrations(config: Config, condition: str, tasks: Iterable[str]) -> None:
+    """Refuse a few-shot evaluation without a shot.
+
+    Raises:
+        ConfigError: names the task.
+    """
+    for task in tasks if shows_demonstrations(condition) else ():
+        if wanted_demonstrations(config, task) < 1:
+            raise ConfigError(
+                f"fewshot.num_demonstrations.{task}: expected at least 1 with --condition {condition}, got 0; "
+                "raise it, leave the task out, or evaluate --condition base"
+            )
+
+
+def wanted_demonstrations(config: Config, task: str) -> int:
+    """How many demonstrations a few-shot prompt of a task should show."""
+    return config.fewshot.num_demonstrations.get(task, TASKS[task].num_demonstrations)
+
+
+def draw_questions(config: Config, condition: str, task: str, language: str) -> list[Question]:
+    """The questions of a cell: examples drawn by `evaluation.sample_seed`, demonstrations by `seed`.
+
+    Raises:
+        TaskError: data that cannot be opened, or too few demonstrations.
+    """
+    source, mirror = config.data.sources.get(task), config.data.mirror
+    examples = load_examples(
+        task,
+        config.evaluation.split,
+        language,
+        source=source,
+        mirror=mirror,
+        limit=config.evaluation.max_samples,
+        seed=config.evaluation.sample_seed,
+    )
+    if not shows_demonstrations(condition):
+        return [Question(example) for example in examples]
+    pool = demonstration_pool(task, language, stage="eval", source=source, mirror=mirror)
+    count, selection = wanted_demonstrations(config, task), config.fewshot.selection
+    return [
+        Question(example, draw_demonstrations(pool, example, count, seed=config.seed, selection=selection))
+        for example in examples
+    ]
+
+
+def contents_of(task: Task, questions: Sequence[Question]) -> Contents:
+    """What the questions of a cell are, in short."""
+    asked = [asked_and_gold(task, question.example) for question in questions]
+    shown = [
+        [[task.user_message(example), example.answer] for example in question.demonstrations] for question in questions
+    ]
+    return Contents(len(questions), _hash(asked), _hash([task.system_prompt, shown]))
+
+
+def asked_and_gold(task: Task, example: Example) -> tuple[str, str, str]:
+    """An example as rows of `predictions` have it: id, the user's turn, and the reference as JSON."""
+    reference = json.dumps(task.reference(example), ensure_ascii=False)
+    return example.example_id, task.user_message(example), reference
+
+
+def answer_limit(config: Config, encoder: PromptEncoder, task: str, language: str) -> int:
+    """Most tokens that an answer may have.
+
+    What `evaluation.max_new_tokens` says; otherwise as many as the longest gold answer of the split has,
+    its end of turn included, and no fewer than the task's own figure.
+
+    Raises:
+        TaskError: data that cannot be opened.
+    """
+    given = config.evaluation.max_new_tokens.get(task)
+    if given is not None:
+        return given
+    answers = _gold_answers(task, config.evaluation.split, language, config.data.sources.get(task), config.data.mirror)
+    own = TASKS[task].max_new_tokens
+    # A token is a byte or more, beside the end of turn and a leading space: short answers fit in any tokenizer.
+    return max([own, *(len(encoder.encode_answer(text)) for text in answers if len(text.encode()) + 2 > own)])
+
+
+@functools.lru_cache(maxsize=64)
+def _gold_answers(task: str, split: str, language: str, source: str | None, mirror: str | None) -> frozenset[str]:
+    """The different gold answers of a split; remembered, since every checkpoint of a command asks."""
+    examples = load_examples(task, split, language, source=source, mirror=mirror)
+    return frozenset(example.answer for example in examples)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()[:16]
