@@ -38,6 +38,7 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests/benchmarks tests/docs tests/mutation
 
 imports: install
 	$(BIN)/lint-imports

@@ -68,11 +68,11 @@ def main() -> None:
     layers = Stopwatch(engine._model.base_model)
     answers = [np.asarray(record.answer_ids, dtype=np.int32) for record in plan.examples]
     for view in views:
-        prompts = plan.views[view].prompts
-        shared = shared_prefixes(prompts, np.zeros(len(prompts), dtype=np.int64))
+        ids = plan.views[view].prompts
+        shared = shared_prefixes(ids, np.zeros(len(ids), dtype=np.int64))
         seconds, in_layers, rows = {}, {}, {}
         for name, depths in (("without", np.zeros_like(shared)), ("with", shared)):
-            items = [Sequenced(*item) for item in zip(prompts, answers, depths.tolist(), strict=True)]
+            items = [Sequenced(*item) for item in zip(ids, answers, depths.tolist(), strict=True)]
             tally = Tally()
             # Process time: what the machine does beside does not count.
             layers.seconds = 0.0

@@ -105,7 +105,7 @@ def signal_loss(kind: Kind, rows: TeacherRows, student_TV: torch.Tensor) -> torc
         return -(target_TK * (student.top_TK - student.logsumexp_T[:, None])).sum()
     weight_TC = torch.from_numpy(sample_weights(rows, kind.signal)).float() if kind.draws else None
     arrays = (rows.logits, rows.logsumexp, rows.entropy, rows.gold_logit, rows.gold_rank, rows.log_tail)
-    teacher = TeacherLogits(*map(torch.from_numpy, arrays), weight_TC=weight_TC)
+    teacher = replace(TeacherLogits(*map(torch.from_numpy, arrays)), weight_TC=weight_TC)
     return make_loss(FORWARD_KL, student_TV.shape[1], kind.signal)(student, teacher).sum()
 
 
@@ -125,8 +125,8 @@ def angles(prompts: Prompts, teacher: Any, student: Any) -> tuple[float, dict[Ki
             losses[kind] = signal_loss(kind, rows, student_TV)
             kept[kind] += int((rows.sample_counts > 0).sum()) + (kind.signal != "sampled") * rows.token_ids.size
         # From every loss to the logits, and from there to the parameters.
-        for kind, loss in losses.items():
-            for total, part in zip(sums[kind], torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
+        for which, loss in losses.items():
+            for total, part in zip(sums[which], torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
                 total += part
         kl, tokens = kl + float(losses[None].detach()), tokens + len(teacher_TV)
     full = sums[None]

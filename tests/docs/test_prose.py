@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -36,5 +37,5 @@ def faults(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [*TOP, *DOCS], ids=name_of)
-def test_a_page_is_free_of_phrases_that_read_as_translated(page) -> None:
+def test_a_page_is_free_of_phrases_that_read_as_translated(page: Path) -> None:
     assert faults(without_code(page.read_text())) == []

@@ -78,15 +78,17 @@ def mutants_of(source: str) -> list[Mutant]:
     """Every change of a Python file that still compiles, in the order of its lines."""
     tree = ast.parse(source)
     starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line.encode()))
+    for row in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(row.encode()))
     content = source.encode()
     skipped = _skipped(tree)
     conditions = {id(n.test) for n in ast.walk(tree) if isinstance(n, (ast.If, ast.While, ast.IfExp))}
     found: dict[tuple[int, int, str], Mutant] = {}
     for node in ast.walk(tree):
-        if id(node) in skipped or not hasattr(node, "lineno"):
+        if id(node) in skipped or not isinstance(node, (ast.expr, ast.stmt)):
             continue
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         begin = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
         text = content[begin:end].decode()
@@ -110,10 +112,10 @@ def _changes(node: ast.AST, text: str) -> Iterator[str]:
             yield other.join(f"({ast.unparse(value)})" for value in node.values)
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
             yield _of(node.operand)
-        case ast.Constant(value=bool()):
-            yield str(not node.value)
-        case ast.Constant(value=int() | float()):
-            yield repr(node.value + 1)
+        case ast.Constant(value=bool(value)):
+            yield str(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield repr(value + 1)
         case ast.Constant(value=str()) | ast.JoinedStr() if IS_SQL.search(text):
             yield from _sql_changes(text)
         case ast.Attribute() if node.attr in NAMES:

@@ -95,7 +95,7 @@ def run_tests(place: Path, tests: Sequence[str], timeout: float | None) -> tuple
     process = multiprocessing.get_context("fork").Process(target=_pytest, args=(place, list(tests)))
     process.start()
     process.join(timeout)
-    if process.exitcode is None:
+    if process.exitcode is None and process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the commands that its tests have started
         process.kill()
