@@ -87,7 +87,8 @@ def measure(store: TeacherStore, encoding: str, top_k: int) -> str:
 
 def learn(store: TeacherStore, view: str, top_k: int) -> Vocabulary:
     """What the builder learns from its pilot: the first answer tokens of the store."""
-    parts = [store.read_shard(view, shard, top_k).token_ids for shard in range(-(-PILOT // store.info.shard_tokens))]
+    shards = min(store.info.shards, -(-PILOT // store.info.shard_tokens))
+    parts = [store.read_shard(view, shard, top_k).token_ids for shard in range(shards)]
     return Vocabulary.learn(np.concatenate(parts)[:PILOT], store.info.tokenizer_size)
 
 
