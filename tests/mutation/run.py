@@ -53,7 +53,7 @@ TARGETS = {
     ),
     "views": Target(
         ("storage/results/views.py",),
-        ("tests/storage/test_results_views.py", "tests/storage/test_results_catalogue.py"),
+        ("tests/storage/test_results_views.py", "tests/storage/test_results_reference.py"),
     ),
     "scoring": Target(
         ("tasks/scoring/*.py", *(f"tasks/{name}.py" for name in ("nli", "pa", "qa", "ner", "pos", "gsm8k"))),
