@@ -8,7 +8,7 @@ from collections.abc import Collection
 from logitbank.configs.keys import value_of
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
-from logitbank.storage.teacher_store.samples import MOST_DRAWS, SIGNALS
+from logitbank.storage import MOST_DRAWS, SIGNALS
 from logitbank.tasks import LANGUAGES
 
 CHOICES: dict[str, Collection[str]] = {

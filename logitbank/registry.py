@@ -76,13 +76,13 @@ TASKS: Registry[Any] = Registry(
         "pos": "logitbank.tasks.pos:TASK",
     },
 )
-# -> an `Encoding` of `storage.teacher_store.encoding`
+# -> an `Encoding` of `storage`
 ENCODINGS: Registry[Any] = Registry(
     "store.encoding",
     {
-        "compact": "logitbank.storage.teacher_store.encoding:COMPACT",
-        "float16": "logitbank.storage.teacher_store.encoding:FLOAT16",
-        "exact": "logitbank.storage.teacher_store.encoding:EXACT",
+        "compact": "logitbank.storage.teacher_store.encodings.compact:COMPACT",
+        "float16": "logitbank.storage.teacher_store.encodings.plain:FLOAT16",
+        "exact": "logitbank.storage.teacher_store.encodings.plain:EXACT",
     },
 )
 # -> a `TeacherOpener` of `teacher_cache.engines.base`

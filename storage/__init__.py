@@ -1,14 +1,33 @@
-"""The teacher store (Zarr) and the results (Parquet, DuckDB). Imports no sibling package."""
+"""Teacher stores (Zarr); `storage.objects`: where their bytes lie; `storage.results`: rows (Parquet, DuckDB)."""
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
-from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
-from logitbank.storage.teacher_store.reader import StoreInfo, TeacherStore
-from logitbank.storage.teacher_store.rows import TeacherRows
-from logitbank.storage.teacher_store.vocabulary import Vocabulary
-from logitbank.storage.teacher_store.writer import StoreBuilder, StoreSpec, open_builder
+from logitbank.storage.teacher_store import (
+    LOG_MASS_FLOOR,
+    MOST_DRAWS,
+    SIGNALS,
+    TAIL_FLOOR,
+    Encoding,
+    ExampleRecord,
+    ExampleTable,
+    StoreBuilder,
+    StoreInfo,
+    StoreSpec,
+    TeacherRows,
+    TeacherStore,
+    Vocabulary,
+    bytes_of_draws,
+    concatenate,
+    open_builder,
+    verify,
+)
 
 __all__ = [
+    "LOG_MASS_FLOOR",
+    "MOST_DRAWS",
+    "SIGNALS",
+    "TAIL_FLOOR",
     "CorruptStoreError",
+    "Encoding",
     "ExampleRecord",
     "ExampleTable",
     "IncompleteStoreError",
@@ -19,5 +38,8 @@ __all__ = [
     "TeacherRows",
     "TeacherStore",
     "Vocabulary",
+    "bytes_of_draws",
+    "concatenate",
     "open_builder",
+    "verify",
 ]

@@ -12,7 +12,7 @@ from logitbank.experiment import DEFAULT_VIEWS
 from logitbank.models.huggingface import lm_head_rows, load_tokenizer
 from logitbank.models.workers import Worker
 from logitbank.registry import TEACHER_ENGINES
-from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.objects import open_objects
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Opening, TeacherOpener
 from logitbank.teacher_cache.estimate import Estimate, estimate
@@ -83,7 +83,7 @@ def build_store(
     opener = _opener(config)
     opener.check(config)
     opener.require(config, os.environ)
-    ObjectStore(url).require_writable()  # before prompts are encoded and a large model is loaded for nothing
+    open_objects(url).require_writable()  # before prompts are encoded and a large model is loaded for nothing
     prepared = prepare(config, views)
     engine = opener.open(
         Opening(

@@ -47,12 +47,12 @@ def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments)
     views = arguments.view or DEFAULT_VIEWS
     from logitbank.models.workers import find_worker
-    from logitbank.storage.objects.store import ObjectStore
+    from logitbank.storage.objects import open_objects
     from logitbank.teacher_cache.build import build_store, estimate_store  # imports torch and transformers
 
     worker = find_worker(arguments.worker, os.environ)
     if arguments.dry_run:
-        ObjectStore(arguments.store)  # an URL that no file system knows is an error here too
+        open_objects(arguments.store)  # an URL that no file system knows is an error here too
         _print_estimate(estimate_store(config, views))
         return
     if worker is not None:

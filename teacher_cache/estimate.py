@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from logitbank.configs import Config
+from logitbank.registry import ENCODINGS
+from logitbank.storage import Encoding, bytes_of_draws
 from logitbank.teacher_cache.plan import Cell, TeacherPlan
-
-# Bytes per answer token and view, and per rank of it: fitted to what a small Qwen3 over six tasks took at K = 16 to
-# 256, everything counted (docs/benchmarks.md).
-BYTES_PER_TOKEN = {"compact": (17.0, 1.0), "float16": (10.0, 2.57), "exact": (12.0, 4.3)}
-BYTES_PER_DRAW = 0.45  # likewise; more where draws are few
 
 
 @dataclass(frozen=True)
@@ -118,5 +115,5 @@ def stored_ranks(config: Config) -> int:
 
 def bytes_per_token(encoding: str, top_k: int, draws: int = 0) -> float:
     """Expected bytes of one answer token under one view."""
-    fixed, per_rank = BYTES_PER_TOKEN[encoding]
-    return fixed + per_rank * top_k + BYTES_PER_DRAW * draws
+    chosen: Encoding = ENCODINGS[encoding]
+    return chosen.bytes_per_token(top_k) + bytes_of_draws(draws)

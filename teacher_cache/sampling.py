@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitbank.storage import TeacherRows
-from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR
+from logitbank.storage import LOG_MASS_FLOOR, TeacherRows
 
 WEIGHT_ONE = float(1 << 32)  # integer weight of the likeliest token; V · 2^32 · M stays below 2^63
 

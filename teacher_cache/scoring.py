@@ -12,8 +12,7 @@ import torch
 
 from logitbank.errors import MemoryExhaustedError
 from logitbank.models.batches import batches_by_length
-from logitbank.storage import TeacherRows
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine
 
 logger = logging.getLogger(__name__)

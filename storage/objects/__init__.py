@@ -1,0 +1,32 @@
+"""Where a store's bytes lie: whole objects under a directory or a URL, and the manifests that say which exist."""
+
+from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
+from logitbank.storage.objects.manifest import (
+    BASE_KEY,
+    ObjectEntry,
+    covers,
+    done_shards,
+    read_manifest,
+    read_object,
+    read_objects,
+    shard_key,
+    view_key,
+    write_manifest,
+)
+from logitbank.storage.objects.opening import open_objects
+
+__all__ = [
+    "BASE_KEY",
+    "LOCK_NAME",
+    "ObjectEntry",
+    "ObjectStore",
+    "covers",
+    "done_shards",
+    "open_objects",
+    "read_manifest",
+    "read_object",
+    "read_objects",
+    "shard_key",
+    "view_key",
+    "write_manifest",
+]

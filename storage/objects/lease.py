@@ -1,14 +1,14 @@
-"""Leases: what stands in for a lock on an object store, which has none.
+"""Leases: the locks of an object store, which offers none itself.
 
-Whoever wants to write puts an object of its own below `.lock/<name>/` and renews it while it lives.
-Taking turns follows Lamport's bakery (1974): put a lease without a number, look at all others, take a
-number larger than any, and go on once nobody in conflict is still choosing or has a smaller one. Of
-several that start at the same moment exactly one goes on. That needs nothing but reads and listings that
-see every finished write, which S3, GCS and Azure promise; no conditional writes, no common clock.
+A writer puts an object below `.lock/<name>/` and renews it while it lives. Turns follow Lamport's bakery
+(1974): put a lease without a number, look at all others, take a number larger than any, and proceed once
+nobody in conflict is still choosing or has a smaller one. Of several writers that start at the same moment
+exactly one proceeds. This needs only reads and listings that see every finished write, which S3, GCS and
+Azure promise: no conditional writes, no common clock.
 
-A lease of a dead process is passed over: at once where the process ran on this machine, otherwise after
-nobody has renewed it for `LIFETIME` seconds of watching. A holder that could not renew it for that long
-(a machine that slept, a network that was gone) writes no more.
+The lease of a dead process is removed at once if the process ran on this machine, otherwise after `LIFETIME`
+seconds without renewal. A holder that could not renew its lease for that long (a machine that slept, a
+network that was gone) stops writing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import socket
 import threading
 import time
@@ -25,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.errors import StoreError
-from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = ".lock"
-LIFETIME = 60.0  # seconds without renewal after which others pass over a lease
+LIFETIME = 60.0  # seconds without renewal after which others remove a lease
 RENEWALS = 6  # in a lifetime
 SAFETY = 0.75  # of a lifetime: longer without renewal, and the holder itself stops writing
 
@@ -39,13 +39,14 @@ class Lease:
     """One process's claim to a name below one store.
 
     Args:
-        url: the store.
+        objects: where the lease lies; nobody else writes through them.
         name: what is claimed.
         conflicts: whether a lease of another name stands against this one.
     """
 
-    def __init__(self, url: str, name: str, conflicts: Callable[[str], bool]) -> None:
-        self._objects = ObjectStore(url)
+    def __init__(self, objects: ObjectStore, name: str, conflicts: Callable[[str], bool]) -> None:
+        self._objects = objects
+        self._where = f"--store {shlex.quote(objects.url)}"
         self._conflicts = conflicts
         self._key = f"{LOCK_NAME}/{name}/{uuid.uuid4().hex}"
         self._owner = _this_process()
@@ -75,11 +76,11 @@ class Lease:
             raise
 
     def check(self) -> None:
-        """Raise `StoreError` where others may have passed this lease over."""
+        """Raise `StoreError` where others may have removed this lease."""
         if self._ran_out():
             raise StoreError(
-                f"--store {self._objects.url}: could not be reached for {_now() - self._renewed:.0f} seconds, so "
-                "another process may be building it now; all finished shards are kept, run the same command again"
+                f"{self._where}: could not be reached for {_now() - self._renewed:.0f} seconds, so another process "
+                "may be building it now; finished shards are kept, run the same command to resume"
             )
 
     def _ran_out(self) -> bool:
@@ -94,7 +95,7 @@ class Lease:
         try:
             self._objects.delete(self._key)
         except (OSError, StoreError) as error:
-            logger.warning("a lease stays until it runs out: %s", error)
+            logger.warning("cannot remove a lease, which others respect until it runs out: %s", error)
 
     def _take_turn(self, wait: bool) -> None:
         seen: dict[str, tuple[bytes, float]] = {}
@@ -116,19 +117,19 @@ class Lease:
             for number, owner, lives in ahead.values():
                 if number and lives and not wait:
                     raise StoreError(
-                        f"--store {self._objects.url}: another process is building it (process {owner.get('pid')} "
-                        f"on {owner.get('host')}); wait for it, or give every builder --worker I/N"
+                        f"{self._where}: another process is building it (process {owner.get('pid')} on "
+                        f"{owner.get('host')}); wait for it, or give every builder --worker I/N"
                     )
                 if not told and (lives is None or wait):
                     told = True
-                    where = f"process {owner.get('pid')} on {owner.get('host')}"
-                    logger.info("waiting for %s, or at most %.0f s if it died", where, LIFETIME)
+                    holder = f"process {owner.get('pid')} on {owner.get('host')}"
+                    logger.info("waiting for %s, or at most %.0f s if it died", holder, LIFETIME)
             time.sleep(LIFETIME / RENEWALS / 10)
 
     def _others(self) -> dict[str, tuple[int, bytes]]:
         """Number and content of every lease that stands against this one."""
         found = {}
-        for key in self._objects.keys(LOCK_NAME):
+        for key in self._objects.sizes(LOCK_NAME):
             name = key.split("/")[1] if key.count("/") == 2 else None
             if key == self._key or name is None or not self._conflicts(name):
                 continue
@@ -146,9 +147,7 @@ class Lease:
             try:
                 self._objects.put(self._key, json.dumps(document, sort_keys=True).encode())
             except OSError as error:
-                raise StoreError(
-                    f"--store {self._objects.url}: cannot be written: {error.strerror or error}"
-                ) from error
+                raise StoreError(f"{self._where}: cannot be written: {error.strerror or error}") from error
             self._renewed = started
 
     def _keep(self) -> None:
@@ -156,11 +155,11 @@ class Lease:
             try:
                 self._renew()
             except StoreError as error:
-                logger.warning("cannot renew the right to write: %s", error)
+                logger.warning("cannot renew a lease: %s", error)
 
 
 def _now() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock."""
+    """Seconds on a clock that also counts while the machine sleeps, if the system has one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
 
 from logitbank.errors import CorruptStoreError
-from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.objects.interface import ObjectStore
 
 BASE_KEY = "manifest/base.json"
-REQUESTS = 16  # objects that are fetched at the same time from an object store
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,12 @@ def view_key(view: str) -> str:
 def shard_key(view: str, shard: int) -> str:
     """Key of the manifest that marks one shard of a view as done."""
     return f"manifest/{view}/{shard}.json"
+
+
+def done_shards(objects: ObjectStore, view: str) -> set[int]:
+    """Shards that a manifest marks as done, from one listing."""
+    names = (key.rsplit("/", 1)[-1].removesuffix(".json") for key in objects.sizes(f"manifest/{view}"))
+    return {int(name) for name in names if name.isdigit()}
 
 
 def write_manifest(
@@ -85,36 +89,37 @@ def read_object(objects: ObjectStore, key: str, entry: ObjectEntry, what: str = 
     Raises:
         CorruptStoreError: missing, of another size, or changed; says which object and `what` it holds.
     """
-    where = f"{key} ({what})" if what else key
     try:
         data = objects.get(key)
     except FileNotFoundError:
-        raise CorruptStoreError(f"{where}: missing, though the manifest lists it") from None
-    if len(data) != entry.size:
-        raise CorruptStoreError(f"{where}: expected {entry.size} bytes, got {len(data)}")
-    if google_crc32c.value(data) != entry.crc32c:
-        raise CorruptStoreError(f"{where}: damaged (CRC-32C differs from the manifest's)")
-    return data
+        data = None
+    return _checked(key, data, entry, what)
 
 
 def read_objects(
     objects: ObjectStore, keys: Sequence[str], entries: Mapping[str, ObjectEntry], what: str
 ) -> list[bytes]:
-    """Several objects as `read_object` gives them; at the same time where each is a request over a network.
+    """Several objects as `read_object` gives them.
 
     Raises:
         CorruptStoreError: also where no entry tells what an object should be.
     """
-
-    def read(key: str) -> bytes:
+    for key in keys:
         if key not in entries:
             raise CorruptStoreError(f"{key} ({what}): no manifest lists it")
-        return read_object(objects, key, entries[key], what)
+    found = zip(keys, objects.get_each(keys), strict=True)
+    return [_checked(key, data, entries[key], what) for key, data in found]
 
-    if objects.local_root is not None:
-        return [read(key) for key in keys]
-    with ThreadPoolExecutor(max_workers=REQUESTS) as pool:
-        return list(pool.map(read, keys))
+
+def _checked(key: str, data: bytes | None, entry: ObjectEntry, what: str) -> bytes:
+    where = f"{key} ({what})" if what else key
+    if data is None:
+        raise CorruptStoreError(f"{where}: missing, though the manifest lists it")
+    if len(data) != entry.size:
+        raise CorruptStoreError(f"{where}: expected {entry.size} bytes, got {len(data)}")
+    if google_crc32c.value(data) != entry.crc32c:
+        raise CorruptStoreError(f"{where}: damaged (CRC-32C differs from the manifest's)")
+    return data
 
 
 def covers(details: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitbank.storage.teacher_store.reader import TeacherStore
+from logitbank.storage.teacher_store import TeacherStore
 
 TOP = 5  # ranks that `cache_tokens` shows
 

@@ -179,3 +179,10 @@ def create_flat_array(group: zarr.Group, name: str, data: NDArray[Any], coder_na
         **coder(coder_name),
     )
     array[:] = data
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """One of a group's arrays."""
+    found = group[name]
+    assert isinstance(found, zarr.Array), name
+    return found

@@ -9,54 +9,43 @@ that are asked for become ids and logits.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.abc.buffer import Buffer
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
 from logitbank.registry import ENCODINGS
-from logitbank.storage.objects.manifest import (
+from logitbank.storage.objects import (
     BASE_KEY,
     ObjectEntry,
+    ObjectStore,
     covers,
+    done_shards,
+    open_objects,
     read_manifest,
     read_object,
     read_objects,
     shard_key,
     view_key,
 )
-from logitbank.storage.objects.store import ObjectStore
 from logitbank.storage.teacher_store.chunks import decode_object
+from logitbank.storage.teacher_store.encodings.base import Encoding
 from logitbank.storage.teacher_store.examples import ExampleTable
 from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
+from logitbank.storage.teacher_store.spec import StoreInfo
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
-from logitbank.storage.teacher_store.writer import StoreSpec, done_shards
 
 _Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreInfo(StoreSpec):
-    """What a store says of itself: what it was begun with, and what came of it.
-
-    Attributes:
-        fingerprint: SHA-256 over everything that decides its content.
-        answer_tokens: answer tokens of all examples, per view.
-        shards: shards per view.
-    """
-
-    fingerprint: str
-    answer_tokens: int
-    shards: int
 
 
 class TeacherStore:
@@ -70,29 +59,29 @@ class TeacherStore:
         views: names of the views it has, finished or not.
         plan: which rows belong to which example.
         vocabulary: the numbering of tokens that was frozen in it.
+        encoding: how its rows are stored.
     """
 
     def __init__(self, url: str, cache_bytes: int) -> None:
         self.url = url
-        self.objects = ObjectStore(url)
+        self.objects = open_objects(url)
         self._source = _VerifiedObjects(self.objects)
+        place = f"--store {shlex.quote(url)}"
         try:
             self._source.add_manifest(BASE_KEY)
         except FileNotFoundError:
             raise StoreError(
-                f"--store {url}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
+                f"{place}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
             ) from None
         for key in [key for key in self._source if key.endswith("zarr.json")]:
             self._source[key]  # metadata that no array needs is checked as well
         attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
-                f"--store {url}: expected {FORMAT} version {FORMAT_VERSION}, "
+                f"{place}: expected {FORMAT} version {FORMAT_VERSION}, "
                 f"got {attributes.get('format')} version {attributes.get('format_version')}; build it again"
             )
-        names = set(StoreInfo.__dataclass_fields__)
-        values = {key: value for key, value in attributes.items() if key in names}
-        self.info = StoreInfo(**{**values, "tasks": tuple(values["tasks"]), "languages": tuple(values["languages"])})
+        self.info = StoreInfo.from_attributes(attributes)
         self._zarr = MemoryStore(self._source, read_only=True)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"))
@@ -106,10 +95,15 @@ class TeacherStore:
             self.examples.answer_length,
             first.astype(np.int64),
         )
-        found = {key.split("/")[1] for key in self.objects.keys("manifest") if key.endswith("/view.json")}
+        found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
         self.views = tuple(sorted(found))
-        self._encoding = ENCODINGS[self.info.encoding]
-        self._specs = self._encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.info.encoding)
+        if self.info.encoding not in ENCODINGS:
+            raise StoreError(
+                f"{place}: its encoding is {self.info.encoding}, "
+                f"but the known ones are {', '.join(ENCODINGS)}; register it before opening the store"
+            )
+        self.encoding: Encoding = ENCODINGS[self.info.encoding]
+        self._specs = self.encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.encoding)
         self._view_attributes: dict[str, dict[str, Any]] = {}
         self._shards = _Cache(cache_bytes)
 
@@ -131,7 +125,9 @@ class TeacherStore:
         """`identity`, `details` and `fingerprint` of a view; StoreError where there is none."""
         if view not in self.views:
             have = ", ".join(self.views) or "none yet"
-            raise StoreError(f"--view {view}: the store at {self.url} has no such view (it has: {have})")
+            raise StoreError(
+                f"--view {shlex.quote(view)}: the store {shlex.quote(self.url)} has no such view (it has: {have})"
+            )
         if view not in self._view_attributes:
             entries, _ = read_manifest(self.objects, view_key(view))
             keys = list(entries)  # the metadata of its arrays is checked as well, though nothing reads it here
@@ -150,8 +146,8 @@ class TeacherStore:
         missing = self.missing_shards(view)
         if missing:
             raise IncompleteStoreError(
-                f"--view {view}: {len(missing)} of {self.info.shards} shards of {self.url} are still to be "
-                "written; run build-teacher-cache again, it does only those"
+                f"--view {view}: {len(missing)} of {_counted(self.info.shards, 'shard')} of "
+                f"{shlex.quote(self.url)} still to be written; run the same build-teacher-cache command to resume"
             )
 
     def read(self, examples: Sequence[int] | NDArray[Any], view: str, top_k: int | None = None) -> TeacherRows:
@@ -207,10 +203,10 @@ class TeacherStore:
             columns = spec.columns_for(top_k, self.info.top_k)
             wide = gathered.pop(spec.name).reshape(total, -1)
             arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
-        decoded = self._encoding.decode(arrays, top_k, self.vocabulary)
+        decoded = self.encoding.decode(arrays, top_k, self.vocabulary)
         # Draws complete all of the K ranks: to fewer they say nothing.
         complete = self.info.draws and top_k == self.info.top_k
-        return decode_samples(decoded, arrays, self.vocabulary) if complete else decoded
+        return decode_samples(decoded, arrays, self.vocabulary, self.encoding) if complete else decoded
 
     def _load(self, view: str, shard: int, top_k: int) -> _Shard:
         """The used rows of a shard, with the columns that the first `top_k` ranks need."""
@@ -318,3 +314,7 @@ class _Cache:
 
 def _bytes(arrays: _Shard) -> int:
     return sum(values.nbytes for values in arrays.values())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

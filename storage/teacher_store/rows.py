@@ -16,7 +16,7 @@ from logitbank.errors import StoreError
 TAIL_FLOOR = 1e-6  # float32 logits of size 20 leave an error of about this in a sum of probabilities
 
 
-@dataclass(frozen=True)
+@dataclass(init=False, eq=False)
 class TeacherRows:
     """What the teacher said at T consecutive answer positions; logarithms are natural (nats).
 
@@ -27,10 +27,10 @@ class TeacherRows:
         entropy: (T,) float32, of the full distribution at temperature 1.
         gold_logit: (T,) float32, raw logit of the gold answer token.
         gold_rank: (T,) int32, how many tokens have a larger logit than the gold one.
-        log_tail: (T,) float32, log of the probability of all tokens that are not among the K. Where it is
-            not given, one minus the K probabilities, which is exact for logits that are.
+        log_tail: (T,) float32, log of the probability of all tokens that are not among the K; by default one
+            minus the K probabilities, which is exact for logits that are.
         sample_ids: (T, M) int32, distinct tokens drawn from the teacher's distribution; M is 0 in a store
-            without draws. See `storage/samples.py`.
+            without draws. See `samples.py`.
         sample_counts: (T, M) int32, how often each was drawn; 0 at places without a token.
         sample_log_mass: (T,) float32, log of the probability of all tokens that could be drawn.
     """
@@ -41,20 +41,37 @@ class TeacherRows:
     entropy: NDArray[np.float32]
     gold_logit: NDArray[np.float32]
     gold_rank: NDArray[np.int32]
-    # What follows is never None once constructed.
-    log_tail: NDArray[np.float32] = None  # type: ignore[assignment]
-    sample_ids: NDArray[np.int32] = None  # type: ignore[assignment]
-    sample_counts: NDArray[np.int32] = None  # type: ignore[assignment]
-    sample_log_mass: NDArray[np.float32] = None  # type: ignore[assignment]
+    log_tail: NDArray[np.float32]
+    sample_ids: NDArray[np.int32]
+    sample_counts: NDArray[np.int32]
+    sample_log_mass: NDArray[np.float32]
 
-    def __post_init__(self) -> None:
-        if self.log_tail is None:
-            object.__setattr__(self, "log_tail", _log_tail(self.logits, self.logsumexp))
-        if self.sample_ids is None:
-            tokens = len(self.token_ids)
-            object.__setattr__(self, "sample_ids", np.empty((tokens, 0), np.int32))
-            object.__setattr__(self, "sample_counts", np.empty((tokens, 0), np.int32))
-            object.__setattr__(self, "sample_log_mass", np.full(tokens, -np.inf, np.float32))
+    def __init__(
+        self,
+        token_ids: NDArray[np.int32],
+        logits: NDArray[np.float32],
+        logsumexp: NDArray[np.float32],
+        entropy: NDArray[np.float32],
+        gold_logit: NDArray[np.float32],
+        gold_rank: NDArray[np.int32],
+        log_tail: NDArray[np.float32] | None = None,
+        sample_ids: NDArray[np.int32] | None = None,
+        sample_counts: NDArray[np.int32] | None = None,
+        sample_log_mass: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Without draws leave the last three out; without a `log_tail` it is computed."""
+        tokens = len(token_ids)
+        self.token_ids = token_ids
+        self.logits = logits
+        self.logsumexp = logsumexp
+        self.entropy = entropy
+        self.gold_logit = gold_logit
+        self.gold_rank = gold_rank
+        self.log_tail = _log_tail(logits, logsumexp) if log_tail is None else log_tail
+        self.sample_ids = np.empty((tokens, 0), np.int32) if sample_ids is None else sample_ids
+        self.sample_counts = np.empty((tokens, 0), np.int32) if sample_counts is None else sample_counts
+        no_mass = np.full(tokens, -np.inf, np.float32)
+        self.sample_log_mass = no_mass if sample_log_mass is None else sample_log_mass
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -12,7 +12,7 @@ Shape letters: T answer tokens, K ranks, M draws per answer token, and as many p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,28 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
+from logitbank.storage.teacher_store.encodings.base import Arrays, Encoding
 from logitbank.storage.teacher_store.layout import ArraySpec
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
 SIGNALS = ("topk", "sampled", "hybrid")
 MOST_DRAWS = 4096
-MASS_STEP = 1 / 512  # nats between stored log-masses of `compact`
+BYTES_PER_DRAW = 0.45  # per answer token, fitted as those of the encodings; more where draws are few
 LOG_MASS_FLOOR = -60.0  # where no token could be drawn, nothing was
 
 
-def sample_arrays(draws: int, encoding: str) -> list[ArraySpec]:
+def sample_arrays(draws: int, encoding: Encoding) -> list[ArraySpec]:
     """The arrays that hold M = `draws` draws; none without draws."""
     if not draws:
         return []
     return [
         ArraySpec("sample_positions", "uint32", draws, "pcodec-as-is", whole=True),
         ArraySpec("sample_counts", "uint16", draws, "pcodec-as-is", whole=True),
-        ArraySpec("sample_mass", "uint32" if encoding == "compact" else "float32", None, "pcodec"),
+        ArraySpec("sample_mass", encoding.log_mass_dtype, None, "pcodec"),
     ]
 
 
-def encode_samples(rows: TeacherRows, vocabulary: Vocabulary, encoding: str) -> dict[str, NDArray[Any]]:
+def encode_samples(rows: TeacherRows, vocabulary: Vocabulary, encoding: Encoding) -> dict[str, NDArray[Any]]:
     """Positions in the vocabulary ascending, each less the one before, then places without a token (count 0)."""
     if not rows.sample_ids.shape[1]:
         return {}
@@ -51,22 +52,24 @@ def encode_samples(rows: TeacherRows, vocabulary: Vocabulary, encoding: str) -> 
     order = np.argsort(positions, axis=1, kind="stable")
     counts = np.take_along_axis(rows.sample_counts, order, axis=1)
     steps = np.diff(np.take_along_axis(positions, order, axis=1), axis=1, prepend=0)
-    mass = rows.sample_log_mass
     return {
         "sample_positions": np.where(counts > 0, steps, 0).astype(np.uint32),
         "sample_counts": counts.astype(np.uint16),
-        "sample_mass": np.rint(mass / -MASS_STEP).astype(np.uint32) if encoding == "compact" else mass,
+        "sample_mass": encoding.encode_log_mass(rows.sample_log_mass),
     }
 
 
-def decode_samples(rows: TeacherRows, arrays: Mapping[str, NDArray[Any]], vocabulary: Vocabulary) -> TeacherRows:
+def decode_samples(rows: TeacherRows, arrays: Arrays, vocabulary: Vocabulary, encoding: Encoding) -> TeacherRows:
     """The rows with the draws that `encode_samples` stored; distinct tokens come first."""
     ids = vocabulary.tokens[np.cumsum(arrays["sample_positions"], axis=1, dtype=np.int64)]
     counts = arrays["sample_counts"].astype(np.int32)
-    mass = arrays["sample_mass"]
-    if mass.dtype != np.float32:
-        mass = (mass * -MASS_STEP).astype(np.float32)
+    mass = encoding.decode_log_mass(arrays["sample_mass"])
     return replace(rows, sample_ids=np.where(counts > 0, ids, 0), sample_counts=counts, sample_log_mass=mass)
+
+
+def bytes_of_draws(draws: int) -> float:
+    """Expected bytes of the draws of one answer token under one view."""
+    return BYTES_PER_DRAW * draws
 
 
 def check_samples(rows: TeacherRows, signal: str, draws: int, tokenizer_size: int) -> None:

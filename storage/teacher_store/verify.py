@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from logitbank.errors import StoreError
-from logitbank.storage.objects.lock import LOCK_NAME
-from logitbank.storage.objects.manifest import BASE_KEY, covers, read_manifest, read_object, shard_key, view_key
-from logitbank.storage.objects.store import ObjectStore
-from logitbank.storage.teacher_store.encoding import GAP_STEP, SCALAR_STEP, TAIL_STEP
+from logitbank.storage.objects import (
+    BASE_KEY,
+    LOCK_NAME,
+    ObjectStore,
+    covers,
+    open_objects,
+    read_manifest,
+    read_object,
+    shard_key,
+    view_key,
+)
 from logitbank.storage.teacher_store.reader import TeacherStore
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import sample_problems
@@ -29,10 +37,10 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
         StoreError: there is no store at all.
     """
     problems: list[str] = []
-    objects = ObjectStore(url)
-    keys = list(objects.keys())
+    objects = open_objects(url)
+    keys = list(objects.sizes())
     if not any(key.startswith("manifest/") for key in keys):
-        raise StoreError(f"--store {url}: no teacher store there (nothing under manifest/)")
+        raise StoreError(f"--store {shlex.quote(url)}: no teacher store there (nothing under manifest/)")
     listed: set[str] = set()
     manifests = sorted(key for key in keys if key.startswith("manifest/"))
     if BASE_KEY not in manifests:
@@ -116,7 +124,7 @@ def _check_shard(store: TeacherStore, view: str, shard: int) -> Iterator[str]:
         rows.check(store.info.tokenizer_size, store.info.vocab_size)
     except StoreError as error:
         yield f"{where}: {error}"
-    slack = 1e-3 if store.info.encoding == "exact" else 4e-3
+    slack = store.encoding.slack.log_mass
     for problem in sample_problems(rows, store.info.signal, store.info.draws, store.info.tokenizer_size, slack=slack):
         yield f"{where}: {problem}"
     for problem in _meaning(rows, answer_ids, store):
@@ -124,9 +132,8 @@ def _check_shard(store: TeacherStore, view: str, shard: int) -> Iterator[str]:
 
 
 def _meaning(rows: TeacherRows, answer_ids: np.ndarray, store: TeacherStore) -> Iterator[str]:
-    compact = store.info.encoding == "compact"
-    relative = float(np.abs(rows.logits[:, 0]).max()) * 2e-3 if store.info.encoding == "float16" else 0.0
-    slack = 1e-3 + relative + (SCALAR_STEP if compact else 0.0)
+    allowed = store.encoding.slack
+    slack = 1e-3 + allowed.relative * float(np.abs(rows.logits[:, 0]).max()) + allowed.scalars
     if (rows.logsumexp < rows.logits[:, 0] - slack).any():
         yield "logsumexp: below the largest logit"
     if (rows.entropy < -slack).any() or (rows.entropy > math.log(store.info.vocab_size) + slack).any():
@@ -134,17 +141,17 @@ def _meaning(rows: TeacherRows, answer_ids: np.ndarray, store: TeacherStore) -> 
     if (rows.gold_logit > rows.logits[:, 0] + slack).any():
         yield "gold_logit: above the largest logit"
     # Where the gold token is among the stored ranks, its value must be that of its rank.
-    value_slack = slack + (GAP_STEP if compact else 0.0)
+    value_slack = slack + allowed.logits
     stored = np.flatnonzero(rows.gold_rank < rows.logits.shape[1])
     at_rank = rows.logits[stored, rows.gold_rank[stored]]
     if (np.abs(at_rank - rows.gold_logit[stored]) > value_slack).any():
         yield "gold_rank: the logit of that rank is not the gold logit"
     mass = np.exp(rows.logits - rows.logsumexp[:, None].astype(np.float64)).sum(axis=1)
     tail = np.exp(rows.log_tail.astype(np.float64))
-    tolerance = mass * np.expm1(value_slack) + tail * np.expm1(TAIL_STEP if compact else 1e-2) + 1e-5
+    tolerance = mass * np.expm1(value_slack) + tail * np.expm1(allowed.tails) + 1e-5
     if (np.abs(mass + tail - 1) > tolerance).any():
         yield "log_tail: it and the stored ranks do not add up to probability 1"
-    if store.info.encoding == "exact":
+    if allowed.lossless:
         ids = np.sort(rows.token_ids, axis=1)
         if (ids[:, 1:] == ids[:, :-1]).any():
             yield "token_ids: a token twice in one row"

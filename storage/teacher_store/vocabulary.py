@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,19 @@ class Vocabulary:
         ordered = np.sort(self.fronts, axis=1)
         if ordered[:, -1].max() >= size or (ordered[:, 1:] == ordered[:, :-1]).any():
             raise StoreError("vocabulary: expected different positions in each front")
-        row_of_token = np.zeros(size, dtype=np.int64)
+
+    @cached_property
+    def _row_of_token(self) -> NDArray[np.int64]:
+        """(V,) the row of `fronts` that serves rows with this top token."""
+        row_of_token = np.zeros(len(self.tokens), dtype=np.int64)
         row_of_token[self.contexts] = np.arange(1, len(self.contexts) + 1)
-        # What a code means: first all fronts end to end, then all tokens by position.
-        meaning = np.concatenate([self.tokens[self.fronts].ravel(), self.tokens])
-        object.__setattr__(self, "_row_of_token", row_of_token)
-        object.__setattr__(self, "_meaning", meaning)
+        return row_of_token
+
+    @cached_property
+    def _meaning(self) -> NDArray[np.int32]:
+        """((M + 1) F + V,) the token of each code: first all fronts end to end, then all tokens by position."""
+        meaning: NDArray[np.int32] = np.concatenate([self.tokens[self.fronts].ravel(), self.tokens])
+        return meaning
 
     @classmethod
     def learn(cls, pilot: NDArray[np.int32], tokenizer_size: int) -> Vocabulary:
@@ -100,7 +108,7 @@ class Vocabulary:
         position = np.empty(len(self.tokens), dtype=np.uint32)
         position[self.tokens] = np.arange(len(self.tokens))
         codes = np.empty(token_ids.shape, dtype=np.uint32)
-        front_row = self._row_of_token[token_ids[:, 0]]  # type: ignore[attr-defined]
+        front_row = self._row_of_token[token_ids[:, 0]]
         code_of_token = position + np.uint32(width)
         for row in np.unique(front_row):
             chosen, members = front_row == row, self.tokens[self.fronts[row]]
@@ -117,12 +125,12 @@ class Vocabulary:
             if found.max(initial=0) >= end:
                 raise StoreError(f"vocabulary: expected codes below {end}, got {found.max()}")
         top_tokens = self.tokens[codes[:, 0]]
-        front_start = (self._row_of_token[top_tokens] * width).astype(np.uint32)[:, None]  # type: ignore[attr-defined]
+        front_start = (self._row_of_token[top_tokens] * width).astype(np.uint32)[:, None]
         # A code of F or more is counted from the end of all fronts, less the one that it leaves behind. A product, as
         # a choice between two would be a branch for every code; `wrap`, as no code is out of bounds.
         index = (codes >= width) * (np.uint32(fronts_end - width) - front_start)
         index += codes
         index += front_start
-        tokens: NDArray[np.int32] = self._meaning.take(index.astype(np.intp), mode="wrap")  # type: ignore[attr-defined]
+        tokens: NDArray[np.int32] = self._meaning.take(index.astype(np.intp), mode="wrap")
         tokens[:, 0] = top_tokens
         return tokens

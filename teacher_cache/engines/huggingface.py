@@ -19,8 +19,7 @@ from logitbank.configs.schema import ConfigError, ModelConfig
 from logitbank.models.devices import local_device, local_processes
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 from logitbank.models.weights import weights_hash
-from logitbank.storage import TeacherRows
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.prefixes.cache import PrefixCache
 from logitbank.teacher_cache.sampling import add_samples, joined

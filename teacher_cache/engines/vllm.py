@@ -21,8 +21,7 @@ from logitbank.models.devices import default_device, local_processes
 from logitbank.models.huggingface import lm_head_rows
 from logitbank.models.vllm import open_vllm, require_vllm, vllm_version
 from logitbank.models.weights import weights_hash
-from logitbank.storage import TeacherRows
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.engines.carriers import CARRIERS, unpack
 

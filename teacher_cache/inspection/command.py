@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.models.huggingface import token_text
-from logitbank.storage import StoreError, TeacherStore
-from logitbank.storage.teacher_store.verify import verify
+from logitbank.storage import StoreError, TeacherStore, verify
 from logitbank.teacher_cache.inspection.plots import draw, require_matplotlib
 from logitbank.teacher_cache.inspection.summary import Inspection
 

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.objects import done_shards, open_objects
 from logitbank.storage.teacher_store.examples import ExampleTable
 from logitbank.storage.teacher_store.layout import create_flat_array, plan_shards
-from logitbank.storage.teacher_store.writer import done_shards
 
 
 @contextmanager
@@ -83,7 +82,7 @@ def main() -> None:
             open_array: Callable[[str], Any] = group.__getitem__
             table = ExampleTable(open_array)
         with timed(f"resume: which of {plan.shards:,} shards are done"):
-            done = done_shards(ObjectStore(folder), "fewshot")
+            done = done_shards(open_objects(folder), "fewshot")
         print(f"    {len(table):,} examples, {len(done):,} shards done")
     print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:,.1f} GB")
 

@@ -22,9 +22,8 @@ import torch
 from logitbank.configs import Config, load_config
 from logitbank.configs.schema import DistillationConfig
 from logitbank.models.huggingface import load_causal_lm, load_tokenizer
-from logitbank.storage import StoreSpec, TeacherRows, Vocabulary, open_builder
-from logitbank.storage.objects.store import ObjectStore
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import StoreSpec, TeacherRows, Vocabulary, concatenate, open_builder
+from logitbank.storage.objects import open_objects
 from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import TeacherLogits, make_loss
@@ -171,7 +170,7 @@ def store_bytes(prompts: Prompts, teacher: Any) -> dict[Kind, float]:
                 for shard in range(builder.plan.shards):
                     members = builder.plan.examples_of(shard)
                     builder.write_shard("zeroshot", shard, concatenate([rows[i] for i in members]))
-            found[kind] = sum(ObjectStore(folder).sizes().values()) / prompts.plan.answer_tokens
+            found[kind] = sum(open_objects(folder).sizes().values()) / prompts.plan.answer_tokens
     return found
 
 

@@ -23,8 +23,7 @@ import numpy as np
 import zarr
 
 from logitbank.registry import ENCODINGS
-from logitbank.storage import StoreSpec, TeacherRows, TeacherStore, open_builder
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import StoreSpec, TeacherRows, TeacherStore, concatenate, open_builder
 from logitbank.student_train.batch import MicroBatches, cache_bytes, micro_batch_loader
 from logitbank.student_train.order import BatchPlan, ExampleOrder
 from tests.benchmarks.bench_codec import records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ def teacher_rows(answer_ids: np.ndarray, top_k: int, *, seed: int = 0) -> Teache
     )
 
 
+@functools.cache
 def vocabulary() -> Vocabulary:
     """What the builder learns from a pilot that often ranks one of 40 tokens first."""
     rng = np.random.default_rng(3)

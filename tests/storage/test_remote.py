@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
-import os
-import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,22 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitbank.storage import StoreError, TeacherStore, open_builder
-from logitbank.storage.objects import lease
-from logitbank.storage.objects.store import ObjectStore
-from logitbank.storage.teacher_store.verify import verify
-from tests.storage import stores, test_crash
-from tests.storage.test_crash import EXAMPLES, PHASES, build_until
+from logitbank.storage import StoreError, TeacherStore, open_builder, verify
+from logitbank.storage.objects import LOCK_NAME, ObjectStore, lease, open_objects
+from logitbank.storage.objects.remote import RemoteObjects
+from tests.storage import kills, stores
+from tests.storage.test_crash import EXAMPLES
 
-REMOTE_PHASES = [phase for phase in PHASES if phase != "inside an object"]
-KILLS = 6
 LAYOUT: dict[str, Any] = {"views": ("zeroshot",), "shard_tokens": 40, "chunk_tokens": 8, "top_k": 17}
 
 
 def contents(url: str) -> dict[str, bytes]:
     """Every object of a store but its leases."""
-    objects = ObjectStore(url)
-    return {key: objects.get(key) for key in objects.sizes() if not key.startswith(lease.LOCK_NAME)}
+    objects = open_objects(url)
+    return {key: objects.get(key) for key in objects.sizes() if not key.startswith(LOCK_NAME)}
 
 
 @pytest.fixture(scope="module")
@@ -54,46 +47,31 @@ def url(bucket: Callable[[], str]) -> str:
 def test_objects_and_rows_are_those_of_a_directory(url: str, local: dict[str, bytes], tmp_path: Path) -> None:
     assert contents(url) == local
     assert verify(url) == []
-    assert not list(ObjectStore(url).keys(lease.LOCK_NAME))
+    assert not open_objects(url).sizes(LOCK_NAME)
     stores.build(str(tmp_path / "store"), EXAMPLES, **LAYOUT)
     rows, same = (TeacherStore.open(u).read([3, 0], "zeroshot", 17) for u in (url, str(tmp_path / "store")))
     np.testing.assert_array_equal(rows.token_ids, same.token_ids)
     np.testing.assert_array_equal(rows.logits, same.logits)
 
 
-def test_killed_builds_end_byte_identical(
-    bucket: Callable[[], str], local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """kill -9 between any two requests, and in the middle of one; the next process goes on at once."""
-    monkeypatch.setattr(test_crash, "LAYOUT", LAYOUT)
-    fork = multiprocessing.get_context("fork")
-    rng = np.random.default_rng(11)
-    kills: Counter[str] = Counter()
-    while sum(kills.values()) < KILLS or len(kills) < len(REMOTE_PHASES) + 1:
-        url, finished = bucket(), False
-        while not finished:
-            phase = [*REMOTE_PHASES, "inside a request"][sum(kills.values()) % 5]
-            receiver, sender = fork.Pipe(duplex=False)
-            arguments = (url, phase, int(rng.integers(2)), int(rng.integers(4)), sender)
-            process = fork.Process(target=build_until, args=arguments, daemon=True)
-            process.start()
-            sender.close()
-            if phase == "inside a request":
-                time.sleep(float(rng.uniform(0.3, 0.6)))
-            else:
-                with contextlib.suppress(EOFError):  # it came to the end before that moment
-                    receiver.recv()
-            assert process.pid is not None
-            finished = not process.is_alive()
-            if not finished:
-                os.kill(process.pid, signal.SIGKILL)
-                kills[phase] += 1
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)
-            finished = process.exitcode == 0
-        assert contents(url) == local
+def test_killed_builds_end_byte_identical(bucket: Callable[[], str], local: dict[str, bytes]) -> None:
+    """kill -9 between any two requests, and in the middle of one; the next process resumes at once."""
+    url = bucket()
+    moments = {
+        "teachers/zeroshot/block_gaps/c/0/0": kills.before,  # the first object of a shard
+        "teachers/zeroshot/gaps/c/0/0": kills.before,  # between objects
+        "teachers/zeroshot/tails/c/0/0": kills.inside_a_request,
+        "manifest/zeroshot/0.json": kills.before,  # between objects and mark
+        "teachers/zeroshot/block_gaps/c/1/0": kills.before,  # after the mark
+    }
+    marked = []
+    for key, moment in moments.items():
+        assert kills.killed_at(RemoteObjects, lambda: stores.build(url, EXAMPLES, **LAYOUT), key, moment)
+        marked.append(open_objects(url).exists("manifest/zeroshot/0.json"))
+    assert marked == [False, False, False, False, True]
+    stores.build(url, EXAMPLES, **LAYOUT)
+    assert contents(url) == local
     assert verify(url) == []
-    assert len(kills) == 5
 
 
 def builder(url: str, worker: int | None) -> Any:
@@ -140,7 +118,7 @@ def test_declared_builders_share_but_not_the_same_part(holder: Any, url: str) ->
 
 def strangers_lease(url: str, number: int = 1) -> tuple[ObjectStore, str]:
     """A lease of a process on another machine."""
-    objects, key = ObjectStore(url), f"{lease.LOCK_NAME}/undeclared/stranger"
+    objects, key = open_objects(url), f"{LOCK_NAME}/undeclared/stranger"
     objects.put(key, json.dumps({"host": "elsewhere", "machine": "other", "pid": 1, "number": number}).encode())
     return objects, key
 
@@ -178,7 +156,7 @@ def test_a_lease_that_another_machine_renews_is_respected(url: str, monkeypatch:
         stop.set()
         thread.join()
         objects.delete(key)
-    assert not list(objects.keys(lease.LOCK_NAME))
+    assert not objects.sizes(LOCK_NAME)
 
 
 def test_whoever_could_not_renew_writes_no_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +167,7 @@ def test_whoever_could_not_renew_writes_no_more(url: str, monkeypatch: pytest.Mo
         with pytest.raises(StoreError, match="another process may be building it now"):
             writing.objects.put("teachers/never", b"")
         monkeypatch.setattr(lease, "_now", now)
-    assert not ObjectStore(url).exists("teachers/never")
+    assert not open_objects(url).exists("teachers/never")
 
 
 def test_of_several_that_start_at_once_exactly_one_builds(url: str) -> None:
@@ -250,7 +228,7 @@ def test_workers_that_start_together_make_one_base(
 
 def test_damage_is_found(url: str) -> None:
     """A reader meets one damaged object at a time, `verify` all of them at once."""
-    objects = ObjectStore(url)
+    objects = open_objects(url)
     damaged = {
         "zarr.json": lambda data: bytes([data[0] ^ 1]) + data[1:],
         "examples/answer_ids/c/0": lambda data: data[:-1],

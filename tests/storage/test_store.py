@@ -20,9 +20,10 @@ from logitbank.storage import (
     TeacherStore,
     Vocabulary,
     open_builder,
+    verify,
 )
-from logitbank.storage.objects.store import ObjectStore
-from logitbank.storage.teacher_store.verify import verify
+from logitbank.storage.objects import open_objects
+from logitbank.storage.objects.local import LocalObjects
 from tests.storage import stores
 
 EXAMPLES = stores.records(40)
@@ -99,14 +100,14 @@ def test_rows_come_in_the_order_asked_for(url: str) -> None:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Keys and sizes of the objects that are read from here on."""
     seen: list[tuple[str, int]] = []
-    get = ObjectStore.get
+    get = LocalObjects.get
 
-    def counting(self: ObjectStore, key: str) -> bytes:
+    def counting(self: LocalObjects, key: str) -> bytes:
         data = get(self, key)
         seen.append((key, len(data)))
         return data
 
-    monkeypatch.setattr(ObjectStore, "get", counting)
+    monkeypatch.setattr(LocalObjects, "get", counting)
     return seen
 
 
@@ -130,11 +131,14 @@ def test_fewer_ranks_cost_fewer_blocks(tmp_path: Path, encoding: str, fetched: l
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_k": 64}, r"top_k = 96, this run has 64"),
-        ({"identity": {"seed": 2}}, r"identity\.seed = 1, this run has 2"),
-        ({"teacher": {"model": "tiny", "dtype": "bfloat16"}}, r"teacher\.dtype = float32, this run has bfloat16"),
-        ({"encoding": "exact"}, r"encoding = compact, this run has exact"),
-        ({"tokenizer_hash": "u" * 64}, r"tokenizer_hash = t+, this run has u+"),
+        ({"top_k": 64}, r"top_k = 96, but this run requests 64"),
+        ({"identity": {"seed": 2}}, r"identity\.seed = 1, but this run requests 2"),
+        (
+            {"teacher": {"model": "tiny", "dtype": "bfloat16"}},
+            r"dtype = float32, but this run requests bfloat16",
+        ),
+        ({"encoding": "exact"}, r"encoding = compact, but this run requests exact"),
+        ({"tokenizer_hash": "u" * 64}, r"tokenizer_hash = t+, but this run requests u+"),
     ],
 )
 def test_going_on_with_other_inputs_is_refused(url: str, change: dict[str, Any], message: str) -> None:
@@ -148,9 +152,9 @@ def test_the_setting_is_named_and_not_what_follows_from_it(tmp_path: Path) -> No
     """A store smaller than a shard has its chunks from its examples; draws come with their signal."""
     url = str(tmp_path / "store")
     stores.build(url, EXAMPLES[:4], shard_tokens=4096, chunk_tokens=4096)
-    with pytest.raises(StoreError, match=r"begun with examples\.count = 4, this run has 7"):
+    with pytest.raises(StoreError, match=r"created with examples\.count = 4, but this run requests 7"):
         stores.build(url, EXAMPLES[:7], shard_tokens=4096, chunk_tokens=4096)
-    with pytest.raises(StoreError, match="begun with signal = topk, this run has sampled"):
+    with pytest.raises(StoreError, match="created with signal = topk, but this run requests sampled"):
         stores.build(url, EXAMPLES[:4], shard_tokens=4096, chunk_tokens=4096, signal="sampled", draws=50)
 
 
@@ -163,7 +167,7 @@ def test_going_on_with_other_examples_is_refused(url: str) -> None:
 def test_a_view_with_another_identity_is_refused(url: str) -> None:
     with (
         open_builder(url, stores.spec(), EXAMPLES, VALIDATION, vocabulary=no_vocabulary) as builder,
-        pytest.raises(StoreError, match=r"view fewshot: begun with demonstrations = 7, this run has 8"),
+        pytest.raises(StoreError, match=r"view fewshot: created with demonstrations = 7, but this run requests 8"),
     ):
         builder.add_view("fewshot", {"demonstrations": 8}, {})
 
@@ -367,7 +371,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
         stores.build("/proc/store", EXAMPLES)
     monkeypatch.setattr("os.access", lambda *arguments: False)  # as for anyone but root in a read-only directory
     with pytest.raises(StoreError, match=f"nothing can be written into {tmp_path}; choose"):
-        ObjectStore(str(tmp_path / "a/store")).require_writable()
+        open_objects(str(tmp_path / "a/store")).require_writable()
     assert not list(tmp_path.iterdir())
 
 

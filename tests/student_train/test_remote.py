@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.numpy import load_file
 
-from logitbank.storage.objects.store import ObjectStore
+from logitbank.storage.objects import open_objects
 from logitbank.student_train.train_command import main
 
 SMALL = [
@@ -25,7 +25,7 @@ SMALL = [
 @pytest.fixture
 def remote(bucket: Callable[[], str], small_store: SimpleNamespace) -> str:
     """The small store's objects, copied to S3."""
-    source, target = ObjectStore(small_store.url), ObjectStore(bucket())
+    source, target = open_objects(small_store.url), open_objects(bucket())
     for key in source.keys():  # noqa: SIM118
         target.put(key, source.get(key))
     return target.url

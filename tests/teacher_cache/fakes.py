@@ -13,8 +13,7 @@ import torch
 
 from logitbank.configs import Config, load_config
 from logitbank.models.workers import Worker
-from logitbank.storage import ExampleRecord, TeacherRows
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.storage import ExampleRecord, TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.fill import fill as fill_store
 from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan

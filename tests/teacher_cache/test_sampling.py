@@ -12,10 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from logitbank.configs import ConfigError, load_config
-from logitbank.storage import StoreError, StoreSpec, TeacherRows, TeacherStore, open_builder
-from logitbank.storage.teacher_store.rows import concatenate
+from logitbank.registry import ENCODINGS
+from logitbank.storage import StoreError, StoreSpec, TeacherRows, TeacherStore, concatenate, open_builder, verify
 from logitbank.storage.teacher_store.samples import decode_samples, encode_samples, sample_problems
-from logitbank.storage.teacher_store.verify import verify
 from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
 from logitbank.teacher_cache.signal import signal
 from tests.storage import stores
@@ -145,8 +144,8 @@ def test_any_draws_survive_the_round_trip(draws: int, tokens: int, seed: int, sp
     rows = signal(logits, torch.zeros(tokens, dtype=torch.long), 1, stores.TOKENIZER_SIZE)
     rows = add_samples(rows, logits, Sampling(draws, False, rng.random(tokens)), stores.TOKENIZER_SIZE)
     assert not list(sample_problems(rows, "sampled", draws, stores.TOKENIZER_SIZE, slack=1e-3))
-    vocabulary = stores.vocabulary()
-    again = decode_samples(rows, encode_samples(rows, vocabulary, "compact"), vocabulary)
+    vocabulary, compact = stores.vocabulary(), ENCODINGS["compact"]
+    again = decode_samples(rows, encode_samples(rows, vocabulary, compact), vocabulary, compact)
     for ours, theirs in zip(by_id(again), by_id(rows), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

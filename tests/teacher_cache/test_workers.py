@@ -15,8 +15,7 @@ import pytest
 from logitbank.configs import ConfigError
 from logitbank.errors import MemoryExhaustedError
 from logitbank.models.workers import find_worker
-from logitbank.storage import TeacherStore
-from logitbank.storage.teacher_store.verify import verify
+from logitbank.storage import TeacherStore, verify
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.scoring import Tally, score
 from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_plan

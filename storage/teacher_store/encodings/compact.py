@@ -1,17 +1,13 @@
-"""How top-K logits become arrays: `exact`, `float16`, `compact`.
+"""The encoding `compact`, the default: six times smaller than int32 + float16, and lossy inside stated bounds.
 
-An encoding maps `TeacherRows` to named arrays on the answer-token axis and back. `exact` and
-`float16` store what the name says, in rank order. `compact` (the default) is lossy inside stated
-bounds and six times smaller than int32 + float16:
-
-- the largest logit is kept as float32; every other value as a multiple of 5/64 nat below it, hence
-  within 5/128 nat; the other scalars in steps of 1/512 nat;
-- tokens are renumbered by frequency (`codes`), so that common tokens are small numbers;
-- ranks are cut into blocks of 16. The first keeps its order: codes as they are, values as distances
-  from the rank before. In any other block the codes ascend, each stored as its difference from the
+- The largest logit is kept as float32. Every other value is stored as a multiple of 5/64 nat below it, so it is
+  within 5/128 nat. The other scalars are stored in steps of 1/512 nat.
+- Tokens are renumbered by frequency (`codes`), so that common tokens are small numbers.
+- Ranks are cut into blocks of 16. The first block keeps its order: codes as they are, values as distances
+  from the rank before. In every other block the codes ascend, each stored as its difference from the
   one before, and the values follow that order. The order of ranks is not stored there: the values
-  restore it, equal values by ascending code. The first k ranks are the first ceil(k / 16) blocks;
-- the probability of all tokens beyond a block, in steps of 1/8 nat of its logarithm: one minus the
+  restore it, equal values by ascending code. The first k ranks are the first ceil(k / 16) blocks.
+- The probability of all tokens beyond a block is stored in steps of 1/8 nat of its logarithm. One minus the
   stored probabilities would be noise where it is smaller than the rounding of the values.
 
 Shape letters: T answer tokens, K ranks, B blocks of ranks.
@@ -19,18 +15,16 @@ Shape letters: T answer tokens, K ranks, B blocks of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
+from logitbank.storage.teacher_store.encodings.base import Arrays, Encoding, Slack, block_log_tails, log_tail_beyond
 from logitbank.storage.teacher_store.layout import RANK_BLOCK, ArraySpec, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
-
-Arrays = Mapping[str, NDArray[Any]]
 
 GAP_STEP = 5 / 64  # nats between stored values
 SCALAR_STEP = 1 / 512  # nats between stored scalars
@@ -38,78 +32,16 @@ TAIL_STEP = 1 / 8  # nats between stored log-probabilities of what is beyond a b
 TILE = 256  # rows that are decoded at a time: their arrays stay in a processor's cache
 INFINITY = 2**16 - 1  # marks -inf among gaps
 INFINITY_GOLD = 2**32 - 1
-
-
-class Encoding(Protocol):
-    """One way to lay teacher rows out as arrays."""
-
-    name: str
-
-    def arrays(self, top_k: int) -> list[ArraySpec]:
-        """The arrays that hold K = `top_k` ranks."""
-
-    def encode(self, rows: TeacherRows, vocabulary: Vocabulary) -> dict[str, NDArray[Any]]:
-        """Arrays of T rows. StoreError where a value cannot be held within the bounds."""
-
-    def decode(self, arrays: Arrays, top_k: int, vocabulary: Vocabulary) -> TeacherRows:
-        """Rows with the first `top_k` ranks; arrays may hold more, in whole blocks of ranks."""
-
-
-class PlainEncoding:
-    """Rank order, float32 or float16 logits, float32 scalars."""
-
-    def __init__(self, name: str, logits_dtype: str) -> None:
-        self.name = name
-        self._logits_dtype = logits_dtype
-
-    def arrays(self, top_k: int) -> list[ArraySpec]:
-        """See `Encoding.arrays`."""
-        return [
-            ArraySpec("token_ids", "int32", top_k, "pcodec"),
-            ArraySpec("logits", self._logits_dtype, top_k, "pcodec"),
-            ArraySpec("log_tails", self._logits_dtype, len(rank_blocks(top_k)), "pcodec", per_block=True),
-            ArraySpec("logsumexp", "float32", None, "pcodec"),
-            ArraySpec("entropy", "float32", None, "pcodec"),
-            ArraySpec("gold_logit", "float32", None, "pcodec"),
-            ArraySpec("gold_rank", "int32", None, "pcodec"),
-        ]
-
-    def encode(self, rows: TeacherRows, vocabulary: Vocabulary) -> dict[str, NDArray[Any]]:
-        """See `Encoding.encode`."""
-        limit = np.finfo(self._logits_dtype).max
-        finite = rows.logits[np.isfinite(rows.logits)]
-        if len(finite) and np.abs(finite).max() > limit:
-            raise StoreError(
-                f"store.encoding: {self.name} holds logits up to {limit:g}, got {np.abs(finite).max():g}; use exact"
-            )
-        return {
-            "token_ids": rows.token_ids,
-            "logits": rows.logits.astype(self._logits_dtype),
-            "log_tails": _log_tails(rows).astype(self._logits_dtype),
-            "logsumexp": rows.logsumexp,
-            "entropy": rows.entropy,
-            "gold_logit": rows.gold_logit,
-            "gold_rank": rows.gold_rank,
-        }
-
-    def decode(self, arrays: Arrays, top_k: int, vocabulary: Vocabulary) -> TeacherRows:
-        """See `Encoding.decode`."""
-        logits = arrays["logits"].astype(np.float32)
-        return TeacherRows(
-            token_ids=arrays["token_ids"][:, :top_k],
-            logits=logits[:, :top_k],
-            logsumexp=arrays["logsumexp"],
-            entropy=arrays["entropy"],
-            gold_logit=arrays["gold_logit"],
-            gold_rank=arrays["gold_rank"],
-            log_tail=_log_tail(arrays["log_tails"][:, -1], logits[:, top_k:], arrays["logsumexp"]),
-        )
+# Fitted to what a small Qwen3 over six tasks took at K = 16 to 256, everything counted (docs/benchmarks.md).
+FIXED_BYTES, RANK_BYTES = 17.0, 1.0  # per answer token
 
 
 class CompactEncoding:
     """Tokens renumbered by context, sorted in blocks; values in steps of 5/64 nat."""
 
     name = "compact"
+    slack = Slack(logits=GAP_STEP, scalars=SCALAR_STEP, tails=TAIL_STEP, log_mass=4e-3)
+    log_mass_dtype = "uint32"
 
     def arrays(self, top_k: int) -> list[ArraySpec]:
         """See `Encoding.arrays`."""
@@ -136,7 +68,7 @@ class CompactEncoding:
             "entropy": rows.entropy.astype(np.float64) / SCALAR_STEP,
             "gold_gap": (top - rows.gold_logit) / SCALAR_STEP,
         }
-        tails = np.rint(_log_tails(rows) / -TAIL_STEP)
+        tails = np.rint(block_log_tails(rows) / -TAIL_STEP)
         return {
             "codes": codes,
             "gaps": gaps,
@@ -173,8 +105,21 @@ class CompactEncoding:
             entropy=(arrays["entropy"] * SCALAR_STEP).astype(np.float32),
             gold_logit=np.where(gold_gap == INFINITY_GOLD, -np.inf, gold).astype(np.float32),
             gold_rank=arrays["gold_rank"],
-            log_tail=_log_tail(log_tail, logits[:, top_k:], logsumexp),
+            log_tail=log_tail_beyond(log_tail, logits[:, top_k:], logsumexp),
         )
+
+    def encode_log_mass(self, log_mass: NDArray[np.float32]) -> NDArray[Any]:
+        """See `Encoding.encode_log_mass`."""
+        steps: NDArray[np.uint32] = np.rint(log_mass / -SCALAR_STEP).astype(np.uint32)
+        return steps
+
+    def decode_log_mass(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """See `Encoding.decode_log_mass`."""
+        return (stored * -SCALAR_STEP).astype(np.float32)
+
+    def bytes_per_token(self, top_k: int) -> float:
+        """See `Encoding.bytes_per_token`."""
+        return FIXED_BYTES + RANK_BYTES * top_k
 
 
 def _encode_blocks(
@@ -253,25 +198,6 @@ def _sort_by_value(
     return ranked, keys.astype(np.float32)
 
 
-def _log_tails(rows: TeacherRows) -> NDArray[np.float64]:
-    """The (T, B) log-probability of all tokens beyond each block of ranks."""
-    mass = np.exp(rows.logits - rows.logsumexp[:, None].astype(np.float64))
-    starts = [block.start for block in rank_blocks(mass.shape[1])]
-    later = np.cumsum(np.add.reduceat(mass, starts, axis=1)[:, :0:-1], axis=1)[:, ::-1]
-    tail = np.exp(rows.log_tail.astype(np.float64))[:, None]
-    tails: NDArray[np.float64] = np.log(np.minimum(np.concatenate([later + tail, tail], axis=1), 1.0))
-    return tails
-
-
-def _log_tail(beyond: NDArray[Any], rest: NDArray[np.float32], logsumexp: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The (T,) log-probability of what is not asked for: `beyond` the last block read, and the `rest` of it."""
-    if rest.shape[1] == 0:
-        return beyond.astype(np.float32)
-    mass = np.exp(beyond.astype(np.float64)) + np.exp(rest.astype(np.float64) - logsumexp[:, None]).sum(axis=1)
-    log_tail: NDArray[np.float32] = np.log(np.minimum(mass, 1.0)).astype(np.float32)
-    return log_tail
-
-
 def _steps(
     name: str,
     steps: NDArray[np.floating[Any]],
@@ -290,6 +216,4 @@ def _steps(
     return np.where(infinite, marker, np.maximum(finite, 0)).astype(np.int64)
 
 
-EXACT: Encoding = PlainEncoding("exact", "float32")
-FLOAT16: Encoding = PlainEncoding("float16", "float16")
 COMPACT: Encoding = CompactEncoding()

@@ -1,0 +1,211 @@
+"""What a store is built from, what it says of itself, and the fingerprint that tells two stores apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from logitbank.errors import StoreError
+from logitbank.experiment import flatten
+from logitbank.storage.teacher_store.examples import ExampleRecord
+from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, ShardPlan
+from logitbank.storage.teacher_store.vocabulary import Vocabulary
+
+SHORT_DIGITS = 8  # of a fingerprint, where a person reads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFields:
+    """What decides a store's arrays, known before and after it is built; a root's attributes are in this order.
+
+    Attributes:
+        model: hub id or path of the student's base model.
+        tokenizer_size: ids below this may be stored; rows above are padding of the `lm_head`.
+        vocab_size: rows of the teacher's `lm_head`.
+        tokenizer_hash: of the tokenizer that made every id.
+        tasks: names of the tasks, in the order that example columns index.
+        languages: likewise.
+        top_k: ranks stored per answer token.
+        signal: one of `samples.SIGNALS`.
+        draws: per answer token; 0 for `topk`.
+        encoding: key of `logitbank.registry.ENCODINGS`.
+        shard_tokens: answer-token rows per shard.
+        chunk_tokens: answer-token rows per inner chunk.
+        teacher: model, revision, weights hash, engine, dtype … of the teacher.
+        config: the full configuration, for information only.
+    """
+
+    model: str
+    tokenizer_size: int
+    vocab_size: int
+    tokenizer_hash: str
+    tasks: tuple[str, ...]
+    languages: tuple[str, ...]
+    top_k: int
+    signal: str = "topk"
+    draws: int = 0
+    encoding: str
+    shard_tokens: int
+    chunk_tokens: int
+    teacher: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec(StoreFields):
+    """What a store is built from; all of it but `config` must be the same to resume building.
+
+    Attributes:
+        identity: whatever else changes ids or numbers: `template` (hash of the chat template), `seed` …
+    """
+
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo(StoreFields):
+    """What a store says of itself.
+
+    Attributes:
+        identity: every input that decides its content, as `identity_of` gives it.
+        fingerprint: SHA-256 over the identity and the vocabulary.
+        answer_tokens: answer tokens of all examples, per view.
+        shards: shards per view.
+    """
+
+    identity: Mapping[str, Any]
+    fingerprint: str
+    answer_tokens: int
+    shards: int
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreInfo:
+        """What the attributes of a store's root group say; others than the known ones are left out."""
+        known = {f.name for f in fields(cls)}
+        values = {key: value for key, value in attributes.items() if key in known}
+        return cls(**{**values, "tasks": tuple(values["tasks"]), "languages": tuple(values["languages"])})
+
+    @property
+    def template_hash(self) -> str | None:
+        """Hash of the chat template that made every prompt; None where the builder recorded none."""
+        return self._text(self.identity.get("identity", {}).get("template"))
+
+    @property
+    def teacher_model(self) -> str:
+        """Hub id or path of the teacher; the student's base model where the builder recorded none."""
+        return self._text(self.teacher.get("model")) or self.model
+
+    @property
+    def short_fingerprint(self) -> str:
+        """The fingerprint's first digits, for tables and messages."""
+        return self.fingerprint[:SHORT_DIGITS]
+
+    @staticmethod
+    def _text(value: object) -> str | None:
+        return value if isinstance(value, str) else None
+
+
+def identity_of(
+    spec: StoreSpec,
+    plan: ShardPlan,
+    chunk_tokens: int,
+    examples: Sequence[ExampleRecord],
+    validation: Sequence[ExampleRecord],
+) -> dict[str, Any]:
+    """Every input that decides a store's content, as JSON gives it back."""
+    values = asdict(spec)
+    del values["config"]
+    if not spec.draws:
+        for key in _UNSAID:
+            del values[key]
+    values.update(
+        shard_tokens=plan.shard_tokens,
+        chunk_tokens=chunk_tokens,
+        examples={"count": len(examples), "hash": _hash_records(examples)},
+        validation={"count": len(validation), "hash": _hash_records(validation)},
+    )
+    return dict(as_json(values))
+
+
+def root_attributes(
+    spec: StoreSpec, identity: Mapping[str, Any], plan: ShardPlan, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """Attributes of a new store's root group; `StoreInfo.from_attributes` reads them."""
+    common = [f.name for f in fields(StoreFields) if f.name in identity]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": hash_json([identity, vocabulary.hash()]),
+        "identity": identity,
+        "shards": plan.shards,
+        "answer_tokens": int(plan.answer_length.sum()),
+        "config": as_json(spec.config),
+        **{key: identity[key] for key in common},
+    }
+
+
+def view_attributes(
+    view: str, store_fingerprint: str, identity: Mapping[str, Any], details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Attributes of a new view's group."""
+    plain = as_json(identity)
+    return {
+        "view": view,
+        "identity": plain,
+        "details": as_json(details),
+        "fingerprint": hash_json([store_fingerprint, plain]),
+    }
+
+
+_UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
+
+
+def refuse_difference(where: str, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raise `StoreError` for the most telling setting in which two identities differ.
+
+    Args:
+        where: the beginning of the message.
+        stored: identity of what exists.
+        requested: identity of what is asked for.
+    """
+    before, now = flatten(stored), flatten(requested)
+    for key in sorted(before.keys() | now.keys(), key=_consequence):
+        absent = _UNSAID.get(key, "nothing")
+        old, new = before.get(key, absent), now.get(key, absent)
+        if old != new:
+            raise StoreError(
+                f"{where}: created with {key} = {old}, but this run requests {new}; "
+                "use the same settings to resume, or another --store"
+            )
+
+
+def _consequence(key: str) -> tuple[bool, int, str]:
+    """Sorts settings that differ before what differs in their wake, which says less: the signal before its draws."""
+    wake = ("count", "chunk_tokens", "shard_tokens", "hash")  # other examples, a store smaller than a shard
+    rank = next((number for number, end in enumerate(wake, start=1) if key.endswith(end)), 0)
+    return key != "signal", rank, key
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON gives it back, so that stored and new identities compare equal."""
+    return json.loads(json.dumps(value, sort_keys=True, default=dict))
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 over a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(as_json(value), sort_keys=True).encode()).hexdigest()
+
+
+def _hash_records(records: Sequence[ExampleRecord]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.example_id}\n{record.task}\n{record.language}\n".encode())
+        digest.update(np.asarray([len(record.prompt_ids), len(record.answer_ids)], "<i8").tobytes())
+        digest.update(np.asarray(record.prompt_ids, "<i4").tobytes())
+        digest.update(np.asarray(record.answer_ids, "<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Stores, checkpoints and results that version 0.1.0 wrote are read as that version read them; see make.py."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from logitbank.evaluation import evaluate_command
+from logitbank.storage import TeacherStore, verify
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.student_train import train_command
+from tests.legacy import make
+from tests.storage import stores
+
+HERE = Path(__file__).parent
+RECORDED: Mapping[str, Any] = json.loads((HERE / "recorded.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the old files; commands run in it, for the paths recorded there are relative to it."""
+    with tarfile.open(make.ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def written_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where stores are built once more."""
+    return tmp_path_factory.mktemp("again")
+
+
+@pytest.mark.parametrize("name", list(make.STORES))
+def test_a_store_is_sound_and_every_number_is_as_it_was(files: Path, name: str) -> None:
+    url, recorded = f"stores/{name}", RECORDED["stores"][f"stores/{name}"]
+    assert verify(url) == []
+    store = TeacherStore.open(url)
+    info = store.info
+    assert (info.fingerprint, info.answer_tokens, info.shards) == (
+        *(recorded["fingerprint"], recorded["answer_tokens"], recorded["shards"]),
+    )
+    assert info.short_fingerprint == recorded["fingerprint"][:8]
+    assert info.teacher_model == info.model == "./model"
+    assert info.template_hash is not None
+    examples = hashlib.sha256()
+    for table in (store.examples, store.validation):
+        examples.update("\n".join(table.example_id).encode())
+        for i in range(len(table)):
+            examples.update(table.prompt_ids(i).tobytes() + table.answer_ids(i).tobytes())
+    assert examples.hexdigest() == recorded["examples"]
+    assert list(store.views) == sorted(recorded["views"])
+    for view, expected in recorded["views"].items():
+        assert store.view_attributes(view)["fingerprint"] == expected["fingerprint"]
+        rows = store.read(range(len(store.examples)), view)
+        for field, first in expected["first_row"].items():
+            np.testing.assert_array_equal(getattr(rows, field)[0], np.array(first, getattr(rows, field).dtype))
+        digests = {field: hashlib.sha256(getattr(rows, field).tobytes()).hexdigest() for field in expected["sha256"]}
+        assert digests == expected["sha256"]
+
+
+def test_the_template_recorded_in_a_store_is_that_of_its_model(files: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from logitbank.tasks.prompts import PromptEncoder
+
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained("./model"))
+    assert TeacherStore.open("stores/compact").info.template_hash == encoder.template_hash
+
+
+@pytest.mark.parametrize("name", list(make.BUILDS))
+def test_the_same_inputs_give_the_same_bytes(written_again: Path, name: str) -> None:
+    root, expected = written_again / name, RECORDED["built"][name]
+    stores.build(
+        str(root), stores.records(20), validation=stores.records(3, seed=1, prefix="held"), **make.BUILDS[name]
+    )
+    digests = {"documents": hashlib.sha256(), "objects": hashlib.sha256()}
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
+        part = "documents" if path.name == "zarr.json" else "objects"
+        digests[part].update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    assert digests["documents"].hexdigest() == expected["documents"]
+    versions = {name: importlib.metadata.version(name) for name in RECORDED["versions"]}
+    if versions != RECORDED["versions"]:
+        pytest.skip(f"codecs of other versions than {RECORDED['versions']} may compress to other bytes")
+    assert digests["objects"].hexdigest() == expected["objects"]
+
+
+def test_a_checkpoint_is_resumed_to_the_steps_that_the_old_code_took(files: Path) -> None:
+    """The last two of six steps, dropout included, from the old optimizer, weights and random state."""
+    for path in (files / "distilled/final", files / "results"):
+        path.rename(path.with_name(f"{path.name}.old"))
+    resume()
+    assert (files / "distilled/final/adapter_model.safetensors").exists()
+    metrics = ("loss", "student_ce", "kd", "lambda", "learning_rate")
+    rows = query(["results"], "SELECT step, task, metric, value FROM training_log WHERE step > 4 ORDER BY ALL")
+    found = {(row["step"], row["task"], row["metric"]): row["value"] for row in rows if row["metric"] in metrics}
+    expected = {
+        (row["step"], row["task"], row["metric"]): row["value"]
+        for row in RECORDED["queries"]["training_log"]
+        if row["condition"] == "distilled" and row["step"] > 4
+    }
+    assert {step for step, _, _ in expected} == {5, 6}
+    # Losses are float32 means over some dozens of tokens, of logits that pass two layers: 1e-4 is a thousand roundings.
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_finished_run_is_finished_still(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (files / "distilled/final/adapter_model.safetensors").read_bytes()
+    resume()
+    assert (files / "distilled/final/adapter_model.safetensors").read_bytes() == before
+    assert len(query(["results"], "SELECT step FROM runs WHERE kind = 'training' AND condition = 'distilled'")) == 1
+
+
+def test_an_old_checkpoint_gets_the_scores_that_it_got(files: Path) -> None:
+    evaluate_command.main(
+        ["--results", "new", "--condition", "distilled", "--checkpoint", "distilled/final", *make.EVALUATE]
+    )
+    question = "SELECT example_id, task, language, parsed, gold, score FROM predictions {} ORDER BY ALL"
+    found = query(["new"], question.format(""))
+    assert len(found) == 18
+    assert found == query(["results"], question.format("WHERE condition = 'distilled' AND step = 6"))
+    (run,) = query(["new"], "SELECT condition, step, seed, view, lambda_distill, strategy FROM runs")
+    assert run == {
+        **{"condition": "distilled", "step": 6, "seed": 42},
+        **{"view": "fewshot", "lambda_distill": 0.5, "strategy": "fixed"},
+    }
+
+
+@pytest.mark.parametrize("name", list(make.QUERIES))
+def test_old_results_answer_as_they_did(files: Path, name: str) -> None:
+    assert query(["results"], make.QUERIES[name]) == RECORDED["queries"][name]
+
+
+def resume() -> None:
+    """Train as make.py did, from where that left off."""
+    places = ("--output", "distilled", "--results", "results")
+    train_command.main(["--store", "stores/compact", "--view", "fewshot", *places, "--resume", *make.TRAIN])
+
+
+def query(results: Sequence[str], sql: str) -> list[dict[str, Any]]:
+    """Rows of an answer, as JSON has them."""
+    catalogue = Catalogue([Path(path) for path in results])
+    assert catalogue.torn == []
+    rows: list[dict[str, Any]] = json.loads(json.dumps(catalogue.query(sql).to_pylist()))
+    return rows
