@@ -1,9 +1,9 @@
 """The teacher store: a Zarr v3 group per model, described in docs/store-format.md."""
 
-from logitbank.storage.teacher_store.encodings.base import Encoding
+from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
 from logitbank.storage.teacher_store.reader import TeacherStore
-from logitbank.storage.teacher_store.rows import TAIL_FLOOR, TeacherRows, concatenate
+from logitbank.storage.teacher_store.rows import TeacherRows, concatenate
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
 from logitbank.storage.teacher_store.spec import StoreInfo, StoreSpec
 from logitbank.storage.teacher_store.verify import verify
@@ -14,7 +14,6 @@ __all__ = [
     "LOG_MASS_FLOOR",
     "MOST_DRAWS",
     "SIGNALS",
-    "TAIL_FLOOR",
     "Encoding",
     "ExampleRecord",
     "ExampleTable",

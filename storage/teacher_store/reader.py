@@ -37,7 +37,7 @@ from logitbank.storage.objects import (
     view_key,
 )
 from logitbank.storage.teacher_store.chunks import decode_object
-from logitbank.storage.teacher_store.encodings.base import Encoding
+from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleTable
 from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows

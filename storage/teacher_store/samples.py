@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
-from logitbank.storage.teacher_store.encodings.base import Arrays, Encoding
+from logitbank.storage.teacher_store.encodings import Arrays, Encoding
 from logitbank.storage.teacher_store.layout import ArraySpec
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.vocabulary import Vocabulary

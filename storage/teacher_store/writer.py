@@ -33,7 +33,7 @@ from logitbank.storage.objects import (
     view_key,
     write_manifest,
 )
-from logitbank.storage.teacher_store.encodings.base import Encoding
+from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, write_examples
 from logitbank.storage.teacher_store.layout import (
     FORMAT_VERSION,

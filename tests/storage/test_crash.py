@@ -17,7 +17,7 @@ from tests.storage import kills, stores
 
 EXAMPLES = stores.records(36, longest=4)
 LAYOUT: dict[str, Any] = {"views": ("zeroshot",), "shard_tokens": 8, "chunk_tokens": 8, "top_k": 70}
-FEW = stores.records(9, longest=4)
+FEW = stores.records(6, longest=4)
 SMALL: dict[str, Any] = {"views": ("zeroshot",), "shard_tokens": 8, "chunk_tokens": 8, "top_k": 17}
 
 
