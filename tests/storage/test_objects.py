@@ -110,3 +110,18 @@ def test_a_directory_is_a_path_or_a_file_url(tmp_path: Path, make: Callable[[Pat
     (tmp_path / "a b/k").write_bytes(b"")
     with pytest.raises(StoreError, match=r"--store '.*a b/k': expected a directory, but '.*a b/k' is a file"):
         open_objects(make(tmp_path / "a b/k"))
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bytes]] = []
+
+    def sync(descriptor: int) -> None:
+        assert not (tmp_path / "a").exists()
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append((path.name, path.read_bytes()))
+
+    monkeypatch.setattr("os.fsync", sync)
+    open_objects(str(tmp_path)).put("a", b"all of it")
+    ((name, data),) = synced
+    assert name.endswith(".partial")
+    assert data == b"all of it" == (tmp_path / "a").read_bytes()
