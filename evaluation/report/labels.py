@@ -111,9 +111,12 @@ def ordered_languages(names: Iterable[str]) -> list[str]:
 
 
 def ordered_columns(rows: Sequence[Row], labels: Labels) -> list[str]:
-    """Column labels of the given rows, by condition."""
+    """Column labels of the given rows, by condition, length of training and λ."""
     order = ordered_conditions(row["condition"] for row in rows)
-    keyed = {labels.column(row): (order.index(row["condition"]), labels.column(row)) for row in rows}
+    keyed = {}
+    for row in rows:
+        column = labels.column(row)
+        keyed[column] = (order.index(row["condition"]), row["max_steps"] or 0, row["lambda_distill"] or 0.0, column)
     return sorted(keyed, key=lambda column: keyed[column])
 
 

@@ -132,17 +132,20 @@ def add_run(
     lambda_distill: float | None = None,
     day: int = 1,
     examples: int = 500,
+    about: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> str:
     """Write one evaluation's rows of `runs` and `metrics`; `cells` maps (task, language) to a fraction.
 
-    Called again with the same identity and other cells, it adds them to the run; another `day` makes another run.
+    `about` and `asked` are more columns of `runs` and of `metrics`. Called again with the same identity and other
+    cells, it adds them to the run; another `day` makes another run.
     """
     run = f"{condition}-{model}-{seed}-{step}-{variant or ''}-{setup}-{day}"
     run = run.replace("λ", "l").replace(" ", "_").replace("/", "_")
     identity = {"run": run, "model": model, "condition": condition, "seed": seed, "step": step}
     created = datetime.datetime(2026, 1, day, tzinfo=datetime.UTC)
-    about = {"kind": "evaluation", "variant": variant, "setup": setup, "lambda_distill": lambda_distill}
-    write_rows(results, "runs", [{**identity, **about, "created_at": created}], run)
+    shared = {"kind": "evaluation", "variant": variant, "setup": setup, "lambda_distill": lambda_distill}
+    write_rows(results, "runs", [{**identity, **shared, **(about or {}), "created_at": created}], run)
     rows = [
         {
             **identity,
@@ -154,6 +157,7 @@ def add_run(
             "value": value,
             "is_primary": True,
             "examples": examples,
+            **(asked or {}),
         }
         for (task, language), value in cells.items()
     ]

@@ -203,7 +203,7 @@ def _everything(results: Path) -> Path:
     rng = np.random.default_rng(0)
     cells = [(task, language) for task in ("nli", "pa") for language in ("en", "de", "hi", "zh")]
     for model in ("org/a-model-with-quite-a-long-name-3b-instruct", "small"):
-        for day, cell in enumerate(cells, start=1):
+        for cell in cells:
             right = rng.random(60) < 0.5
             for condition, variants in (
                 *(((name, (None,))) for name in ("base", "fewshot", "finetuned")),
@@ -211,7 +211,7 @@ def _everything(results: Path) -> Path:
             ):
                 for variant in variants:
                     outcome = correct(right ^ (rng.random(60) < 0.2))
-                    about = {"model": model, "condition": condition, "variant": variant, "day": day}
+                    about = {"model": model, "condition": condition, "variant": variant}
                     value = float(variant[2:]) if variant else None
                     add_predictions(results, cell, outcome, **about, lambda_distill=value)
     for step in (200, 400):
