@@ -18,6 +18,7 @@ from logitbank.storage.results import Catalogue, write_rows
 GRID = {"nli": ("en", "hi", "de", "zh"), "qa": ("en", "hi"), "pa": ("de", "zh", "en")}
 STUDENTS = {"finetuned": (None, (None,)), "distilled": ("fewshot", (0.1, 0.5)), "control": ("zeroshot", (0.1, 0.5))}
 STEPS = (500, 1000)
+TOLD = ("demonstrations", "demonstrations_wanted", "cut_short")
 GAPS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "control"))
 
 Series = tuple[str, float | None]  # condition, λ
@@ -111,7 +112,7 @@ def write(
     created = datetime.datetime(2026, 1, 2 - again, tzinfo=datetime.UTC) + again * datetime.timedelta(days=5)
     run = {**identity, "kind": "evaluation", **(trained if about["seed"] else {}), "created_at": created}
     write_rows(results, "runs", [run], name)
-    where = {"split": "test", "method": "generate", "examples": 100, "examples_hash": "e"}
+    where = {"split": "test", "method": "generate", "examples_hash": "e"}
     rows = [
         {
             **identity,
@@ -121,11 +122,23 @@ def write(
             "metric": metric,
             "value": each,
             "is_primary": primary,
+            **told(value),
         }
         for (task, language), value in values.items()
         for metric, primary, each in (("accuracy", True, value), ("parse_failure", False, 1 - value))
     ]
     write_rows(results, "metrics", rows, name)
+
+
+def told(value: float) -> dict[str, float]:
+    """What else a cell's row says: functions of its value, so that loops over values can tell what views make of it."""
+    wanted = 20 * value
+    return {
+        "examples": 100 + round(900 * value),
+        "demonstrations": wanted / 2,
+        "demonstrations_wanted": wanted,
+        "cut_short": value / 4,
+    }
 
 
 def mean(values: Iterable[float]) -> float:
@@ -134,7 +147,13 @@ def mean(values: Iterable[float]) -> float:
 
 def cells(world: World) -> dict[Key, tuple[Any, ...]]:
     return {
-        (*series, *cell): (mean(values), len(values), statistics.stdev(values) if len(values) > 1 else None)
+        (*series, *cell): (
+            mean(values),
+            len(values),
+            statistics.stdev(values) if len(values) > 1 else None,
+            min(told(value)["examples"] for value in values),
+            *(told(mean(values))[name] for name in TOLD),
+        )
         for (series, cell), values in world.cells().items()
     }
 
@@ -144,6 +163,7 @@ def task_averages(world: World) -> dict[Key, tuple[Any, ...]]:
         (*series, task): (
             mean(map(mean, languages)), len(languages), len(GRID[task]),
             max(map(len, languages)), min(map(len, languages)),
+            *(told(mean(map(mean, languages)))[name] for name in TOLD),
         )
         for (series, task), languages in world.tasks().items()
     }  # fmt: skip
@@ -215,11 +235,15 @@ SERIES, TRAINED = (
     "seeds > 0 AND is_primary AND condition <> 'base'",
 )
 BOTH = "gap, minuend, lambda_distill, subtrahend, CASE WHEN subtrahend_variant <> '' THEN lambda_distill END AS other"
+AS_TOLD = ", ".join(TOLD)
 # view -> columns of its key, columns of its values, which rows, and the loops
 CASES: dict[str, tuple[str, str, str, Loop]] = {
-    "cells": (f"{SERIES}, task, language", "value, seeds, seed_deviation", TRAINED, cells),
+    "cells": (f"{SERIES}, task, language", f"value, seeds, seed_deviation, examples, {AS_TOLD}", TRAINED, cells),
     "task_averages": (
-        f"{SERIES}, task", "language_mean, languages, expected_languages, seeds, fewest_seeds", TRAINED, task_averages
+        f"{SERIES}, task",
+        f"language_mean, languages, expected_languages, seeds, fewest_seeds, {AS_TOLD}",
+        TRAINED,
+        task_averages,
     ),
     "averages": (
         SERIES,
@@ -230,7 +254,10 @@ CASES: dict[str, tuple[str, str, str, Loop]] = {
     "gaps": (f"{BOTH}, task, language", "difference, seeds", "is_primary", gaps),
     "task_gaps": (f"{BOTH}, task", "difference, languages, expected_languages, seeds", "is_primary", task_gaps),
     "transfer_gaps": (
-        f"{SERIES}, task", "english, other_languages, transfer_gap, languages", "condition <> 'base'", transfer_gaps
+        f"{SERIES}, task",
+        "english, other_languages, transfer_gap, languages",
+        "condition <> 'base'",
+        transfer_gaps,
     ),
     "checkpoint_curves": (
         f"{SERIES}, task, step",
@@ -244,7 +271,7 @@ CASES: dict[str, tuple[str, str, str, Loop]] = {
         "true",
         lambda_sweep,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -265,3 +292,11 @@ def test_a_view_is_what_plain_loops_say(results: tuple[Catalogue, World], view: 
     assert {row[:size] for row in rows} == set(expected)
     for row in rows:
         assert row[size:] == pytest.approx(expected[row[:size]], abs=1e-12), row[:size]
+
+
+def test_a_training_that_has_not_ended_shows_its_last_values(tmp_path: Path) -> None:
+    about = {"run": "r", "model": "m", "condition": "distilled", "view": "fewshot", "seed": 1, "task": "all"}
+    log = [{**about, "step": step, "metric": "loss", "value": 1.0 / step} for step in (10, 20, 30)]
+    write_rows(tmp_path, "training_log", log, "r")
+    rows = Catalogue([tmp_path]).rows("SELECT run, step, metric, value, strategy FROM training_ends")
+    assert rows == [{"run": "r", "step": 30, "metric": "loss", "value": 1 / 30, "strategy": None}]
