@@ -124,7 +124,7 @@ def _changes(node: ast.AST, text: str) -> Iterator[str]:
             yield NAMES[name] + text[len(name) :]
         case ast.Attribute() | ast.Name() if re.fullmatch(r"(.*\.)?\w*seed", text) and isinstance(node.ctx, ast.Load):
             yield "7"
-        case ast.AugAssign() | ast.Continue() | ast.Break() | ast.Raise():
+        case ast.AugAssign() | ast.Continue() | ast.Break() | ast.Raise() if "NotImplementedError" not in text:
             yield "pass"
         case ast.Expr(value=ast.Call()):
             yield "pass"
