@@ -109,10 +109,9 @@ class PromptEncoder:
         """
         return [*self._answer_text_ids(text), self.end_of_turn_id]
 
-    @property
-    def answer_opening(self) -> tuple[str, str]:
-        """What decides the ids of an answer beside its text: equal for encoders whose answers have the same ids."""
-        return self._answer_anchor, self._answer_space
+    def answers_like(self, other: PromptEncoder) -> bool:
+        """Whether answers have the same ids as with another encoder, ends of turn aside."""
+        return all(self._answer_text_ids(text) == other._answer_text_ids(text) for text in _PROBE_TEXTS)
 
     @functools.cached_property
     def tokenizer_hash(self) -> str:
@@ -122,7 +121,7 @@ class PromptEncoder:
     @functools.cached_property
     def template_hash(self) -> str:
         """Hash of the chat template as used here, the standing date included."""
-        opening = [self.answer_opening] if any(self.answer_opening) else []
+        opening = [[self._answer_anchor, self._answer_space]] if self._answer_anchor or self._answer_space else []
         return _hash([self._template, _TEMPLATE_ARGUMENTS, self._system_role, self._answer_header, *opening])
 
     def _encode(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from logitbank.teacher_cache.estimate import Estimate, estimate
 from logitbank.teacher_cache.fill import fill
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from logitbank.teacher_cache.scoring import Tally
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS) -> Prepared:
     opener.check(config)
     teacher = teacher_model(config)
     encoder = PromptEncoder(load_tokenizer(config.model))
-    _check_tokenizer(config, teacher, encoder)
+    own = _teacher_encoder(config, teacher, encoder)
     _check_ranks(config, teacher, encoder, opener)
-    return Prepared(config, teacher, encoder, make_plan(config, encoder, tuple(dict.fromkeys(views))))
+    return Prepared(config, teacher, encoder, make_plan(config, encoder, tuple(dict.fromkeys(views)), own))
 
 
 def estimate_store(config: Config, views: Sequence[str] = DEFAULT_VIEWS) -> Estimate:
@@ -115,9 +118,14 @@ def _opener(config: Config) -> TeacherOpener:
     return opener
 
 
-def _check_tokenizer(config: Config, teacher: ModelConfig, encoder: PromptEncoder) -> None:
+def _teacher_encoder(config: Config, teacher: ModelConfig, encoder: PromptEncoder) -> PromptEncoder | None:
+    """The encoder of a teacher with a chat template of its own; None where it is the student's.
+
+    Raises:
+        ConfigError: other token ids than the student's, for the vocabulary or for an answer's text.
+    """
     if teacher.name == config.model.name:
-        return
+        return None
     try:
         other = PromptEncoder(load_tokenizer(teacher))
     except ConfigError as error:
@@ -127,6 +135,22 @@ def _check_tokenizer(config: Config, teacher: ModelConfig, encoder: PromptEncode
             f"teacher.model: expected the tokenizer of {config.model.name}, but {teacher.name} has another; "
             "logits can only be shared between models with the same token ids"
         )
+    if other.template_hash == encoder.template_hash:
+        return None
+    if not other.answers_like(encoder):
+        raise ConfigError(
+            f"teacher.model: expected answers with the token ids that the chat template of {config.model.name} gives "
+            f"them, but that of {teacher.name} gives others (a space before the answer); give it the same template"
+        )
+    if other.end_of_turn_id != encoder.end_of_turn_id:
+        theirs, ours = (it.tokenizer.convert_ids_to_tokens(it.end_of_turn_id) for it in (other, encoder))
+        logger.info(
+            "teacher.model: %s ends a turn with %s, the student with %s: the end of turn carries no teacher term",
+            teacher.name,
+            theirs,
+            ours,
+        )
+    return other
 
 
 def _check_ranks(config: Config, teacher: ModelConfig, encoder: PromptEncoder, opener: TeacherOpener) -> None:

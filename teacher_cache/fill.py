@@ -176,9 +176,16 @@ def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: Tea
         shard_tokens=config.store.shard_tokens,
         chunk_tokens=config.store.chunk_tokens,
         teacher={**engine.identity(), "batch_tokens": config.teacher.batch_tokens},
-        identity={"template": encoder.template_hash, "seed": config.seed},
+        identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_template(plan)},
         config=config_to_dict(config),
     )
+
+
+def _of_another_template(plan: TeacherPlan) -> dict[str, Any]:
+    """What a teacher with a chat template of its own adds to a store's identity; nothing for any other teacher."""
+    if plan.teacher_template is None:
+        return {}
+    return {"teacher_template": plan.teacher_template, "untaught": list(plan.untaught)}
 
 
 def _describe_view(view: str, plan: ViewPlan, config: Config) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

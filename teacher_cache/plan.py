@@ -59,6 +59,9 @@ class TeacherPlan:
         views: prompts per view.
         too_long: examples left out because the query alone does not fit, per (task, language).
         absent: requested (task, language) cells that do not exist.
+        teacher_template: hash of the teacher's chat template, where it is another than the student's.
+        untaught: answer tokens that the teacher was not asked for, because it ends a turn with another: where one
+            of them is the gold token, its row says nothing to a student.
     """
 
     examples: list[ExampleRecord]
@@ -66,6 +69,8 @@ class TeacherPlan:
     views: dict[str, ViewPlan]
     too_long: Counter[Cell]
     absent: list[Cell]
+    teacher_template: str | None = None
+    untaught: tuple[int, ...] = ()
 
     @property
     def answer_tokens(self) -> int:
@@ -82,8 +87,17 @@ class TeacherPlan:
         )
 
 
-def make_plan(config: Config, encoder: PromptEncoder, views: Sequence[str]) -> TeacherPlan:
+def make_plan(
+    config: Config, encoder: PromptEncoder, views: Sequence[str], teacher: PromptEncoder | None = None
+) -> TeacherPlan:
     """Load, draw, encode and order everything.
+
+    Args:
+        config: what to ask, and how long it may be.
+        encoder: of the student: its prompts, and the ids of every answer.
+        views: which to plan.
+        teacher: encoder of the teacher, where its chat template is another than the student's; it has the same
+            token ids and the same ids for an answer's text.
 
     Raises:
         ConfigError: an unknown view, or no example that fits the length limits.
@@ -96,13 +110,17 @@ def make_plan(config: Config, encoder: PromptEncoder, views: Sequence[str]) -> T
     if absent:
         logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
     plan = TeacherPlan([], [], {view: ViewPlan() for view in views}, Counter(), absent)
+    if teacher is not None:
+        plan.teacher_template = teacher.template_hash
+        if teacher.end_of_turn_id != encoder.end_of_turn_id:
+            plan.untaught = (encoder.end_of_turn_id,)
     examples = _spread([_train(config, task) for task in config.tasks], config.seed)
     pools: dict[Cell, list[Example]] = {}
     for example in _progress(examples, "encoding"):
         record = _record(example, encoder, config, plan)
         if record is None:
             continue
-        prompts = {view: _view_prompt(view, example, record, encoder, config, pools) for view in views}
+        prompts = {view: _view_prompt(view, example, record, teacher, encoder, config, pools) for view in views}
         if any(prompt is None for prompt in prompts.values()):
             plan.too_long[(example.task, example.language)] += 1
             continue
@@ -183,14 +201,20 @@ def _view_prompt(
     view: str,
     example: Example,
     record: ExampleRecord,
+    teacher: PromptEncoder | None,
     encoder: PromptEncoder,
     config: Config,
     pools: dict[Cell, list[Example]],
 ) -> tuple[NDArray[np.int32], int, int] | None:
     """The view's prompt, how many demonstrations it holds, how many were wanted; None if it cannot fit."""
-    if view == "zeroshot":
+    if view == "zeroshot" and teacher is None:
         return np.asarray(record.prompt_ids, dtype=np.int32), 0, 0
     task = TASKS[example.task]
+    encoder = teacher or encoder
+    room = config.data.max_teacher_tokens - len(record.answer_ids)
+    if view == "zeroshot":
+        alone = encoder.encode_prompt(task, example, [], max_tokens=room)
+        return None if alone is None else (np.asarray(alone.ids, dtype=np.int32), 0, 0)
     cell = (example.task, example.language)
     if cell not in pools:
         pools[cell] = demonstration_pool(
@@ -202,7 +226,6 @@ def _view_prompt(
     )
     if view == "shuffled_answers":
         demonstrations = shuffle_answers(demonstrations, seed=config.seed, query=example)
-    room = config.data.max_teacher_tokens - len(record.answer_ids)
     prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=room)
     if prompt is None:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import os
 import socket
@@ -11,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,28 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(f"real data and models are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(shared: Path) -> Callable[..., Any]:
+    """`real_tokenizer(name, template=None)`: a real tokenizer, opened once; with a real template, or the one in text.
+
+    Each call gives an object of its own, whose template may be changed.
+    """
+    from transformers import AutoTokenizer  # slow to import: most tests need none
+
+    @functools.cache
+    def opened(name: str) -> Any:
+        return AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+
+    def real(name: str, template: str | None = None) -> Any:
+        tokenizer = copy.copy(opened(name))
+        if template is not None:
+            file = shared / "tokenizers" / "templates" / f"{template}.jinja"
+            tokenizer.chat_template = template if "{" in template else file.read_text(encoding="utf-8")
+        return tokenizer
+
+    return real
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,11 @@ class StoreInfo(StoreFields):
         return self._text(self.identity.get("identity", {}).get("template"))
 
     @property
+    def untaught(self) -> tuple[int, ...]:
+        """Answer tokens whose rows carry no teacher term: the teacher ends a turn with another token."""
+        return tuple(self.identity.get("identity", {}).get("untaught", ()))
+
+    @property
     def teacher_model(self) -> str:
         """Hub id or path of the teacher; the student's base model where the builder recorded none."""
         return self._text(self.teacher.get("model")) or self.model

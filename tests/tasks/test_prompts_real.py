@@ -58,9 +58,8 @@ SPACE_BEFORE_ANSWER = {
 
 
 @pytest.fixture(scope="session")
-def tokenizers(shared: Path) -> dict[str, Any]:
-    names = ("qwen3", "llama-3.2")
-    return {name: AutoTokenizer.from_pretrained(shared / "tokenizers" / name) for name in names}
+def tokenizers(real_tokenizer: Callable[..., Any]) -> dict[str, Any]:
+    return {name: real_tokenizer(name) for name in ("qwen3", "llama-3.2")}
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +122,11 @@ def test_every_template_shows_all_and_ends_where_the_answer_goes(
     assert tokenizer.decode([encoder.end_of_turn_id]) == END_OF_TURN[name]
 
 
+@pytest.fixture(scope="module")
+def proxy(shared: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(shared / "models" / "proxy-qwen3", dtype=torch.float32).eval()
+
+
 def test_the_proxy_has_the_tokenizer_of_qwen3(shared: Path, tokenizers: dict[str, Any]) -> None:
     proxy = PromptEncoder(AutoTokenizer.from_pretrained(shared / "models" / "proxy-qwen3"))
     assert proxy.tokenizer_hash == PromptEncoder(tokenizers["qwen3"]).tokenizer_hash
@@ -171,13 +175,11 @@ def test_an_answer_behind_a_tokenizer_that_opens_texts_with_a_space() -> None:
     ("name", "language", "zero_shot", "few_shot"), [("nli", "en", 0.91, 0.37), ("pa", "de", 0.71, 0.40)]
 )
 def test_the_proxy_knows_these_formats(
-    shared: Path, name: str, language: str, zero_shot: float, few_shot: float
+    shared: Path, proxy: Any, tokenizers: dict[str, Any], name: str, language: str, zero_shot: float, few_shot: float
 ) -> None:
     """Its published answer cross-entropy (25 validation rows, nats per token) comes out of these prompts."""
-    torch.set_num_threads(2)
-    path, mirror = shared / "models" / "proxy-qwen3", str(shared / "hub")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    encoder, task = PromptEncoder(AutoTokenizer.from_pretrained(path)), TASKS[name]
+    mirror = str(shared / "hub")
+    encoder, task = PromptEncoder(tokenizers["qwen3"]), TASKS[name]
     pool = demonstration_pool(name, language, stage="train", mirror=mirror)
 
     def cross_entropy(query: Example, count: int) -> float:
@@ -186,7 +188,7 @@ def test_the_proxy_knows_these_formats(
         assert prompt is not None
         answer = encoder.encode_answer(query.answer)
         with torch.inference_mode():
-            logits = model(torch.tensor([prompt.ids + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+            logits = proxy(torch.tensor([prompt.ids + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
         return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
 
     queries = load_examples(name, "validation", language, mirror=mirror)[:25]

@@ -1,35 +1,32 @@
-"""Tiny random models that wear real tokenizers."""
+"""Tiny random models, and data for all tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
+from logitbank.scripts.demo_world import World, write_mirror
 from tests import tiny
 
 PADDING_ROWS = 8
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 @pytest.fixture(scope="session")
-def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[..., Path]:
-    """`wear(tokenizer, template, padding_rows=8)` saves a random model with that real tokenizer and chat template.
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_model(template=CHATML, padding_rows=8, control=())` saves a random model with one token for each byte."""
 
-    The template is the tokenizer's own ("own"), the file of that name, or none at all (None).
-    """
-
-    def make(tokenizer_name: str, template: str | None, padding_rows: int = PADDING_ROWS) -> Path:
-        tokenizer: Any = AutoTokenizer.from_pretrained(shared / "tokenizers" / tokenizer_name)
-        if template is None:
-            tokenizer.chat_template = None
-        elif template != "own":
-            tokenizer.chat_template = (shared / "tokenizers/templates" / f"{template}.jinja").read_text()
-        path = tmp_path_factory.mktemp("worn")
+    def make(template: str = CHATML, padding_rows: int = PADDING_ROWS, control: Sequence[str] = ()) -> Path:
+        tokenizer = tiny.byte_tokenizer(template, control=control)
         return tiny.save_model(
-            path,
+            tmp_path_factory.mktemp("model"),
             tokenizer,
             rows=len(tokenizer) + padding_rows,
             architecture="llama",
@@ -41,3 +38,11 @@ def wear(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[...
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of all tasks and languages, in the layout of the hub."""
+    path = tmp_path_factory.mktemp("mirror")
+    write_mirror(path, World(train_rows=24, eval_rows=12))
+    return path

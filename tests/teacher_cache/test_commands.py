@@ -1,4 +1,4 @@
-"""build-teacher-cache and inspect-cache as a user runs them: on real data, and on wrong input."""
+"""build-teacher-cache and inspect-cache as a user runs them, and on wrong input."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from logitbank.student_train import train_command
 from logitbank.teacher_cache import build_command
 from logitbank.teacher_cache.estimate import bytes_per_token
 from logitbank.teacher_cache.inspection import command as inspect_command
+from tests import processes
 
 
 @pytest.fixture(scope="module")
-def arguments(wear: Callable[[str, str | None], Path], shared: Path) -> list[str]:
-    """Configuration of a small run over two real tasks."""
+def arguments(make_model: Callable[..., Path], mirror: Path) -> list[str]:
+    """Configuration of a small run over two tasks."""
     return [
-        f"model.name={wear('qwen3', 'own')}",
-        f"data.mirror={shared / 'hub'}",
+        f"model.name={make_model()}",
+        f"data.mirror={mirror}",
         "tasks=[nli,pos]",
         "languages=[en,hi]",
         "data.max_train_per_task=12",
         "data.max_validation_per_task=4",
         "teacher.top_k=70",
-        "store.shard_tokens=128",
-        "store.chunk_tokens=32",
+        "store.shard_tokens=512",
+        "store.chunk_tokens=128",
     ]
 
 
@@ -226,21 +227,16 @@ def test_going_on_with_other_settings_names_the_field_and_both_values(
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(
-    wear: Callable[[str, str | None], Path], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_model: Callable[..., Path], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = wear("llama-3.2", "own")
+    other = make_model(control=("<another>",))
     with pytest.raises(SystemExit):
         build_command.main(["--store", str(tmp_path / "s"), *arguments, f"teacher.model={other}"])
     assert "teacher.model: expected the tokenizer of" in capsys.readouterr().err
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "logitbank", "inspect-cache", "--store", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = processes.run("inspect-cache", "--store", str(tmp_path / "none"))
     assert run.returncode == 2
     assert run.stderr.startswith("error: --store")
     assert len(run.stderr.splitlines()) == 1
@@ -266,9 +262,9 @@ def test_a_device_map_spreads_one_teacher_and_changes_no_number(
 
 
 def test_a_teacher_with_a_longer_lm_head_teaches_a_student_with_a_shorter_one(
-    wear: Callable[..., Path], arguments: list[str], tmp_path: Path
+    make_model: Callable[..., Path], arguments: list[str], tmp_path: Path
 ) -> None:
-    teacher = wear("qwen3", "own", padding_rows=40)
+    teacher = make_model(padding_rows=40)
     built = [*arguments, f"teacher.model={teacher}", "data.max_train_per_task=4"]
     build_command.main(["--store", str(tmp_path / "s"), "--view", "zeroshot", *built])
     store = TeacherStore.open(str(tmp_path / "s"))

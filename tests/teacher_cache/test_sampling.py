@@ -184,7 +184,6 @@ def test_settings_that_cannot_draw_are_refused() -> None:
         (["teacher.signal=some"], "teacher.signal: expected one of topk, sampled, hybrid"),
         (["teacher.draws=0"], "teacher.draws"),
         (["teacher.draws=5000"], "teacher.draws: expected at most 4096"),
-        (["teacher.signal=sampled", "teacher.engine=vllm"], "teacher.signal: vllm returns the largest logits alone"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config([], ["model.name=x", *overrides])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers import AutoTokenizer
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import ModelConfig
@@ -50,6 +51,7 @@ def test_a_missing_package_is_named_before_any_work(capsys: pytest.CaptureFixtur
     [
         ("teacher.device_map=auto", "vllm.tensor_parallel"),
         ("teacher.signal=hybrid", "teacher.engine=hf"),
+        ("teacher.signal=sampled", "vllm returns the largest logits alone"),
         ("teacher.load_in_8bit=true", "quantised checkpoint"),
         ("teacher.load_in_4bit=true", "quantised checkpoint"),
         ("vllm.gpu_memory_utilization=1.5", "at most 1"),
@@ -70,12 +72,16 @@ def test_keys_that_vllm_has_no_use_for_are_refused(
 
 
 def test_ranks_leave_room_for_the_scalars(
-    wear: Callable[[str, str | None], Path], shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_model: Callable[..., Path], mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--store", str(tmp_path / "s"), "--dry-run", f"model.name={wear('qwen3', 'own')}"]
-    arguments += [f"data.mirror={shared / 'hub'}", "tasks=[nli]", "languages=[en]", "data.max_train_per_task=2"]
-    line = _error(capsys, lambda: build_command.main([*arguments, "teacher.engine=vllm", "teacher.top_k=151665"]))
-    assert "teacher.top_k: expected at most 151661, the size of the vocabulary less the 8 that vllm needs" in line
+    model = make_model()
+    arguments = ["--store", str(tmp_path / "s"), "--dry-run", f"model.name={model}"]
+    arguments += [f"data.mirror={mirror}", "tasks=[nli]", "languages=[en]", "data.max_train_per_task=2"]
+    tokens = len(AutoTokenizer.from_pretrained(model))
+    line = _error(capsys, lambda: build_command.main([*arguments, "teacher.engine=vllm", f"teacher.top_k={tokens}"]))
+    assert (
+        f"teacher.top_k: expected at most {tokens - 8}, the size of the vocabulary less the 8 that vllm needs" in line
+    )
     build_command.main([*arguments, "teacher.engine=vllm", "teacher.top_k=64"])
     assert "answer tokens" in capsys.readouterr().out
 
