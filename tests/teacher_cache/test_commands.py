@@ -218,8 +218,8 @@ def test_going_on_with_other_settings_names_the_field_and_both_values(
     store: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for change, field in (
-        ("seed=7", "identity.seed = 42, this run has 7"),
-        ("teacher.top_k=60", "top_k = 70, this run has 60"),
+        ("seed=7", "identity.seed = 42, but this run requests 7"),
+        ("teacher.top_k=60", "top_k = 70, but this run requests 60"),
     ):
         with pytest.raises(SystemExit):
             build_command.main(["--store", str(store), "--view", "zeroshot", *arguments, change])

@@ -29,7 +29,9 @@ def _error(capsys: pytest.CaptureFixture[str], run: Callable[[], None]) -> str:
 
 
 @without_vllm
-def test_a_missing_package_is_named_before_any_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_package_is_named_before_any_work(
+    make_model: Callable[..., Path], mirror: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     line = _error(
         capsys,
         lambda: build_command.main(["--store", str(tmp_path / "s"), "model.name=/nowhere", "teacher.engine=vllm"]),
@@ -37,12 +39,9 @@ def test_a_missing_package_is_named_before_any_work(capsys: pytest.CaptureFixtur
     assert "teacher.engine: the package vllm is not installed" in line
     assert "pip install vllm" in line
     assert not (tmp_path / "s").exists()
-    line = _error(
-        capsys,
-        lambda: evaluate_command.main(
-            ["--condition", "base", "--results", str(tmp_path / "r"), "model.name=m", "evaluation.engine=vllm"]
-        ),
-    )
+    asked = ["--condition", "base", "--results", str(tmp_path / "r"), f"model.name={make_model()}"]
+    data = [f"data.mirror={mirror}", "tasks=[nli]", "languages=[en]", "evaluation.max_samples=2"]
+    line = _error(capsys, lambda: evaluate_command.main([*asked, *data, "evaluation.engine=vllm"]))
     assert "evaluation.engine: the package vllm is not installed" in line
 
 
