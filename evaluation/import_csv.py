@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.configs import ConfigError
-from logitbank.evaluation.checkpoints import CONDITION_NAME
-from logitbank.storage.results.rows import write_rows
+from logitbank.experiment import CONDITION_NAME
+from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks import LANGUAGES, TASKS
 
 SCALES = ("percent", "fraction")
@@ -35,7 +35,7 @@ SPELLINGS = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class Published:
     """One published number, as a fraction, and which model and method it belongs to."""
 
     model: str
@@ -65,29 +65,34 @@ def import_csv(path: Path, results: Path, *, model: str | None = None, scale: st
     Raises:
         ConfigError: a file that cannot be read, a missing column, or a line that makes no sense.
     """
-    cells = read_cells(path, model=model or path.stem, scale=scale)
-    content = hashlib.sha256(repr(cells).encode()).hexdigest()[:10]
+    rows = read_published(path, model=model or path.stem, scale=scale)
+    content = _content_hash(rows)
     name = f"import-{re.sub(r'[^A-Za-z0-9_.+-]', '_', path.stem)}-{content}"
-    if (results / "metrics" / f"{name}.parquet").exists():
+    if read_rows(results, "metrics", name) is not None:
         return 0, 0
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        key = (cell.model, cell.condition, cell.setup, cell.lambda_distill, cell.seed)
-        groups.setdefault(key, []).append(cell)
-    primary = _primary_metrics(cells)
+    groups: dict[tuple[Any, ...], list[Published]] = {}
+    for row in rows:
+        key = (row.model, row.condition, row.setup, row.lambda_distill, row.seed)
+        groups.setdefault(key, []).append(row)
+    primary = _primary_metrics(rows)
     now = datetime.datetime.now(datetime.UTC)
     runs, metrics = [], []
     for number, own in enumerate(groups.values()):
         run = f"{name}-{number}"
         runs.append(_run_row(run, own[0], path, now))
-        metrics += [_metric_row(run, cell, primary) for cell in own]
-    if not (results / "runs" / f"{name}.parquet").exists():
+        metrics += [_metric_row(run, row, primary) for row in own]
+    if read_rows(results, "runs", name) is None:
         write_rows(results, "runs", runs, name)
     write_rows(results, "metrics", metrics, name)
     return len(groups), len(metrics)
 
 
-def read_cells(path: Path, *, model: str, scale: str | None) -> list[Cell]:
+def _content_hash(rows: Sequence[Published]) -> str:
+    """Names the content of a file, as version 0.1.0 did, so that what it imported counts as imported."""
+    return hashlib.sha256(repr(rows).replace("Published(", "Cell(").encode()).hexdigest()[:10]
+
+
+def read_published(path: Path, *, model: str, scale: str | None) -> list[Published]:
     """The numbers of a CSV file; see `import_csv`."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -106,16 +111,16 @@ def read_cells(path: Path, *, model: str, scale: str | None) -> list[Cell]:
     if scale is None:
         scale = "percent" if max(values) > 1 else "fraction"
     divisor = 100 if scale == "percent" else 1
-    cells = []
+    rows = []
     for number, (line, value) in enumerate(zip(lines, values, strict=True), start=2):
         if not 0 <= value <= divisor:
             raise ConfigError(f"import: {path} line {number}: value: expected 0 to {divisor} ({scale}), got {value:g}")
-        cells.append(_cell(line, language, value / divisor, model, path, number))
-    _refuse_duplicates(cells, path)
-    return cells
+        rows.append(_published(line, language, value / divisor, model, path, number))
+    _refuse_duplicates(rows, path)
+    return rows
 
 
-def _cell(line: Mapping[str, str], language: str, value: float, model: str, path: Path, number: int) -> Cell:
+def _published(line: Mapping[str, str], language: str, value: float, model: str, path: Path, number: int) -> Published:
     if any(line.get(column) in (None, "") for column in ("condition", "task", language)):
         raise ConfigError(f"import: {path} line {number}: expected condition, task and {language}, one is empty")
     if line[language] not in LANGUAGES:
@@ -130,7 +135,7 @@ def _cell(line: Mapping[str, str], language: str, value: float, model: str, path
     found = LAMBDA.search(line["condition"]) or LAMBDA.search(setting)
     kind = setting.split(",")[0].strip()
     seed = line.get("seed")
-    return Cell(
+    return Published(
         model=line.get("model") or model,
         condition=condition_name(line["condition"]),
         setup=f"published {kind}".strip(),
@@ -163,64 +168,64 @@ def _number(text: str | None, path: Path, number: int) -> float:
     return value
 
 
-def _refuse_duplicates(cells: Sequence[Cell], path: Path) -> None:
+def _refuse_duplicates(rows: Sequence[Published], path: Path) -> None:
     seen: dict[tuple[Any, ...], int] = {}
-    for number, cell in enumerate(cells, start=2):
+    for number, row in enumerate(rows, start=2):
         key = (
-            cell.model,
-            cell.condition,
-            cell.setup,
-            cell.lambda_distill,
-            cell.seed,
-            cell.task,
-            cell.language,
-            cell.metric,
+            row.model,
+            row.condition,
+            row.setup,
+            row.lambda_distill,
+            row.seed,
+            row.task,
+            row.language,
+            row.metric,
         )
         if key in seen:
             raise ConfigError(
                 f"import: {path} lines {seen[key]} and {number} give the same cell "
-                f"({cell.model}, {cell.condition}, {cell.task}/{cell.language}, {cell.metric}); "
+                f"({row.model}, {row.condition}, {row.task}/{row.language}, {row.metric}); "
                 "a column model, setting or seed would tell them apart"
             )
         seen[key] = number
 
 
-def _primary_metrics(cells: Sequence[Cell]) -> dict[str, str]:
+def _primary_metrics(rows: Sequence[Published]) -> dict[str, str]:
     """The metric of each task that averages use: the task's own, else the first one in the file."""
     primary: dict[str, str] = {}
-    for cell in cells:
-        own = TASKS[cell.task].primary_metric if cell.task in TASKS else None
-        if cell.metric == own or cell.task not in primary:
-            primary[cell.task] = cell.metric
+    for row in rows:
+        own = TASKS[row.task].primary_metric if row.task in TASKS else None
+        if row.metric == own or row.task not in primary:
+            primary[row.task] = row.metric
     return primary
 
 
-def _run_row(run: str, cell: Cell, path: Path, now: datetime.datetime) -> dict[str, Any]:
+def _run_row(run: str, row: Published, path: Path, now: datetime.datetime) -> dict[str, Any]:
     return {
         "run": run,
         "kind": "import",
-        "model": cell.model,
-        "condition": cell.condition,
-        "seed": cell.seed,
-        "lambda_distill": cell.lambda_distill,
-        "variant": None if cell.lambda_distill is None else f"λ={cell.lambda_distill:g}",
-        "setup": cell.setup,
+        "model": row.model,
+        "condition": row.condition,
+        "seed": row.seed,
+        "lambda_distill": row.lambda_distill,
+        "variant": None if row.lambda_distill is None else f"λ={row.lambda_distill:g}",
+        "setup": row.setup,
         "config": json.dumps({"file": path.name}),
         "created_at": now,
     }
 
 
-def _metric_row(run: str, cell: Cell, primary: Mapping[str, str]) -> dict[str, Any]:
+def _metric_row(run: str, row: Published, primary: Mapping[str, str]) -> dict[str, Any]:
     return {
         "run": run,
-        "model": cell.model,
-        "condition": cell.condition,
-        "seed": cell.seed,
-        "task": cell.task,
-        "language": cell.language,
+        "model": row.model,
+        "condition": row.condition,
+        "seed": row.seed,
+        "task": row.task,
+        "language": row.language,
         "split": "published",
         "method": "imported",
-        "metric": cell.metric,
-        "value": cell.value,
-        "is_primary": cell.metric == primary[cell.task],
+        "metric": row.metric,
+        "value": row.value,
+        "is_primary": row.metric == primary[row.task],
     }

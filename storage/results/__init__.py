@@ -2,7 +2,6 @@
 
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, read_rows, write_rows
-from logitbank.storage.results.training_log import withdraw_later_rows, write_training_log
 from logitbank.storage.results.views import VIEWS
 
 __all__ = [
@@ -11,7 +10,5 @@ __all__ = [
     "VIEWS",
     "Catalogue",
     "read_rows",
-    "withdraw_later_rows",
     "write_rows",
-    "write_training_log",
 ]

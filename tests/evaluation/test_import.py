@@ -17,7 +17,7 @@ from tests.evaluation.test_query import run, table_of
 def test_the_study_comes_out_as_published(shared: Path, tmp_path: Path, capsys: Any) -> None:
     run(tmp_path, "import", str(shared / "reference" / "xtreme_results.csv"))
     assert "imported 198 cells of 7 models and conditions" in capsys.readouterr().out
-    run(tmp_path, "tables")
+    run(tmp_path, "tables", "--cells")
     text = capsys.readouterr().out
     cells = table_of(text, "Summary per condition: task_language_mean")
     assert cells["Llama-3.2-3B"] == {
@@ -63,7 +63,7 @@ def test_published_and_own_numbers_of_one_model_stay_apart(tmp_path: Path, capsy
     add_run(tmp_path / "r", {("nli", "en"): 0.25}, model="m")
     run(tmp_path / "r", "import", str(_csv(tmp_path, "m,base,nli,accuracy,en,50")))
     capsys.readouterr()
-    run(tmp_path / "r", "tables")
+    run(tmp_path / "r", "tables", "--cells")
     rows = table_of(capsys.readouterr().out, "base: nli (accuracy, %)")
     assert {label: row["en"] for label, row in rows.items()} == {"m (published)": "50.0", "m (setup s)": "25.0"}
 
@@ -114,3 +114,11 @@ def _fails(tmp_path: Path, capsys: Any, file: Path, message: str) -> None:
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+def test_what_an_earlier_version_imported_is_not_imported_again(tmp_path: Path, capsys: Any) -> None:
+    """Version 0.1.0 named the rows of a file after a hash of its content."""
+    file = _csv(tmp_path, "m,base,nli,accuracy,en,50")
+    run(tmp_path / "r", "import", str(file))
+    (path,) = (tmp_path / "r" / "metrics").iterdir()
+    assert path.stem == "import-published-66c984f889"
