@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 import torch
 import transformers
 
+from logitbank import progress
 from logitbank.configs import Config
 from logitbank.evaluation import evaluate_command, query_command
 from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
 from logitbank.evaluation.engines.base import Answer, Request, open_engine
-from logitbank.evaluation.run import Evaluation, evaluate
+from logitbank.evaluation.run import Evaluation, evaluate, evaluate_all
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks import TASKS
 from logitbank.tasks.data import load_examples
@@ -315,7 +317,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "whole" / "training.json").write_text(json.dumps(about))
     arguments, message = COMMAND_ERRORS[case]
     given = [argument.format(tmp=tmp_path) for argument in arguments]
-    command = ["--config", *base_overrides(tiny_model, mirror), "--results", str(tmp_path / "r"), *given]
+    command = [*base_overrides(tiny_model, mirror), "--results", str(tmp_path / "r"), *given]
     with pytest.raises(SystemExit) as caught:
         evaluate_command.main(command)
     assert caught.value.code == 2
@@ -327,13 +329,42 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 
 def test_the_command_with_a_real_model(tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any) -> None:
-    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "--results", str(tmp_path)]
+    command = [*base_overrides(tiny_model, mirror), "tasks=[nli]", "--results", str(tmp_path)]
     evaluate_command.main([*command, "--condition", "base"])
     evaluate_command.main([*command, "--condition", "base"])
     assert "2 of 2 cells are finished already" in capsys.readouterr().out
     rows = _rows(tmp_path, "SELECT output FROM predictions")
     assert len(rows) == 12
     assert any(row["output"] for row in rows)
+
+
+class Slow(Parrot):
+    """A parrot that takes its time for each answer."""
+
+    def generate(self, requests: Sequence[Request], *, progress: Callable[[int], object]) -> list[Answer]:
+        for _ in requests:
+            time.sleep(0.02)
+            progress(1)
+        return [Answer(self.answer, cut_short=False) for _ in requests]
+
+
+def test_progress_is_over_all_cells_and_checkpoints_of_a_command(
+    config: Any, tokenizer: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
+    asked = config("tasks=[nli]", "languages=[en,hi]")
+    evaluate(Evaluation(config("tasks=[nli]", "languages=[en]"), "base", None, tmp_path), opener=Parrot(tokenizer))
+    capsys.readouterr()
+    path = checkpoint(tmp_path / "c", view="fewshot")
+    jobs = [Evaluation(asked, "base", None, tmp_path)]
+    jobs += [Evaluation(asked, "distilled", open_checkpoint(path), tmp_path)]
+    evaluate_all(jobs, opener=Slow(tokenizer))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith("base, distilled: ") and " of 18 answers" in line for line in lines), lines
+    done = [int(line.split(": ")[1].split(" of")[0]) for line in lines]
+    assert done == sorted(done)
+    assert max(done) > 6, "one bar, not one for each cell"
 
 
 def test_engine_choice_is_checked_in_the_configuration(config: Any) -> None:
@@ -348,7 +379,7 @@ def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_pat
         peft.get_peft_model(base, lora).save_pretrained(tmp_path / "out" / name)
         about = record(model=str(tiny_model), view="fewshot", step=step)
         (tmp_path / "out" / name / "training.json").write_text(json.dumps(about))
-    command = ["--config", *base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]", "--new-condition"]
+    command = [*base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]", "--new-condition"]
     command += ["--results", str(tmp_path / "r"), "--condition", "mine", "--checkpoint", str(tmp_path / "out")]
     evaluate_command.main([*command, "--steps", "5", "10"])
     evaluate_command.main([*command, "--steps", "10"])
