@@ -63,14 +63,14 @@ class Stages:
         heading(f"{self.name}: student {output.name} (view {view or NO_VIEW})")
         if self.processes is not None:
             places = ["--store", self.store, "--view", view or NO_VIEW, "--output", str(output)]
-            own = [*places, "--results", str(self.results), "--resume"]
+            own = [*places, "--results", str(self.results)]
             self._launch("train-student", own, [*self.overrides, *overrides])
             return
         from logitbank.student_train.records import Run
         from logitbank.student_train.train import train
 
         config = load_config(self.files, [*self.overrides, *overrides])
-        train(Run(config, self.store, view, output, self.results, resume=True))
+        train(Run(config, self.store, view, output, self.results))
 
     def evaluate(self, condition: str, student: Path | None = None, steps: Sequence[int] = ()) -> None:
         """Evaluate the model before training, or a student: its end, or each of the given steps."""

@@ -5,6 +5,7 @@ Shapes: B sequences, L padded length, T answer tokens, K teacher logits, M drawn
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -226,7 +227,14 @@ def micro_batch_loader(
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one belongs to dropout: a loader must not draw from it
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_training_process,
     )
+
+
+def _leave_signals_to_the_training_process(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers too; the training process still wants the batches of its last step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _teacher_ids(rows: TeacherRows) -> torch.Tensor:

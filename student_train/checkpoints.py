@@ -7,13 +7,14 @@ checkpoint is written under a temporary name and renamed, `files.json` (every fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 
+from logitbank.errors import OutputError
+from logitbank.experiment import TRAINING_RECORD, TrainingRecord
 from logitbank.student_train.sharding import load_optimizer_state, whole_optimizer_state, whole_weights
 
 logger = logging.getLogger(__name__)
@@ -29,17 +33,18 @@ logger = logging.getLogger(__name__)
 FINAL = "final"
 FILES = "files.json"
 STATE = "state"
+TRAINER = "trainer.pt"
 SHARDED = "sharded"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_checkpoint(
     accelerator: Accelerator,
-    student: Any,
+    student: torch.nn.Module,
     optimizer: Any,
     tokenizer: Any,
     target: Path,
-    description: Mapping[str, Any],
+    record: TrainingRecord,
     state: Mapping[str, Any] | None,
 ) -> None:
     """Write one checkpoint; every rank calls this.
@@ -50,37 +55,42 @@ def save_checkpoint(
         optimizer: the prepared optimizer; saved where `state` is.
         tokenizer: saved beside the weights.
         target: `OUTPUT/checkpoint-<step>` or `OUTPUT/final`.
-        description: content of `training.json`.
+        record: content of `training.json`.
         state: tensors and plain values that `load_state` gives back, or None where nothing resumes.
+
+    Raises:
+        OutputError: a disk that is full or refuses; what was half-written is removed.
     """
     weights = whole_weights(accelerator, student)
     optimizer_state: dict[str, Any] = {}
     if state is not None and accelerator.distributed_type != DistributedType.DEEPSPEED:
         optimizer_state = whole_optimizer_state(student, optimizer)
     partial = target.parent / f".{target.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / STATE).mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    if state is not None:
-        torch.save(_random_state(), partial / STATE / f"random-{accelerator.process_index}.pt")
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            accelerator.save_state(str(partial / STATE / SHARDED))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _save_model(accelerator.unwrap_model(student).model, weights, partial)
-        tokenizer.save_pretrained(partial)
-        _write_json(partial / "training.json", description)
+    with _refusals(target, partial):
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / STATE).mkdir(parents=True)
+        accelerator.wait_for_everyone()
         if state is not None:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            torch.save({**state, "optimizer": optimizer_state, "scaler": scaler}, partial / STATE / "trainer.pt")
-        else:
-            (partial / STATE).rmdir()
-        _seal(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-        _sync(target.parent)
+            _save_tensors(_random_state(), partial / STATE / f"random-{accelerator.process_index}.pt")
+            if accelerator.distributed_type == DistributedType.DEEPSPEED:
+                accelerator.save_state(str(partial / STATE / SHARDED))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _save_model(accelerator.unwrap_model(student).model, weights, partial)
+            tokenizer.save_pretrained(partial)
+            _write_json(partial / TRAINING_RECORD, record.to_json())
+            if state is not None:
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                everything = {**state, "optimizer": optimizer_state, "scaler": scaler}
+                _save_tensors(everything, partial / STATE / TRAINER)
+            else:
+                (partial / STATE).rmdir()
+            _seal(partial)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+            _sync(target.parent)
     accelerator.wait_for_everyone()
 
 
@@ -122,13 +132,13 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_state(accelerator: Accelerator, student: Any, optimizer: Any, path: Path) -> dict[str, Any]:
+def load_state(accelerator: Accelerator, student: torch.nn.Module, optimizer: Any, path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`; restores the optimizer and this rank's random states.
 
     DeepSpeed restores its weights and optimizer from its own files.
     """
     process_index = accelerator.process_index
-    state: dict[str, Any] = torch.load(path / STATE / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
+    state: dict[str, Any] = torch.load(path / STATE / TRAINER, map_location="cpu", weights_only=True, mmap=True)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.load_state(str(path / STATE / SHARDED))
     else:
@@ -156,6 +166,40 @@ def remove_partial(output: Path) -> None:
     """Delete what killed runs left under temporary names."""
     for path in output.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _refusals(target: Path, partial: Path) -> Iterator[None]:
+    """Turn what a full disk makes of each library's writing into one error; make room again."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"--output: cannot write {target}: {refusal}; make room and run the same command to resume"
+        ) from error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the operating system said, or None where this is another mistake."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause.strerror
+        cause = cause.__context__
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return os.strerror(int(found[1]))
+    if "inline_container.cc" in str(error):  # torch.save, which looks at sizes alone
+        return "a file ended before all of it was written"
+    return None
+
+
+def _save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def _save_model(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:

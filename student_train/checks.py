@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,33 +10,20 @@ from logitbank.configs import Config, ConfigError
 from logitbank.models.huggingface import lm_head_rows
 from logitbank.registry import LOSSES
 from logitbank.storage import StoreError, TeacherStore
-from logitbank.student_train.checkpoints import FINAL, list_checkpoints
 from logitbank.tasks.prompts import PromptEncoder
 
 
-def check_output(output: Path, *, resume: bool) -> bool:
-    """Whether the run is done already.
-
-    Raises:
-        ConfigError: the directory holds a run and `--resume` was not given.
-    """
+def check_output(output: Path) -> None:
+    """Raise `ConfigError` where `--output` is a file."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output: expected a directory, got the file {output}")
-    final, unfinished = (output / FINAL).is_dir(), list_checkpoints(output)
-    if final and not resume:
-        raise ConfigError(f"--output: {output} holds a finished run; choose another directory")
-    if unfinished and not resume:
-        raise ConfigError(
-            f"--output: {output} holds {unfinished[-1].name}; add --resume to go on, or choose another directory"
-        )
-    return final
 
 
-def check_store_fits(store: TeacherStore, config: Config, view: str | None, tokenizer: Any) -> None:
+def check_store_fits(store: TeacherStore, config: Config, view: str | None, encoder: PromptEncoder) -> None:
     """Refuse a store that this student cannot be trained from.
 
     Raises:
-        StoreError: the view is absent or half-built, or the tokenizers differ.
+        StoreError: the view is absent or half-built, or the tokenizers or chat templates differ.
         ConfigError: more teacher logits asked for than stored, a task that the store lacks, or a model
             with fewer `lm_head` rows than the tokenizer has ids.
     """
@@ -61,12 +47,19 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, toke
             raise ConfigError(
                 f"tasks: the store at {store.url} has no examples of {task} (it has {', '.join(info.tasks)})"
             )
-    own_hash = PromptEncoder(tokenizer).tokenizer_hash
+    own_hash = encoder.tokenizer_hash
     if own_hash != info.tokenizer_hash:
         raise StoreError(
             f"model.name: the tokenizer of {config.model.name} differs from the one the store at {store.url} "
             f"was built with (hash {own_hash[:12]} instead of {info.tokenizer_hash[:12]}); "
             "a student needs its teacher's tokenizer"
+        )
+    template = info.identity.get("identity", {}).get("template")
+    if template is not None and encoder.template_hash != template:
+        raise StoreError(
+            f"model.name: the chat template of {config.model.name} differs from the one that wrote the prompts in the "
+            f"store at {store.url} (hash {encoder.template_hash[:12]} instead of {template[:12]}); take the model that "
+            "the store was built for, or build a store for this one"
         )
     rows = lm_head_rows(config.model)
     if rows < info.tokenizer_size:

@@ -6,34 +6,18 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitbank.configs import Config, ConfigError, config_to_dict
+from logitbank.configs import Config, ConfigError, Decides, config_to_dict, keys_deciding
+from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of_view, flatten
 from logitbank.storage import TeacherStore
-from logitbank.storage.results.rows import write_rows
+from logitbank.storage.results.rows import names_of, withdraw_rows, write_rows
 
-logger = logging.getLogger(__name__)
-
-CONDITION_OF_VIEW = {None: "finetuned", "fewshot": "distilled", "zeroshot": "control"}
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "accelerate", "numpy", "zarr")
-# keys that change neither weights nor their order of updates: they may differ on --resume
-FREE_KEYS = (
-    "evaluation.",
-    "teacher.",
-    "languages",
-    "data.mirror",
-    "training.save_steps",
-    "training.logging_steps",
-    "training.num_workers",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.loss_chunk_tokens",
-)
 
 
 @dataclass(frozen=True)
@@ -44,9 +28,8 @@ class Run:
         config: the whole configuration.
         store_url: the teacher store.
         view: teacher view, or None for cross-entropy alone: no teacher array is then read.
-        output: directory of the checkpoints.
+        output: directory of the checkpoints; an unfinished run of the same settings in it is resumed.
         results: directory of the result rows.
-        resume: go on from the newest whole checkpoint in `output`.
     """
 
     config: Config
@@ -54,104 +37,113 @@ class Run:
     view: str | None
     output: Path
     results: Path
-    resume: bool = False
 
 
-def describe_request(run: Run) -> dict[str, Any]:
-    """What `training.json` has of the command alone, without looking at the store."""
-    return {"view": run.view, "seed": run.config.seed, "config": config_to_dict(run.config)}
+def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord:
+    """The record of a run that is about to start.
+
+    Args:
+        run: what to train.
+        store: the opened store.
+        template: hash of the student's chat template.
+    """
+    info, with_teacher = store.info, run.view is not None
+    return TrainingRecord(
+        run=f"{run.output.resolve().name}-{uuid.uuid4().hex[:8]}",
+        condition=condition_of_view(run.view),
+        model=run.config.model.name,
+        view=run.view,
+        seed=run.config.seed,
+        config=config_to_dict(run.config),
+        store=run.store_url,
+        store_fingerprint=info.fingerprint,
+        view_fingerprint=store.view_attributes(run.view)["fingerprint"] if run.view is not None else None,
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        template=template,
+        training_set=info.identity.get("examples", {}).get("hash"),
+        teacher=(info.teacher.get("model") or info.model) if with_teacher else None,
+        top_k=info.top_k if with_teacher else None,
+    )
 
 
-def describe_run(run: Run, store: TeacherStore, resume_from: Path | None) -> dict[str, Any]:
-    """Content of `training.json`, without the step.
+def read_record(checkpoint: Path) -> TrainingRecord:
+    """The record beside a checkpoint's weights.
 
     Raises:
-        ConfigError: the checkpoint to resume from is of another run than the one asked for.
+        ConfigError: there is none, so nothing says which run it is of.
     """
-    about = {
-        "run": f"{run.output.resolve().name}-{uuid.uuid4().hex[:8]}",
-        "condition": CONDITION_OF_VIEW.get(run.view, run.view),
-        "model": run.config.model.name,
-        **describe_request(run),
-        "store": run.store_url,
-        "store_fingerprint": store.info.fingerprint,
-        "view_fingerprint": store.view_attributes(run.view)["fingerprint"] if run.view is not None else None,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-    if resume_from is not None:
-        earlier = json.loads((resume_from / "training.json").read_text(encoding="utf-8"))
-        refuse_another_run(earlier, about, resume_from)
-        about["run"] = earlier["run"]
-    return about
+    record = TrainingRecord.read(checkpoint)
+    if record is None:
+        raise ConfigError(f"--output: {checkpoint} has no {TRAINING_RECORD}; choose another --output")
+    return record
 
 
-def publish_log(run: Run, about: Mapping[str, Any], step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now: TrainingRecord | None = None) -> None:
+    """Refuse to resume a run of other settings, or to take its student for the result.
+
+    Args:
+        earlier: the record of the run in `--output`.
+        run: what is asked for.
+        checkpoint: where the record lies.
+        now: the record of what is asked for, where the store was opened.
+
+    Raises:
+        ConfigError: the first difference that decides the student.
+    """
+    if earlier.view != run.view:
+        raise _another("--view", checkpoint, earlier.view or "none", run.view or "none")
+    if now is not None:
+        for name in ("store_fingerprint", "view_fingerprint"):
+            before, after = getattr(earlier, name), getattr(now, name)
+            if before != after:
+                raise _another("--store", checkpoint, f"{name} {before}", f"{name} {after}")
+    defaults = flatten(config_to_dict(Config()))
+    configs = [flatten(earlier.config), flatten(config_to_dict(run.config))]
+    for key in keys_deciding(Decides.STUDENT):
+        # a mapping of tasks is a key for each of them
+        for name in sorted(n for n in configs[0].keys() | configs[1].keys() if n == key or n.startswith(f"{key}.")):
+            before, after = (config.get(name, defaults.get(name)) for config in configs)
+            if before != after:
+                raise _another(name, checkpoint, before, after)
+
+
+def publish_log(run: Run, record: TrainingRecord, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the log rows up to `step` that no earlier call wrote; call it on the main process."""
-    identity = {name: about[name] for name in ("run", "model", "condition", "view", "seed")}
+    identity = {name: getattr(record, name) for name in ("run", "model", "condition", "view", "seed")}
     if rows:
-        name = f"{about['run']}.step-{step:07d}"
-        write_rows(run.results, "training_log", [{**identity, **row} for row in rows], name)
+        write_rows(run.results, "training_log", [{**identity, **row} for row in rows], f"{record.run}.step-{step:07d}")
 
 
-def withdraw_later_rows(run: Run, about: Mapping[str, Any], step: int) -> None:
-    """Delete this run's own rows of steps that a resume is about to do again."""
-    for path in (run.results / "training_log").glob(f"{about['run']}.step-*.parquet"):
-        if int(path.stem.rpartition("-")[2]) > step:
-            path.unlink()
-    (run.results / "runs" / f"{about['run']}.parquet").unlink(missing_ok=True)
+def withdraw_later_rows(run: Run, record: TrainingRecord, step: int) -> None:
+    """Withdraw this run's own rows of steps that a resume is about to repeat."""
+    for name in names_of(run.results, "training_log", f"{record.run}.step-"):
+        if int(name.rpartition("-")[2]) > step:
+            withdraw_rows(run.results, "training_log", name)
+    withdraw_rows(run.results, "runs", record.run)
 
 
-def publish_run(run: Run, about: Mapping[str, Any]) -> None:
-    """Write the run's row of `runs` from its final `training.json`; doing it twice changes nothing."""
-    config = json.dumps(about["config"], sort_keys=True)
-    distillation = about["config"]["distillation"] if about["view"] is not None else {}
+def publish_run(run: Run, record: TrainingRecord) -> None:
+    """Write the run's row of `runs` from its final record; doing it twice changes nothing."""
+    assert record.finished_at is not None
+    config = json.dumps(record.config, sort_keys=True)
+    distillation = record.config["distillation"] if record.view is not None else {}
+    same = ("run", "model", "condition", "step", "seed", "view", "seconds", "store_fingerprint")
     row = {
-        **{name: about[name] for name in ("run", "model", "condition", "step", "seed", "view", "seconds")},
+        **{name: getattr(record, name) for name in same},
         "kind": "training",
         "checkpoint": str(run.output / "final"),
         "lambda_distill": distillation.get("lambda_distill"),
         "strategy": distillation.get("strategy"),
-        "training_run": about["run"],
-        "store_fingerprint": about["store_fingerprint"],
+        "training_run": record.run,
         "config": config,
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),
-        "versions": json.dumps(about["versions"], sort_keys=True),
-        "created_at": datetime.datetime.fromisoformat(about["finished_at"]),
+        "versions": json.dumps(record.versions, sort_keys=True),
+        "created_at": datetime.datetime.fromisoformat(record.finished_at),
     }
-    write_rows(run.results, "runs", [row], about["run"])
+    write_rows(run.results, "runs", [row], record.run)
 
 
-def refuse_another_run(earlier: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
-    """Refuse to go on with a checkpoint, or to take it for the result, of a run with other settings.
-
-    Args:
-        earlier: its `training.json`.
-        now: the run asked for, as `describe_run` or `describe_request` has it.
-        checkpoint: where it lies.
-
-    Raises:
-        ConfigError: the first difference.
-    """
-    for name, option in (("view", "--view"), ("store_fingerprint", "--store"), ("view_fingerprint", "--store")):
-        if name in now and earlier[name] != now[name]:
-            raise ConfigError(
-                f"{option}: {checkpoint} was trained with {name} {earlier[name]}, got {now[name]}; "
-                "resume with the same, or choose another --output"
-            )
-    before, after = _flatten(earlier["config"]), _flatten(now["config"])
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS):
-            raise ConfigError(
-                f"{key}: {checkpoint} was trained with {before.get(key)}, got {after.get(key)}; "
-                "resume with the same, or choose another --output"
-            )
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
+def _another(what: str, checkpoint: Path, before: object, after: object) -> ConfigError:
+    return ConfigError(
+        f"{what}: {checkpoint} was trained with {before}, got {after}; use the same, or choose another --output"
+    )

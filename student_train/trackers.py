@@ -1,65 +1,43 @@
-"""The training log for people who watch: TensorBoard files and Weights & Biases, both optional."""
+"""The training log for people who watch: TensorBoard files and Weights & Biases, by Accelerate's trackers."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import importlib.util
 from pathlib import Path
-from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from logitbank.configs.schema import ConfigError, TrainingConfig
+from logitbank.experiment import TrainingRecord
 
 
-class Trackers:
-    """Sends log rows to whatever `training.tensorboard` and `training.wandb_project` ask for."""
+def start_trackers(
+    training: TrainingConfig, directory: Path, record: TrainingRecord, first_step: int
+) -> list[GeneralTracker]:
+    """What `training.tensorboard` and `training.wandb_project` ask for; they write on the main process alone.
 
-    def __init__(self, training: TrainingConfig, directory: Path, about: Mapping[str, Any], first_step: int) -> None:
-        """Open the trackers; call it on the main process only.
+    Args:
+        training: says which.
+        directory: the run's output; TensorBoard files go to `directory/tensorboard`.
+        record: of the run.
+        first_step: steps from here on are logged anew after a resume.
 
-        Args:
-            training: says which.
-            directory: the run's output; TensorBoard files go to `directory/tensorboard`.
-            about: the run's description.
-            first_step: steps from here on are logged anew after a resume.
-
-        Raises:
-            ConfigError: a package that is asked for is not installed.
-        """
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if training.tensorboard:
-            module = _import("torch.utils.tensorboard", "training.tensorboard", "tensorboard")
-            self._tensorboard = module.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
-        if training.wandb_project is not None:
-            wandb = _import("wandb", "training.wandb_project", "wandb")
-            self._wandb = wandb.init(
-                project=training.wandb_project,
-                id=about["run"],
-                name=about["run"],
-                config=dict(about),
-                dir=str(directory),
-                resume="allow",
-            )
-
-    def log(self, step: int, rows: Sequence[tuple[str, str, float]]) -> None:
-        """Log `(task, metric, value)` rows as `task/metric`."""
-        if self._tensorboard is not None:
-            for task, metric, value in rows:
-                self._tensorboard.add_scalar(f"{task}/{metric}", value, step)
-            self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log({f"{task}/{metric}": value for task, metric, value in rows}, step=step)
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+    Raises:
+        ConfigError: a package that is asked for is not installed.
+    """
+    trackers: list[GeneralTracker] = []
+    if training.tensorboard:
+        _require("tensorboard", "training.tensorboard")
+        trackers.append(TensorBoardTracker("tensorboard", directory, purge_step=first_step))
+    if training.wandb_project is not None:
+        _require("wandb", "training.wandb_project")
+        about = {"id": record.run, "name": record.run, "config": record.to_json()}
+        trackers.append(WandBTracker(training.wandb_project, dir=str(directory), resume="allow", **about))
+    for tracker in trackers:
+        tracker.start()
+    return trackers
 
 
-def _import(module: str, key: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{key}: the package {package} is not installed; pip install {package}") from error
+def _require(package: str, key: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{key}: the package {package} is not installed; pip install {package}")

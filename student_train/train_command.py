@@ -20,8 +20,14 @@ def make_parser() -> CommandParser:
     add_config_arguments(parser)
     parser.add_argument("--store", required=True, metavar="URL", help="teacher store: directory or fsspec URL")
     parser.add_argument("--view", required=True, help="teacher view to distil from, or 'none' for cross-entropy alone")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where checkpoints go")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --output")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where checkpoints go; an unfinished run of the same settings in it is resumed",
+    )
+    parser.add_argument("--resume", action="store_true", help="accepted: an unfinished run is resumed without it too")
     parser.add_argument("--results", type=Path, metavar="DIR", help="result rows (default: OUTPUT/results)")
     return parser
 
@@ -40,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             view=view_of_argument(arguments.view),
             output=arguments.output,
             results=arguments.results or arguments.output / "results",
-            resume=arguments.resume,
         )
         train(run)
 

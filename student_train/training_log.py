@@ -11,17 +11,19 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from logitbank.configs.schema import ConfigError
+from logitbank.errors import TrainingError
 from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.outcomes import teacher_log_tail
 from logitbank.student_train.losses.step_loss import StepLoss
-from logitbank.student_train.trackers import Trackers
+from logitbank.student_train.step import StepDone
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,9 @@ class TrainingLog:
         *,
         every: int,
         has_teacher: bool,
-        trackers: Trackers | None,
+        trackers: Sequence[GeneralTracker],
     ) -> None:
-        """Args: `trackers` is None on all processes but the main one."""
+        """Args: `start` and `stop` are steps; `trackers` are told every log step."""
         self._accelerator = accelerator
         self._tasks = tuple(tasks)
         self._has_teacher = has_teacher
@@ -95,16 +97,14 @@ class TrainingLog:
         """Add time that this rank spent waiting for data."""
         self._waited += seconds
 
-    def end_step(
-        self, step: int, *, learning_rate: float, grad_norm: torch.Tensor | None, metrics: Mapping[str, float]
-    ) -> None:
+    def end_step(self, step: int, done: StepDone) -> None:
         """Count one optimizer step, from 1; at a log step, log what came since the one before.
 
         Raises:
-            ConfigError: the loss is not finite.
+            TrainingError: the loss is not finite.
         """
         self._bar.update()
-        for name, value in metrics.items():
+        for name, value in done.metrics.items():
             self._shown.setdefault(name, []).append(value)
         if not self.due(step):
             return
@@ -114,14 +114,14 @@ class TrainingLog:
         sums = total[:-3].reshape(len(self._tasks), SUMS).cpu()
         real, padded, waited = total[-3:].tolist()
         values = self._loss_values("all", sums.sum(dim=0)) | {
-            "learning_rate": learning_rate,
+            "learning_rate": done.learning_rate,
             "tokens_per_second": real / seconds,
             "padding": 1 - real / padded,
             "data_wait": waited / seconds / self._accelerator.num_processes,
             "peak_memory": float(peak),
         }
-        if grad_norm is not None:
-            values["grad_norm"] = float(grad_norm)
+        if done.grad_norm is not None:
+            values["grad_norm"] = float(done.grad_norm)
         values |= {name: sum(seen) / len(seen) for name, seen in self._shown.items()}
         rows = [("all", name, value) for name, value in values.items()]
         for task, task_sums in zip(self._tasks, sums, strict=True):
@@ -134,10 +134,10 @@ class TrainingLog:
         self._rows += [{"step": step, "task": t, "metric": n, "value": v} for t, n, v in rows]
         if self._accelerator.is_main_process:
             self._print(step, values)
-            if self._trackers is not None:
-                self._trackers.log(step, rows)
+        for tracker in self._trackers:
+            tracker.log({f"{task}/{metric}": value for task, metric, value in rows}, step=step)
         if not math.isfinite(values["loss"]):
-            raise ConfigError(
+            raise TrainingError(
                 f"training.learning_rate: the loss at step {step} is {values['loss']}; "
                 "expected a finite number; lower the learning rate or lambda_distill"
             )
@@ -164,11 +164,16 @@ class TrainingLog:
             self._sums.copy_(state["sums"][:-3].reshape(self._sums.shape))
             self._real_tokens, self._padded_tokens, self._waited = state["sums"][-3:].tolist()
 
-    def close(self) -> None:
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the terminal's last line and close the trackers."""
         self._bar.close()
-        if self._trackers is not None:
-            self._trackers.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def _local_sums(self) -> torch.Tensor:
         counts = self._sums.new_tensor([self._real_tokens, self._padded_tokens, self._waited])

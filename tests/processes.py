@@ -67,6 +67,10 @@ class Running:
         """What it has written to standard output so far."""
         return (Path(self._folder.name) / "stdout").read_text()
 
+    def complained(self) -> str:
+        """What it has written to standard error so far."""
+        return self._read("stderr")
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
@@ -138,6 +142,7 @@ def _run_command(arguments: Sequence[str], environment: Mapping[str, str], cwd: 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    multiprocessing.set_start_method(None, force=True)  # its own children start as any command's do
     signal.signal(signal.SIGINT, signal.default_int_handler)  # multiprocessing's children ignore nothing of it
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         descriptor = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -1,7 +1,8 @@
 """Result rows: immutable Parquet files, one directory per table, written by many jobs at once.
 
-`RESULTS/<table>/<name>.parquet`; nothing is ever appended to or rewritten, so that readers need no
-lock (`catalogue` opens DuckDB views over the files). Metric values are fractions, losses nats.
+`RESULTS/<table>/<name>.parquet`; nothing is ever appended to or rewritten (a writer that repeats its work
+withdraws its own files first), so that readers need no lock (`catalogue` opens DuckDB views over the files).
+Metric values are fractions, losses nats.
 """
 
 from __future__ import annotations
@@ -186,6 +187,21 @@ def read_rows(results_dir: str | Path, table: str, name: str) -> list[dict[str, 
     except (pa.ArrowException, OSError):
         raise _torn(path) from None
     return [{column: row.get(column) for column in SCHEMAS[table].names} for row in rows]
+
+
+def names_of(results_dir: str | Path, table: str, prefix: str) -> list[str]:
+    """The names that begin so under which `write_rows` wrote rows, sorted; StoreError for an unknown table."""
+    folder = file_of(results_dir, table, "any").parent
+    return sorted(path.stem for path in folder.glob("*.parquet") if path.name.startswith(prefix))
+
+
+def withdraw_rows(results_dir: str | Path, table: str, name: str) -> None:
+    """Delete the rows written under a name, where there are any: whoever wrote them is about to repeat the work.
+
+    Raises:
+        StoreError: unknown table or a bad name.
+    """
+    file_of(results_dir, table, name).unlink(missing_ok=True)
 
 
 def file_of(results_dir: str | Path, table: str, name: str) -> Path:

@@ -26,9 +26,9 @@ from logitbank.student_train.batch import MicroBatches
 from logitbank.student_train.module import StudentModule
 from logitbank.student_train.order import example_order
 from logitbank.student_train.records import Run
+from logitbank.student_train.setup import make_accelerator, parameter_groups, split_batch
 from logitbank.student_train.step import Stepper
 from logitbank.student_train.student import build_student
-from logitbank.student_train.train import make_accelerator, parameter_groups, split_batch
 from tests.benchmarks.bench_student import clock, report
 from tests.benchmarks.memory import peak_gib, peaks_apart
 

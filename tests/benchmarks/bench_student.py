@@ -33,8 +33,8 @@ from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.module import StudentModule, run_student
 from logitbank.student_train.order import BatchPlan, example_order
+from logitbank.student_train.setup import parameter_groups
 from logitbank.student_train.student import build_student
-from logitbank.student_train.train import parameter_groups
 from tests.benchmarks.memory import peak_gib, peaks_apart
 
 KINDS = ("sft", "distilled", "plain", "live")

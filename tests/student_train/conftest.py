@@ -48,7 +48,13 @@ def make_store(
     """
 
     def make(
-        *, count: int = 24, top_k: int = VOCAB, encoding: str = "exact", shard_tokens: int = 32, max_answer: int = 7
+        *,
+        count: int = 24,
+        top_k: int = VOCAB,
+        encoding: str = "exact",
+        shard_tokens: int = 32,
+        max_answer: int = 7,
+        template: str | None = None,
     ) -> SimpleNamespace:
         generator = np.random.default_rng(7)
 
@@ -78,7 +84,7 @@ def make_store(
             shard_tokens=shard_tokens,
             chunk_tokens=16,
             teacher={"model": "tiny"},
-            identity={},
+            identity={} if template is None else {"template": template},
         )
         teacher = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
         pilot = np.arange(spec.tokenizer_size, dtype=np.int32)[:, None]

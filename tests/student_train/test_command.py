@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
 
+from logitbank.experiment import TrainingRecord
 from logitbank.student_train.train_command import main
+from logitbank.tasks.prompts import PromptEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -113,6 +116,26 @@ def test_another_tokenizer_is_refused(
     assert "tokenizer" in refused(capsys, command(other, small_store.url, tmp_path / "run"))
 
 
+def test_a_store_of_another_chat_template_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    make_store: Callable[..., SimpleNamespace],
+    tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    own = PromptEncoder(tokenizer).template_hash
+    stores = {template: make_store(top_k=4, template=template) for template in (own, "0123456789abcdef")}
+    line = refused(capsys, command(tiny_model, stores["0123456789abcdef"].url, tmp_path / "run"))
+    assert f"model.name: the chat template of {tiny_model} differs" in line
+    assert f"(hash {own[:12]} instead of 0123456789ab)" in line
+    main(command(tiny_model, stores[own].url, tmp_path / "run"))
+    record = TrainingRecord.read(tmp_path / "run" / "final")
+    assert record is not None
+    assert record.template == own
+    assert (record.teacher, record.top_k) == ("tiny", 4)
+    assert record.training_set == stores[own].store.info.identity["examples"]["hash"]
+
+
 def test_a_model_with_too_few_rows_is_refused(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -135,12 +158,15 @@ def test_a_run_is_never_overwritten(
     arguments = command(tiny_model, small_store.url, tmp_path / "run")
     main(arguments)
     weights = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
-    assert "holds a finished run" in refused(capsys, arguments)
-    main([*arguments, "--resume"])
-    assert "done already" in caplog.text
+    for same in (arguments, [*arguments, "--resume"]):
+        caplog.clear()
+        main(same)
+        assert "done already" in caplog.text
     for changed, says in ((["training.max_steps=3"], "training.max_steps: "), (["--results=x", "seed=3"], "seed: ")):
-        assert says in refused(capsys, [*arguments, "--resume", *changed]), "it is not what was trained"
-    assert "--view: " in refused(capsys, [*command(tiny_model, "gone", tmp_path / "run", view="none"), "--resume"])
+        assert says in refused(capsys, [*arguments, *changed]), "it is not what was trained"
+    assert "--view: " in refused(capsys, command(tiny_model, "gone", tmp_path / "run", view="none"))
+    (tmp_path / "run" / "final" / "training.json").unlink()
+    assert "has no training.json; choose another --output" in refused(capsys, arguments)
     assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == weights
 
 

@@ -195,5 +195,5 @@ def test_what_draws_cannot_tell_is_refused(
     store = TeacherStore.open(sampled_store("sampled"))
     config = configure("tasks=[nli]", "distillation.loss=forward_kl", change)
     with pytest.raises(ConfigError, match=message):
-        check_store_fits(store, config, "fewshot", tokenizer)
-    check_store_fits(store, config, None, tokenizer)  # cross-entropy alone needs no draws
+        check_store_fits(store, config, "fewshot", PromptEncoder(tokenizer))
+    check_store_fits(store, config, None, PromptEncoder(tokenizer))  # cross-entropy alone needs no draws

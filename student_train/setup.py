@@ -1,0 +1,86 @@
+"""What a run is made of before its first step: the engine, its share of the batches, the optimizer's groups."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from torch.utils.data import DataLoader
+
+from logitbank.configs import ConfigError
+from logitbank.configs.schema import TrainingConfig
+from logitbank.storage import TeacherStore
+from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader
+from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.records import Run
+from logitbank.student_train.sharding import shard_on_any_device, sharding_plugin
+
+
+def on_cpu() -> bool:
+    """Whether to train on the CPU. Accelerate has to be told, or launched processes would not join up."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def split_batch(training: TrainingConfig) -> BatchPlan:
+    """This rank's part of every global batch.
+
+    Raises:
+        ConfigError: the global batch does not split into whole micro-batches over all processes.
+    """
+    state = PartialState(cpu=on_cpu())
+    at_once = training.micro_batch_size * state.num_processes
+    if training.global_batch_size % at_once:
+        raise ConfigError(
+            f"training.global_batch_size: expected a multiple of {at_once} (training.micro_batch_size "
+            f"{training.micro_batch_size} × {state.num_processes} processes), got {training.global_batch_size}"
+        )
+    return BatchPlan(training.global_batch_size, training.micro_batch_size, state.num_processes, state.process_index)
+
+
+def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
+    """The engine, told how many micro-batches make a step; we bring our own data order."""
+    accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation_steps, sync_with_dataloader=False)
+    precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
+        training.precision, training.precision
+    )
+    plugin = sharding_plugin(precision, training, plan)
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, **plugin
+    )
+    shard_on_any_device(accelerator, plugin)
+    return accelerator
+
+
+def batch_loader(
+    run: Run, store: TeacherStore, order: ExampleOrder, plan: BatchPlan, accelerator: Accelerator, start: int
+) -> DataLoader[Batch]:
+    """Micro-batches of this rank from optimizer step `start` on, prefetched."""
+    training = run.config.training
+    data = MicroBatches(
+        functools.partial(TeacherStore.open, run.store_url, cache_bytes=cache_bytes(store.info, training.num_workers)),
+        order,
+        plan,
+        view=run.view,
+        top_k=run.config.distillation.n_top_logits,
+        with_zeroshot=run.view is not None and run.config.distillation.gate == "fewshot_gain",
+    )
+    return micro_batch_loader(
+        data,
+        start=start * plan.accumulation_steps,
+        stop=training.max_steps * plan.accumulation_steps,
+        num_workers=training.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def parameter_groups(student: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; weight decay on matrices, not on biases and norms."""
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
