@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint types imports pytest pytest-training pytest-others test-vllm docs mutants bench clean
+.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm docs mutants bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
+	@echo "make pytest-numeric  the numeric tests with the arithmetic of older processors"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
 	@echo "make mutants  small wrong changes to the code that no test notices"
@@ -30,7 +31,11 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/logitbank demo
 
-test: lint types imports pytest
+# Style, types and the import contract beside the tests: two cores have time for them.
+test: install
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=line static pytest
+
+static: lint imports types
 
 lint: install
 	$(BIN)/ruff check .
@@ -43,17 +48,18 @@ types: install
 imports: install
 	$(BIN)/lint-imports
 
-# Most of the tests' time is one core's, so two halves run side by side, one thread each. Output comes when a half has ended.
-TRAINING := tests/student_train tests/scripts
+# Two processes of one thread each; a file's tests stay in one of them, so that its fixtures are made once.
+WORKERS ?= 2
 
 pytest: install
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync pytest-training pytest-others
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-pytest-training:
-	$(BIN)/python -m pytest $(TRAINING)
-
-pytest-others:
-	$(BIN)/python -m pytest tests $(TRAINING:%=--ignore=%)
+# The arithmetic of other processors: float32 sums round otherwise where vectors are narrower.
+pytest-numeric: install
+	for capability in default avx2; do \
+		ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric \
+			--numprocesses $(WORKERS) --dist loadfile || exit 1; \
+	done
 
 # vLLM pins torch and transformers, so it has an environment of its own. No dependencies are resolved after torch's: the
 # list is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU build.
