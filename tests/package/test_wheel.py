@@ -1,0 +1,177 @@
+"""What is published: a wheel that holds one import package, and works beside strangers of the same names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from logitbank.__main__ import GROUP
+from logitbank.configs import shipped_configs
+from logitbank.scripts.demo_world import Pretraining, World, make_mirror, make_model
+from logitbank.scripts.study import GROUP as STUDIES
+
+ROOT = Path(__file__).resolve().parents[2]
+STRANGERS = ("configs", "tasks", "storage", "evaluation", "teacher_cache", "student_train", "models", "scripts")
+HELP_SECONDS = 1.0  # of a processor
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with a wheel, and a source distribution in `sdist` beside the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
+    for arguments in ([str(folder), "--wheel"], [str(folder / "sdist")]):  # the second: sdist, then wheel from it
+        done = subprocess.run([*build, *arguments, str(ROOT)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout + done.stderr
+        assert "****" not in said, said  # setuptools' frame around what it wants changed
+        assert "Warning" not in said, said
+    return folder
+
+
+def files(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def wheel_of(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_one_import_package_and_all_of_it(built: Path) -> None:
+    inside = files(wheel_of(built))
+    assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"logitbank"}
+    assert {name.partition("/")[0] for name in inside if ".dist-info" not in name} == {"logitbank"}
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    linked = {path.name for path in (ROOT / "logitbank").iterdir() if path.is_symlink()}
+    here = {name for name in tracked if name.startswith("logitbank/")} - {f"logitbank/{name}" for name in linked}
+    rooms = {f"logitbank/{name}" for name in tracked if name.partition("/")[0] in linked}
+    assert {name for name in inside if ".dist-info" not in name} == here | rooms
+    assert {f"logitbank/configs/{name}.yaml" for name in shipped_configs()} <= inside
+    assert "logitbank/py.typed" in inside
+    assert {
+        f"logitbank/scripts/slurm/{name}.sbatch" for name in ("teacher", "students", "evaluation", "report")
+    } <= inside
+
+
+def test_a_wheel_from_the_source_distribution_is_the_same(built: Path) -> None:
+    assert files(wheel_of(built / "sdist")) == files(wheel_of(built))
+    (source,) = (built / "sdist").glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "logitbank/configs/demo.yaml"} <= names
+
+
+@pytest.fixture(scope="module")
+def bare(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the commands of an environment: our dependencies, strangers of our rooms' names, and the wheel."""
+    home = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    for name in STRANGERS:
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").write_text(f"raise ImportError('a stranger: {name}')")
+        about = packages / f"{name}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (about / "RECORD").write_text(f"{name}/__init__.py,,\n{name}-1.0.dist-info/METADATA,,\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python")]
+    install = ["install", "--no-deps", "--no-index", "--quiet", str(wheel_of(built))]
+    nothing_else = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, *install], env=nothing_else, cwd=home, check=True)
+    # Only what lies there is seen, not what its own .pth files add: the editable installation of this checkout.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return home / "bin"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory of somebody who has files of those names."""
+    for name in ("tasks.py", "storage.py", "configs/__init__.py", "evaluation/__init__.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise ImportError('the user has a file of this name')")
+    make_mirror(tmp_path / "hub", World(train_rows=24, eval_rows=8))
+    make_model(tmp_path / "model", Pretraining(layers=1, width=32, steps=1, batch=1))
+    return tmp_path
+
+
+def alone(home: Path) -> dict[str, str]:
+    """An environment that names nothing of this checkout."""
+    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(folder: Path, *command: str) -> str:
+    """Standard output of a command that ends well in a fresh interpreter, with nothing of this checkout on its path."""
+    done = subprocess.run(command, cwd=folder, env=alone(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_runs_beside_strangers(bare: Path, folder: Path) -> None:
+    """The study, and then each command on what is finished, in one interpreter; as a module what launchers start."""
+    small = ["tasks=[nli]", "languages=[en]", "data.max_validation_per_task=2", "teacher.top_k=8"]
+    batch = ["training.global_batch_size=4", "training.micro_batch_size=4", "training.max_steps=2"]
+    settings = ["model.name=model", "data.mirror=hub", *small, *batch, "training.warmup_steps=0"]
+    settings += ["data.max_train_per_task=6", "evaluation.max_samples=2"]
+    store, results = ["--store", "out/demo/store"], ["--results", "out/results"]
+    shared = ["--config", "demo", *settings]
+    student = [*store, "--view", "none", "--output", "out/demo/finetuned", *results, "--resume", *shared]
+    commands = [
+        ["study", "xtreme", "--output", "out", *shared],
+        ["build-teacher-cache", *store, *shared],
+        ["evaluate-model", "--condition", "base", *results, *shared],
+        ["query-results", *results, "tables"],
+        ["inspect-cache", *store, "--verify"],
+        ["slurm", "--output", "out", "--dry-run", *shared],
+        ["completion", "bash"],
+    ]
+    program = (
+        f"import logitbank, logitbank.__main__ as m; print(logitbank.__file__)\nfor argv in {commands}: m.main(argv)"
+    )
+    printed = run(folder, str(bare / "python"), "-c", program)
+    assert Path(printed.splitlines()[0]).is_relative_to(bare.parent)
+    for said in ("report ", "complete", "skipped", "nli (accuracy)", "sound", "teacher tokens", "complete -o"):
+        assert said in printed
+    weights = folder / "out/demo/finetuned/final/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run(folder, str(bare / "python"), "-m", "logitbank", "train-student", *student)
+    assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", [*GROUP.members, *(f"study {name}" for name in STUDIES.members)])
+def test_help_beside_strangers_takes_a_second_of_a_processor_at_most(bare: Path, tmp_path: Path, command: str) -> None:
+    """Parsers import neither torch nor what it takes to read a store or rows."""
+    (tmp_path / "tasks.py").write_text("raise ImportError('the user has a file of this name')")
+    argv = [str(bare / command)] if (bare / command).exists() else [str(bare / "logitbank"), *command.split()]
+    argv.append("--help")
+    seconds = []
+    for _ in range(3):  # the first reads files and may compile them; others may run beside it
+        process = subprocess.Popen(
+            [*argv, "--help"], cwd=tmp_path, env=alone(tmp_path), stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        assert process.returncode == 0
+        assert printed.startswith(f"usage: {command}") or printed.startswith(f"usage: logitbank {command}")
+        seconds.append(usage.ru_utime + usage.ru_stime)
+        if seconds[-1] <= HELP_SECONDS:
+            break
+    assert min(seconds) <= HELP_SECONDS
