@@ -158,6 +158,7 @@ class MicroBatches(Dataset[Batch]):
             zeroshot,
             step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
             signal=store.info.signal,
+            untaught=store.info.untaught,
         )
 
     def _store(self) -> TeacherStore:
@@ -179,6 +180,7 @@ def collate(
     *,
     step_tokens: int,
     signal: str = "topk",
+    untaught: Sequence[int] = (),
 ) -> Batch:
     """Pad sequences on the right and say where their answers are predicted.
 
@@ -190,6 +192,7 @@ def collate(
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
         signal: of the store that the rows are from.
+        untaught: answer tokens whose rows carry no teacher term.
     """
     sequences = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
     length = max(len(sequence) for sequence in sequences)
@@ -209,7 +212,7 @@ def collate(
         gold_T=gold_T,
         top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
-        teacher=_teacher_logits(rows, zeroshot, signal) if rows is not None else None,
+        teacher=_teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
         step_tokens=step_tokens,
         real_tokens=sum(len(sequence) for sequence in sequences),
     )
@@ -265,7 +268,9 @@ def cache_bytes(info: StoreInfo, num_workers: int) -> int:
     return min(windows, (1 << 30) // max(1, num_workers))
 
 
-def _teacher_logits(rows: TeacherRows, zeroshot: TeacherRows | None, signal: str) -> TeacherLogits:
+def _teacher_logits(
+    rows: TeacherRows, zeroshot: TeacherRows | None, signal: str, gold_T: torch.Tensor, untaught: Sequence[int]
+) -> TeacherLogits:
     teacher = TeacherLogits(
         logits_TK=_tensor(rows.logits, torch.float32),
         logsumexp_T=_tensor(rows.logsumexp, torch.float32),
@@ -274,6 +279,7 @@ def _teacher_logits(rows: TeacherRows, zeroshot: TeacherRows | None, signal: str
         gold_rank_T=_tensor(rows.gold_rank, torch.int64),
         log_tail_T=_tensor(rows.log_tail, torch.float32),
         weight_TC=_tensor(sample_weights(rows, signal), torch.float32) if signal != "topk" else None,
+        taught_T=(~torch.isin(gold_T, torch.tensor(untaught))).float() if untaught else None,
     )
     if zeroshot is None:
         return teacher

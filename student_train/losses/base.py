@@ -52,6 +52,7 @@ class TeacherLogits:
     log_tail_T: torch.Tensor | None = None
     weight_TC: torch.Tensor | None = None
     zeroshot_cross_entropy_T: torch.Tensor | None = None  # for the gate that asks what few shots gained
+    taught_T: torch.Tensor | None = None  # 0 where the row carries no teacher term, else 1; None where all do
 
     @property
     def cross_entropy_T(self) -> torch.Tensor:

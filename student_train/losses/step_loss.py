@@ -59,5 +59,7 @@ def step_loss(
         return StepLoss(ce_T.sum() / step_tokens, ce_T, torch.zeros_like(ce_T), student.argmax_T)
     assert kd_term is not None
     kd_T = kd_term(student, teacher)
+    if teacher.taught_T is not None:
+        kd_T = kd_T * teacher.taught_T
     total = (ce_T.sum() + (lambda_T * kd_T).sum()) / step_tokens
     return StepLoss(total, ce_T, kd_T, student.argmax_T)

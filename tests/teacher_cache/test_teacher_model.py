@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.storage import TeacherStore
+from logitbank.student_train.batch import MicroBatches
+from logitbank.student_train.losses.answer_logits import read_logits
+from logitbank.student_train.losses.base import make_loss
+from logitbank.student_train.losses.step_loss import step_loss
+from logitbank.student_train.order import BatchPlan, ExampleOrder
 from logitbank.teacher_cache.build import build_store, estimate_store, prepare
 from tests.teacher_cache.conftest import CHATML
 
@@ -120,3 +126,28 @@ def test_demonstrations_follow_the_seed(config: Callable[..., Config]) -> None:
     assert len(common) > 20
     different = sum(first[example] != other[example] for example in common)
     assert different > 0.8 * len(common)  # two of 23 or more, by chance the same for 1 in 500
+
+
+def test_a_student_takes_no_teacher_term_from_an_end_of_turn_that_is_not_the_teacher_s(
+    make_model: Callable[..., Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    for name, template, taught_end in (("other", OWN_END, False), ("same", OWN_WORDS, True)):
+        url = str(tmp_path / name)
+        build_store(config(f"teacher.model={make_model(template)}", "tasks=[nli]"), url, ("zeroshot",))
+        store = TeacherStore.open(url)
+        order = ExampleOrder({"nli": np.arange(len(store.examples))}, np.zeros(len(store.examples), dtype=int), seed=0)
+        plan = BatchPlan(global_batch_size=4, micro_batch_size=4, world_size=1, rank=0)
+        batch = MicroBatches(lambda store=store: store, order, plan, view="zeroshot", top_k=None)[0]
+        tokens = len(batch.gold_T)
+        logits_TV = torch.randn(tokens, store.info.vocab_size, generator=torch.Generator().manual_seed(0))
+        student = read_logits(logits_TV, batch.gold_T, batch.top_ids_TK.long())
+        kd_term = make_loss(config().distillation, store.info.vocab_size)
+        loss = step_loss(
+            student, batch.teacher, kd_term=kd_term, lambda_T=torch.ones(tokens), step_tokens=batch.step_tokens
+        )
+        ends = batch.gold_T == AutoTokenizer.from_pretrained(config().model.name).convert_tokens_to_ids("<|im_end|>")
+        assert ends.sum() == 4
+        assert (loss.kd_T[~ends] > 0).all()
+        assert bool((loss.kd_T[ends] > 0).all()) == taught_end
+        assert taught_end or not loss.kd_T[ends].any()
+        assert (loss.ce_T > 0).all()
