@@ -57,7 +57,7 @@ TARGETS = {
     ),
     "scoring": Target(
         ("tasks/scoring/*.py", *(f"tasks/{name}.py" for name in ("nli", "pa", "qa", "ner", "pos", "gsm8k"))),
-        ("tests/tasks/test_labels.py", "tests/tasks/test_qa.py", "tests/tasks/test_tags.py"),
+        tuple(f"tests/tasks/test_{name}.py" for name in ("labels", "qa", "tags", "published_settings")),
     ),
     "sampling": Target(
         ("tasks/data.py", "tasks/demonstrations.py"), ("tests/tasks/test_data.py", "tests/tasks/test_fewshot.py")
