@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 import yaml
 
 import logitbank
 from logitbank import registry
-from tests.docs.pages import DOCS, PROJECT, ROOT
+from tests.docs.pages import DOCS, PROJECT, ROOT, without_code
 
 
 def read(path: str) -> Any:
@@ -47,6 +48,25 @@ def test_contributing_says_how_to_add_to_every_registry() -> None:
     registries = [name for name, value in vars(registry).items() if isinstance(value, registry.Registry)]
     assert len(registries) >= 6
     assert [name for name in registries if f"| `{name}` |" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "pages"),
+    [
+        (registry.TASKS, ("configuration.md",)),
+        (registry.ENCODINGS, ("configuration.md", "store-format.md")),
+        (registry.LOSSES, ("configuration.md", "training.md")),
+        (registry.STRATEGIES, ("configuration.md", "training.md")),
+        (registry.TEACHER_ENGINES, ("configuration.md",)),
+        (registry.EVALUATION_ENGINES, ("configuration.md",)),
+    ],
+    ids=lambda value: getattr(value, "key", ""),
+)
+def test_every_choice_is_documented(choices: registry.Registry[Any], pages: tuple[str, ...]) -> None:
+    for page in pages:
+        code = re.findall(r"`[^`\n]+`", without_code((ROOT / "docs" / page).read_text()))
+        words = {word for span in code for word in re.findall(r"[\w-]+", span)}
+        assert sorted(set(choices) - words) == [], page
 
 
 def test_one_version_stands_everywhere() -> None:
