@@ -20,6 +20,7 @@ from logitbank.evaluation.report.page import html_page, script_json
 from logitbank.evaluation.report.png import draw_png
 from logitbank.evaluation.report.table import Table
 from logitbank.evaluation.report.write import collect, markdown, write_report
+from logitbank.experiment import STUDY_CONDITIONS
 from logitbank.storage import TeacherStore
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.storage.results.rows import write_rows
@@ -148,12 +149,37 @@ def test_the_output_has_to_be_markdown(results: Path, tmp_path: Path, capsys: An
     assert "expected a name that ends in .md" in capsys.readouterr().err
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium or Chrome on the PATH")
-    with Browser(tmp_path / "profile") as opened:
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two models, five conditions, two λ, every gap, checkpoints, a learning curve, long names."""
+    results = tmp_path_factory.mktemp("full")
+    rng = np.random.default_rng(0)
+    for model in ("org/a-model-with-quite-a-long-name-3b-instruct", "small"):
+        for cell in [(task, language) for task in ("nli", "pa") for language in ("en", "hi", "zh")]:
+            right = rng.random(40) < 0.5
+            for condition in STUDY_CONDITIONS:
+                for value in (0.05, 0.5) if condition in ("distilled", "control") else (None,):
+                    variant = {"variant": value and f"λ={value:g}", "lambda_distill": value}
+                    outcome = correct(right ^ (rng.random(40) < 0.2))
+                    add_predictions(results, cell, outcome, model=model, condition=condition, **variant)
+    for step in (200, 400):
+        add_run(results, {("gsm8k", "en"): step / 1000}, model="small", condition="finetuned", step=step, setup="g")
+    _log_one_step(results)
+    return write_report(Catalogue([results]), results / "report.md")[-1]
+
+
+def _log_one_step(results: Path) -> None:
+    same = {"run": "t", "model": "small", "condition": "distilled", "view": "fewshot", "seed": 1, "step": 10}
+    log = [{**same, "task": "all", "metric": metric, "value": 0.5} for metric in ("student_ce", "teacher_ce")]
+    write_rows(results, "training_log", log, "t")
 
 
 def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
@@ -185,10 +211,8 @@ def test_a_script_that_gets_into_the_page_does_not_run(browser: Browser, tmp_pat
 
 
 @pytest.mark.parametrize("width", [1280, 480])
-def test_nothing_on_the_page_is_cut(browser: Browser, tmp_path: Path, width: int) -> None:
-    """Two models, five conditions, two λ, every gap, checkpoints, a learning curve, long names; in a window."""
-    page = write_report(Catalogue([_everything(tmp_path / "r")]), tmp_path / "report.md")[-1]
-    browser.open(page, width)
+def test_nothing_on_the_page_is_cut(browser: Browser, full_page: Path, width: int) -> None:
+    browser.open(full_page, width)
     assert browser.evaluate(OVERFLOW) == []
     assert browser.evaluate("document.querySelectorAll('.chart').length") >= 6
     # what is drawn, is drawn inside its picture
@@ -199,45 +223,24 @@ def test_nothing_on_the_page_is_cut(browser: Browser, tmp_path: Path, width: int
     assert browser.evaluate(outside) == []
 
 
-def _everything(results: Path) -> Path:
-    rng = np.random.default_rng(0)
-    cells = [(task, language) for task in ("nli", "pa") for language in ("en", "de", "hi", "zh")]
-    for model in ("org/a-model-with-quite-a-long-name-3b-instruct", "small"):
-        for cell in cells:
-            right = rng.random(60) < 0.5
-            for condition, variants in (
-                *(((name, (None,))) for name in ("base", "fewshot", "finetuned")),
-                *((name, ("λ=0.05", "λ=0.5")) for name in ("distilled", "control")),
-            ):
-                for variant in variants:
-                    outcome = correct(right ^ (rng.random(60) < 0.2))
-                    about = {"model": model, "condition": condition, "variant": variant}
-                    value = float(variant[2:]) if variant else None
-                    add_predictions(results, cell, outcome, **about, lambda_distill=value)
-    for step in (200, 400):
-        add_run(results, {("gsm8k", "en"): step / 1000}, model="small", condition="finetuned", step=step)
-    log = [
-        {
-            **{"run": "t", "model": "small", "condition": "distilled", "view": "fewshot", "seed": 1, "step": 10},
-            **{"task": "all", "metric": metric, "value": 0.5},
-        }
-        for metric in ("student_ce", "teacher_ce")
-    ]
-    write_rows(results, "training_log", log, "t")
-    return results
+def test_an_overflow_would_be_found(browser: Browser, full_page: Path) -> None:
+    browser.open(full_page, 480)
+    browser.evaluate("document.querySelector('h1').style.width = '600px'")
+    assert any("<h1" in found for found in browser.evaluate(OVERFLOW))
 
 
-def test_single_points_are_drawn(tmp_path: Path) -> None:
+def test_single_points_are_drawn_where_they_are(tmp_path: Path) -> None:
     """A learning curve of one step is a marker: a line through one point would be invisible."""
-    charts = {chart.name: chart for chart in collect(Catalogue([_everything(tmp_path)])).charts}
-    for trace in figure_json(charts["cross-entropy"])["data"]:
-        assert len(trace["x"]) == 1
+    add_run(tmp_path, {("nli", "en"): 0.5})
+    _log_one_step(tmp_path)
+    (chart,) = [chart for chart in collect(Catalogue([tmp_path])).charts if chart.name == "cross-entropy"]
+    figure = figure_json(chart)
+    for trace in figure["data"]:
+        assert trace["x"] == [10]
         assert "markers" in trace["mode"]
-    layout = figure_json(charts["lambda-sweep"])["layout"]
-    assert layout["scattermode"] == "overlay", "points over numbers are drawn where they are"
-    png = draw_png(charts["cross-entropy"])
-    empty = draw_png(replace(charts["cross-entropy"], series=[replace(charts["cross-entropy"].series[0], x=[], y=[])]))
-    assert png != empty
+    assert figure["layout"]["scattermode"] == "overlay", "points beside one another would be at other steps"
+    empty = replace(chart, series=[replace(series, x=[], y=[]) for series in chart.series])
+    assert draw_png(chart) != draw_png(empty)
 
 
 def test_equal_students_are_said_in_words(tmp_path: Path) -> None:
