@@ -13,7 +13,7 @@ from logitbank.command import CommandParser, run_command
 from logitbank.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:  # DuckDB, pyarrow and numpy come after the arguments
-    from logitbank.storage.results.catalogue import Catalogue
+    from logitbank.storage.results import Catalogue
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
-    from logitbank.storage.results.catalogue import Catalogue
+    from logitbank.storage.results import Catalogue
 
     catalogue = Catalogue(arguments.results, arguments.store)
     for path in catalogue.torn:

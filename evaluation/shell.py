@@ -13,7 +13,7 @@ from pygments.lexers.sql import SqlLexer
 
 from logitbank.errors import StoreError
 from logitbank.evaluation.report.answers import write_answer
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 
 HELP = """\
 SQL ends with a semicolon and may span lines. Add views with CREATE VIEW name AS SELECT …;

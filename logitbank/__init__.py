@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from logitbank.configs import Config, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
     from logitbank.storage import TeacherStore
-    from logitbank.storage.results.catalogue import Catalogue
+    from logitbank.storage.results import Catalogue
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Catalogue": "logitbank.storage.results.catalogue",
+    "Catalogue": "logitbank.storage.results",
     "Config": "logitbank.configs",
     "ConfigError": "logitbank.errors",
     "LogitbankError": "logitbank.errors",

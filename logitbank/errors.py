@@ -8,6 +8,11 @@ found and what to do.
 from __future__ import annotations
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, for messages: `1 shard`, `2 shards`, `1,000 shards`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class LogitbankError(Exception):
     """Whatever this package refuses to do, or could not finish."""
 

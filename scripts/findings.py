@@ -17,7 +17,7 @@ from logitbank.evaluation.report.table import average
 from logitbank.evaluation.report.terminal import print_table
 from logitbank.evaluation.report.write import write_report
 from logitbank.experiment import GAPS
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 
 
 @dataclass(frozen=True)

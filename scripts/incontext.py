@@ -31,7 +31,7 @@ SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primar
 def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """One world with its store and students; returns scores as fractions by condition and task."""
     from logitbank.scripts.demo_world import SCHEMES, World, make_mirror  # torch: not for --help
-    from logitbank.storage.results.catalogue import Catalogue
+    from logitbank.storage.results import Catalogue
 
     work = output / f"seed-{seed}"
     make_mirror(work / "hub", World(seed=seed, scheme=seed % SCHEMES))

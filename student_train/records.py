@@ -15,7 +15,7 @@ from typing import Any
 from logitbank.configs import Config, ConfigError, Decides, config_to_dict, keys_deciding
 from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of_view, flatten
 from logitbank.storage import TeacherStore
-from logitbank.storage.results.rows import names_of, withdraw_rows, write_rows
+from logitbank.storage.results import names_of, withdraw_rows, write_rows
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "accelerate", "numpy", "zarr")
 

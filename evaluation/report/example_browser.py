@@ -7,7 +7,7 @@ from typing import Any
 
 from logitbank.evaluation.report.labels import Labels, Row, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.storage import TeacherStore
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 
 EXAMPLES_PER_CELL = 6
 STORE_EXAMPLES_PER_CELL = 3

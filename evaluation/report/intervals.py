@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from logitbank.errors import StoreError
 from logitbank.evaluation.report.labels import KEY, Row, key_of
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 from logitbank.tasks import TASKS, Task
 
 DRAWS = 1000

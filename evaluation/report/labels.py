@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitbank.experiment import CONDITIONS
-from logitbank.storage.results.views import SERIES
+from logitbank.storage.results import SERIES
 from logitbank.tasks import LANGUAGES, TASKS
 
 PUBLISHED = "published"  # how the setup of imported numbers begins

@@ -9,7 +9,7 @@ from typing import Any
 from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates
 from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of
 from logitbank.evaluation.report.table import average, difference_with_interval, percent, with_interval
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 
 # Shown in tables of their own; every other metric is in `metrics`.
 EXTRA_METRICS = ("exact_match", "likelihood_accuracy")

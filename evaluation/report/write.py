@@ -17,7 +17,7 @@ from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.standing import standing_tables
 from logitbank.evaluation.report.summary import INTERVAL_NOTE, summary_lines
 from logitbank.evaluation.report.table import Table
-from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results import Catalogue
 
 logger = logging.getLogger(__name__)
 

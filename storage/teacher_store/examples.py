@@ -51,15 +51,19 @@ def write_examples(
             that the store does not name.
     """
     ids = [record.example_id for record in records]
-    if len(set(ids)) != len(ids) or any("\n" in name for name in ids):
-        raise StoreError("example_id: expected unique ids without line breaks")
+    seen: set[str] = set()
+    for name in ids:
+        if "\n" in name or name in seen:
+            raise StoreError(f"example_id: expected unique ids without line breaks, got {name!r}")
+        seen.add(name)
     for record in records:
         if record.task not in tasks or record.language not in languages:
             raise StoreError(
-                f"example {record.example_id}: {record.task}/{record.language} is not in the store's lists"
+                f"example {record.example_id!r}: expected a task of {', '.join(tasks)} and a language of "
+                f"{', '.join(languages)}, got {record.task} in {record.language}"
             )
         if not len(record.prompt_ids):
-            raise StoreError(f"example {record.example_id}: expected a prompt of at least one token, got none")
+            raise StoreError(f"example {record.example_id!r}: expected a prompt of at least one token, got none")
     prompt_length = np.array([len(record.prompt_ids) for record in records], dtype=np.int32)
     answer_length = np.array([len(record.answer_ids) for record in records], dtype=np.int32)
     answer_rows = int(answer_start[-1] + answer_length[-1]) if len(records) else 0
@@ -128,7 +132,7 @@ class ExampleTable:
             self._index = {name: position for position, name in enumerate(self.example_id)}
         if example_id not in self._index:
             some = ", ".join(self.example_id[:3])
-            raise StoreError(f"example {example_id}: the store has none of that id (it has {some} …)")
+            raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")
         return self._index[example_id]
 
 

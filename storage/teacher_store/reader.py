@@ -21,7 +21,7 @@ from zarr.abc.buffer import Buffer
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
+from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
 from logitbank.registry import ENCODINGS
 from logitbank.storage.objects import (
     BASE_KEY,
@@ -38,7 +38,7 @@ from logitbank.storage.objects import (
 )
 from logitbank.storage.teacher_store.chunks import decode_object
 from logitbank.storage.teacher_store.encodings import Encoding
-from logitbank.storage.teacher_store.examples import ExampleTable
+from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
 from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
@@ -135,6 +135,19 @@ class TeacherStore:
             self._view_attributes[view] = json.loads(documents[f"teachers/{view}/zarr.json"])["attributes"]
         return self._view_attributes[view]
 
+    def example(self, position: int) -> ExampleRecord:
+        """One training example; `position` counts as in `read`. IndexError beyond the last."""
+        table = self.examples
+        if not 0 <= position < len(table):
+            raise IndexError(f"example {position}: expected 0 to {len(table) - 1}")
+        return ExampleRecord(
+            example_id=table.example_id[position],
+            task=self.info.tasks[table.task[position]],
+            language=self.info.languages[table.language[position]],
+            prompt_ids=table.prompt_ids(position).tolist(),
+            answer_ids=table.answer_ids(position).tolist(),
+        )
+
     def missing_shards(self, view: str) -> list[int]:
         """Shards of a view that are still to be written."""
         self.view_attributes(view)
@@ -146,7 +159,7 @@ class TeacherStore:
         missing = self.missing_shards(view)
         if missing:
             raise IncompleteStoreError(
-                f"--view {view}: {len(missing)} of {_counted(self.info.shards, 'shard')} of "
+                f"--view {view}: {len(missing)} of {counted(self.info.shards, 'shard')} of "
                 f"{shlex.quote(self.url)} still to be written; run the same build-teacher-cache command to resume"
             )
 
@@ -314,7 +327,3 @@ class _Cache:
 
 def _bytes(arrays: _Shard) -> int:
     return sum(values.nbytes for values in arrays.values())
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -88,7 +88,7 @@ class TeacherRows:
                 increase, ids outside the tokenizer, a scalar outside its range.
         """
         for problem in self._problems(tokenizer_size, vocab_size):
-            raise StoreError(f"teacher signal: {problem}; nothing of this shard was written")
+            raise StoreError(f"teacher signal: {problem}; this shard was not written")
 
     def _problems(self, tokenizer_size: int, vocab_size: int) -> Sequence[str]:
         tokens, k = self.token_ids.shape

@@ -75,7 +75,7 @@ def bytes_of_draws(draws: int) -> float:
 def check_samples(rows: TeacherRows, signal: str, draws: int, tokenizer_size: int) -> None:
     """Refuse draws that no teacher can have made; StoreError says which."""
     for problem in sample_problems(rows, signal, draws, tokenizer_size, slack=1e-3):
-        raise StoreError(f"teacher signal: {problem}; nothing of this shard was written")
+        raise StoreError(f"teacher signal: {problem}; this shard was not written")
 
 
 def sample_problems(rows: TeacherRows, signal: str, draws: int, tokenizer_size: int, *, slack: float) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from logitbank.errors import StoreError
+from logitbank.errors import StoreError, counted
 from logitbank.storage.objects import (
     BASE_KEY,
     LOCK_NAME,
@@ -63,7 +63,8 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
                 advance(f"{view} {shard}")
         if missing:
             some = ", ".join(map(str, sorted(missing)[:8]))
-            problems.append(f"view {view}: {len(missing)} of {store.info.shards} shards not written yet ({some})")
+            shards = counted(store.info.shards, "shard")
+            problems.append(f"view {view}: {len(missing)} of {shards} not written yet ({some})")
     return problems
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitbank.storage import TeacherStore
-from logitbank.storage.results.store_rows import TOKEN_SCHEMA, token_batches
+from logitbank.storage.results import TOKEN_SCHEMA, token_batches
 
 MEASURES_SQL = """
     count(DISTINCT example_id) AS examples,

@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"
 def test_the_documented_reader_agrees_with_ours(tmp_path: Path, encoding: str) -> None:
     store = tmp_path / "store"
     stores.build(str(store), stores.records(20), views=("zeroshot",), encoding=encoding, top_k=70)
-    reader = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    reader = re.search(r"```python\n(import numpy.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert reader is not None
     script = (
         f"{reader.group(1)}\nids, logits = read_view({str(store)!r}, 'zeroshot')\n"
@@ -32,3 +32,17 @@ def test_the_documented_reader_agrees_with_ours(tmp_path: Path, encoding: str) -
     rows = TeacherStore.open(str(store)).read(range(20), "zeroshot")
     np.testing.assert_array_equal(read["ids"], rows.token_ids)
     np.testing.assert_array_equal(read["logits"], rows.logits)
+
+
+def test_the_documented_calls_print_a_row_for_each_answer_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = stores.records(5)
+    stores.build(str(tmp_path / "runs/qwen/store"), examples)
+    monkeypatch.chdir(tmp_path)
+    calls = re.search(r"```python\n(from logitbank.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert calls is not None
+    exec(compile(calls.group(1), str(DOCUMENT), "exec"), {})  # noqa: S102
+    about, *rows = capsys.readouterr().out.splitlines()
+    assert about == "tiny ('fewshot', 'zeroshot') 5"
+    assert [int(row.split()[0]) for row in rows] == examples[0].answer_ids

@@ -351,7 +351,7 @@ def test_asking_for_what_is_not_there_says_what_is(url: str, tmp_path: Path) -> 
         TeacherStore.open(str(tmp_path / "nothing"))
     with pytest.raises(StoreError, match="build-teacher-cache"):
         TeacherStore.open(str(tmp_path))
-    with pytest.raises(StoreError, match=r"example nope: the store has none of that id \(it has nli/en/train/0"):
+    with pytest.raises(StoreError, match=r"example 'nope': not in the store, whose ids are like nli/en/train/0"):
         store.examples.index_of("nope")
     with pytest.raises(StoreError, match=r"nosuch.*expected a directory or a URL"):
         TeacherStore.open("nosuch://x")
@@ -386,7 +386,7 @@ def test_examples_that_a_store_cannot_keep_are_refused(tmp_path: Path) -> None:
     twice = [EXAMPLES[0], EXAMPLES[0]]
     with pytest.raises(StoreError, match="unique"):
         stores.build(str(tmp_path / "twice"), twice)
-    with pytest.raises(StoreError, match="lists"):
+    with pytest.raises(StoreError, match="expected a task of nli and a language of en, hi, got pos in hi"):
         stores.build(str(tmp_path / "tasks"), EXAMPLES, tasks=("nli",))
 
 
@@ -403,3 +403,21 @@ def test_a_store_that_is_corrupt_names_view_shard_and_examples(url: str) -> None
     with pytest.raises(CorruptStoreError, match=where):
         store.read([members.start], "fewshot")
     assert any(where in problem for problem in verify(url))
+
+
+def test_an_example_is_what_was_stored(url: str) -> None:
+    store = TeacherStore.open(url)
+    assert [store.example(position) for position in range(len(EXAMPLES))] == EXAMPLES
+    for position in (-1, len(EXAMPLES)):
+        with pytest.raises(IndexError, match=f"example {position}: expected 0 to {len(EXAMPLES) - 1}"):
+            store.example(position)
+
+
+def test_a_store_names_its_teacher_and_template_in_few_digits(tmp_path: Path) -> None:
+    teacher, template = {"model": "Big-8B", "dtype": "float32"}, {"template": "f" * 64, "seed": 1}
+    stores.build(str(tmp_path / "named"), EXAMPLES, teacher=teacher, identity=template)
+    stores.build(str(tmp_path / "bare"), EXAMPLES, teacher={}, identity={})
+    named, bare = (TeacherStore.open(str(tmp_path / name)).info for name in ("named", "bare"))
+    assert (named.teacher_model, named.template_hash) == ("Big-8B", "f" * 64)
+    assert (bare.teacher_model, bare.template_hash) == ("tiny", None)
+    assert named.short_fingerprint == named.fingerprint[:8] != bare.short_fingerprint
