@@ -88,7 +88,7 @@ def import_csv(path: Path, results: Path, *, model: str | None = None, scale: st
 
 def _content_hash(rows: Sequence[Published]) -> str:
     """Names the content of a file, as version 0.1.0 did, so that what it imported counts as imported."""
-    return hashlib.sha256(repr(rows).replace("Published(", "PublishedNumber(").encode()).hexdigest()[:10]
+    return hashlib.sha256(repr(rows).replace("Published(", "Cell(").encode()).hexdigest()[:10]
 
 
 def read_published(path: Path, *, model: str, scale: str | None) -> list[Published]:
