@@ -54,7 +54,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             f"was built with (hash {own_hash[:12]} instead of {info.tokenizer_hash[:12]}); "
             "a student needs its teacher's tokenizer"
         )
-    template = info.identity.get("identity", {}).get("template")
+    template = info.template_hash
     if template is not None and encoder.template_hash != template:
         raise StoreError(
             f"model.name: the chat template of {config.model.name} differs from the one that wrote the prompts in the "

@@ -61,7 +61,7 @@ def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
         template=template,
         training_set=info.identity.get("examples", {}).get("hash"),
-        teacher=(info.teacher.get("model") or info.model) if with_teacher else None,
+        teacher=info.teacher_model if with_teacher else None,
         top_k=info.top_k if with_teacher else None,
     )
 

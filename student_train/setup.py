@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch.utils.data import DataLoader
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import TrainingConfig
+from logitbank.models.precision import has_fast_bfloat16
 from logitbank.storage import TeacherStore
 from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader
 from logitbank.student_train.order import BatchPlan, ExampleOrder
 from logitbank.student_train.records import Run
 from logitbank.student_train.sharding import shard_on_any_device, sharding_plugin
+
+logger = logging.getLogger(__name__)
 
 
 def on_cpu() -> bool:
@@ -46,6 +50,10 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
         training.precision, training.precision
     )
+    if precision == "bf16" and on_cpu() and not has_fast_bfloat16(torch.device("cpu")):
+        precision = "no"
+        if PartialState(cpu=True).is_main_process:
+            logger.info("training.precision: this CPU has no fast bfloat16; computing in float32")
     plugin = sharding_plugin(precision, training, plan)
     accelerator = Accelerator(
         mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, **plugin

@@ -235,6 +235,9 @@ def print_summary(
     counts = ", ".join(f"{task} {count:,}" for task, count in order.counts().items())
     logger.info(f"{run.config.model.name}: {trainable:,} of {total:,} parameters train; {teacher}")
     logger.info(f"examples: {counts}")
+    if run.view is not None and store.info.untaught:
+        ids = ", ".join(map(str, store.info.untaught))
+        logger.info(f"no teacher term where the answer token is {ids}: the teacher ends a turn with another token")
     logger.info(
         f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {plan.accumulation_steps} "
         f"accumulation steps × {plan.micro_batch_size}{engine}; steps {start + 1} to {run.config.training.max_steps}"

@@ -28,8 +28,9 @@ from logitbank.student_train.step import StepDone
 logger = logging.getLogger(__name__)
 
 # per-task sums over answer tokens, in this order
-TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE, DIAGNOSED, TAIL_MASS, AGREE = range(9)
-SUMS = 9
+TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE, DIAGNOSED, TAIL_MASS, AGREE, TAUGHT, TAUGHT_CE = range(11)
+SUMS = 11
+SUMS_OF_0_1_0 = 9  # a checkpoint of that version has the first of them; every row taught
 
 
 class TrainingLog:
@@ -39,7 +40,8 @@ class TrainingLog:
     all ranks without padding, `peak_memory` in bytes (device memory where there is a device, else
     resident memory) of the rank that needs most, `padding` and `data_wait` as fractions. `tail_mass` (the
     teacher's probability outside the top K) and `top1_agreement` (student's and teacher's first choice
-    are the same) are those of the logged step alone. `crossover_step` appears once per task: the first
+    are the same) are those of the logged step alone. `student_ce` and `teacher_ce` are over the same
+    tokens: those that the teacher was asked for. `crossover_step` appears once per task: the first
     log step at which the student's CE is below the teacher's.
     """
 
@@ -83,11 +85,14 @@ class TrainingLog:
         terms[:LAMBDA] = [zeros_T + 1, loss.ce_T, loss.kd_T, lambda_T * loss.kd_T]
         terms[LAMBDA] = zeros_T + lambda_T
         if batch.teacher is not None:
-            terms[TEACHER_CE] = batch.teacher.cross_entropy_T
+            taught_T = zeros_T + 1 if batch.teacher.taught_T is None else batch.teacher.taught_T.to(zeros_T)
+            terms[TAUGHT] = taught_T
+            terms[TAUGHT_CE] = taught_T * loss.ce_T
+            terms[TEACHER_CE] = taught_T * batch.teacher.cross_entropy_T
             if len(loss.argmax_T):
-                terms[DIAGNOSED] = zeros_T + 1
-                terms[TAIL_MASS] = teacher_log_tail(batch.teacher).exp()
-                terms[AGREE] = (loss.argmax_T == batch.top_ids_TK[:, 0]).float()
+                terms[DIAGNOSED] = taught_T
+                terms[TAIL_MASS] = taught_T * teacher_log_tail(batch.teacher).exp()
+                terms[AGREE] = taught_T * (loss.argmax_T == batch.top_ids_TK[:, 0])
         terms_TS = torch.stack([term.double() for term in terms], dim=1)
         self._sums.index_add_(0, batch.task_T, terms_TS)
         self._real_tokens += batch.real_tokens
@@ -161,7 +166,10 @@ class TrainingLog:
         else:
             self._shown = {name: list(seen) for name, seen in state["shown"].items()}
         if self._accelerator.is_main_process:  # the sums of all ranks: one of them carries on
-            self._sums.copy_(state["sums"][:-3].reshape(self._sums.shape))
+            sums = state["sums"][:-3].reshape(len(self._tasks), -1)
+            self._sums[:, : sums.shape[1]] = sums
+            if sums.shape[1] == SUMS_OF_0_1_0 and self._has_teacher:
+                self._sums[:, TAUGHT], self._sums[:, TAUGHT_CE] = sums[:, TOKENS], sums[:, CE]
             self._real_tokens, self._padded_tokens, self._waited = state["sums"][-3:].tolist()
 
     def __enter__(self) -> TrainingLog:
@@ -182,10 +190,12 @@ class TrainingLog:
     def _loss_values(self, task: str, sums: torch.Tensor) -> dict[str, float]:
         means = (sums / sums[TOKENS]).tolist()
         values = {"ce": means[CE], "student_ce": means[CE], "answer_tokens": float(sums[TOKENS])}
+        if sums[TAUGHT] > 0:
+            values["student_ce"] = float(sums[TAUGHT_CE] / sums[TAUGHT])
         if task == "all":
             values = {"loss": means[CE] + means[WEIGHTED_KD], **values}
         if self._has_teacher:
-            values |= {"kd": means[KD], "teacher_ce": means[TEACHER_CE], "lambda": means[LAMBDA]}
+            values |= {"kd": means[KD], "teacher_ce": float(sums[TEACHER_CE] / sums[TAUGHT]), "lambda": means[LAMBDA]}
             if sums[DIAGNOSED] > 0:
                 diagnosed = (sums / sums[DIAGNOSED]).tolist()
                 values |= {"tail_mass": diagnosed[TAIL_MASS], "top1_agreement": diagnosed[AGREE]}

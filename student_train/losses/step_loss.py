@@ -60,6 +60,6 @@ def step_loss(
     assert kd_term is not None
     kd_T = kd_term(student, teacher)
     if teacher.taught_T is not None:
-        kd_T = kd_T * teacher.taught_T
+        kd_T = torch.where(teacher.taught_T > 0, kd_T, 0.0)
     total = (ce_T.sum() + (lambda_T * kd_T).sum()) / step_tokens
     return StepLoss(total, ce_T, kd_T, student.argmax_T)

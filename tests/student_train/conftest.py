@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +54,7 @@ def make_store(
         encoding: str = "exact",
         shard_tokens: int = 32,
         max_answer: int = 7,
-        template: str | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> SimpleNamespace:
         generator = np.random.default_rng(7)
 
@@ -84,7 +84,7 @@ def make_store(
             shard_tokens=shard_tokens,
             chunk_tokens=16,
             teacher={"model": "tiny"},
-            identity={} if template is None else {"template": template},
+            identity=identity or {},
         )
         teacher = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
         pilot = np.arange(spec.tokenizer_size, dtype=np.int32)[:, None]

@@ -36,7 +36,7 @@ def test_processes_and_accumulation_change_nothing(
         options = ["--store", store.url, "--view", "fewshot", "--output", str(tmp_path / name)]
         return [
             *options,
-            *["--config", f"model.name={tiny_model}", "tasks=[nli,pos]", "training.precision=fp32"],
+            *[f"model.name={tiny_model}", "tasks=[nli,pos]", "training.precision=fp32"],
             *[f"training.use_lora={use_lora}", "lora.dropout=0", "training.num_workers=0"],
             *["training.max_steps=20", "training.global_batch_size=8", f"training.micro_batch_size={micro}"],
             *["training.logging_steps=1", "training.warmup_steps=2", "training.learning_rate=0.001"],

@@ -33,7 +33,7 @@ SMALL = [
 def command(tiny_model: Path, url: str, output: Path, *more: str, view: str = "fewshot") -> list[str]:
     options = ["--store", url, "--view", view, "--output", str(output), *[m for m in more if m.startswith("--")]]
     overrides = [m for m in more if not m.startswith("--")]
-    return [*options, "--config", f"model.name={tiny_model}", *SMALL, *overrides]
+    return [*options, f"model.name={tiny_model}", *SMALL, *overrides]
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -124,7 +124,7 @@ def test_a_store_of_another_chat_template_is_refused(
     tmp_path: Path,
 ) -> None:
     own = PromptEncoder(tokenizer).template_hash
-    stores = {template: make_store(top_k=4, template=template) for template in (own, "0123456789abcdef")}
+    stores = {template: make_store(top_k=4, identity={"template": template}) for template in (own, "0123456789abcdef")}
     line = refused(capsys, command(tiny_model, stores["0123456789abcdef"].url, tmp_path / "run"))
     assert f"model.name: the chat template of {tiny_model} differs" in line
     assert f"(hash {own[:12]} instead of 0123456789ab)" in line

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -226,3 +227,38 @@ def test_a_loss_from_outside_the_package_runs_by_its_name(
     finally:
         LOSSES.unregister("absolute")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_tokens_that_the_teacher_was_not_asked_for_carry_no_teacher_term(
+    make_store: Callable[..., SimpleNamespace],
+    configure: Callable[..., Config],
+    tiny_model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The end of the turn (token 1), which another teacher's template ends otherwise: no loss, no gradient, no mean."""
+    caplog.set_level("INFO")
+    plain, other = make_store(top_k=16), make_store(top_k=16, identity={"untaught": [1]})
+    config = configure("training.max_steps=1", "training.learning_rate=0")
+    terms = []
+    for store in (plain, other):
+        batch, _ = micro_batch(store, config, size=8)
+        loss = student_loss(StudentModule(perturbed(tiny_model), chunk_tokens=100), batch, FORWARD_KL)
+        terms.append((batch, loss.kd_T.detach()))
+    (batch, whole_T), (_, some_T) = terms
+    last_T = batch.gold_T == 1
+    assert 0 < last_T.sum() < len(last_T)
+    assert torch.equal(some_T, torch.where(last_T, 0.0, whole_T))
+    assert (whole_T[last_T] > 0).all()
+
+    train(Run(config, other.url, "fewshot", tmp_path / "run", tmp_path / "results"))
+    assert caplog.text.count("no teacher term where the answer token is 1") == 1
+    (log,) = (tmp_path / "results" / "training_log").glob("*.parquet")
+    rows = {row["metric"]: row["value"] for row in pq.read_table(log).to_pylist() if row["task"] == "all"}
+    assert batch.teacher is not None
+    assert rows["teacher_ce"] == pytest.approx(batch.teacher.cross_entropy_T[~last_T].mean().item(), rel=1e-5)
+    model = StudentModule(load(tiny_model), chunk_tokens=100)
+    own = student_loss(model, batch)
+    assert rows["ce"] == pytest.approx(own.ce_T.mean().item(), rel=1e-5)
+    assert rows["student_ce"] == pytest.approx(own.ce_T[~last_T].mean().item(), rel=1e-5)
+    assert rows["kd"] == pytest.approx((own.kd_T * ~last_T).mean().item(), rel=1e-4)

@@ -35,6 +35,6 @@ def test_a_student_from_a_bucket(remote: str, small_store: SimpleNamespace, tiny
     """Two worker processes read from S3; the weights are those of a run from disk, in one process."""
     for name, url, workers in (("remote", remote, 2), ("local", small_store.url, 0)):
         options = ["--store", url, "--view", "fewshot", "--output", str(tmp_path / name)]
-        main([*options, "--config", f"model.name={tiny_model}", *SMALL, f"training.num_workers={workers}"])
+        main([*options, f"model.name={tiny_model}", *SMALL, f"training.num_workers={workers}"])
     weights, same = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("remote", "local"))
     assert all((weights[name] == same[name]).all() for name in weights.keys() | same.keys())

@@ -222,7 +222,7 @@ def command(small_store: SimpleNamespace, tiny_model: Path, output: Path, *more:
     settings = ["tasks=[nli,pos]", "training.precision=fp32", "training.use_lora=true", "lora.dropout=0.1"]
     settings += ["training.max_steps=300", "training.global_batch_size=8", "training.micro_batch_size=2"]
     settings += ["training.warmup_steps=1", "training.logging_steps=7", *more]
-    return [*options, "--config", f"model.name={tiny_model}", *settings]
+    return [*options, f"model.name={tiny_model}", *settings]
 
 
 def saved_step(output: Path) -> int:

@@ -176,7 +176,7 @@ def test_a_student_trains_from_draws(
     options = ["--store", sampled_store(signal), "--view", "fewshot", "--output", str(tmp_path / "run")]
     settings = ["tasks=[nli]", "distillation.loss=forward_kl", "training.max_steps=2", "training.num_workers=0"]
     settings += ["training.use_lora=false", "training.global_batch_size=4", "training.micro_batch_size=2"]
-    main([*options, "--config", f"model.name={tiny_model}", *settings])
+    main([*options, f"model.name={tiny_model}", *settings])
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 

@@ -46,7 +46,7 @@ class World:
             *["--store", self._store, "--view", "fewshot", "--output", str(self.directory / name)],
             *["--results", str(self.directory / f"{name}-results")],
             *[option for option in more if option.startswith("--")],
-            *["--config", f"model.name={self._model}", "tasks=[nli,pos]", "training.precision=fp32"],
+            *[f"model.name={self._model}", "tasks=[nli,pos]", "training.precision=fp32"],
             *["training.num_workers=0", "training.max_steps=8", "training.save_steps=3", "training.logging_steps=1"],
             *["training.global_batch_size=8", "training.micro_batch_size=2", "training.warmup_steps=2"],
             *["training.learning_rate=0.001", *[option for option in more if not option.startswith("--")]],
