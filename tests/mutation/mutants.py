@@ -151,6 +151,8 @@ def _skipped(tree: ast.AST) -> set[int]:
                 roots.append(node.exc)
             case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))) | ast.Assert():
                 roots.append(node)
+            case ast.keyword(arg="strict"):  # of `zip`: what it guards against cannot happen
+                roots.append(node)
             case ast.Subscript(value=ast.Name(id="Callable" | "Mapping" | "Sequence" | "Registry")):
                 roots.append(node)
     return {id(below) for root in roots for below in ast.walk(root)}

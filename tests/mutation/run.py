@@ -46,7 +46,10 @@ TARGETS = {
         ("student_train/losses/*.py",),
         ("tests/student_train/test_divergences.py", "tests/student_train/test_losses.py"),
     ),
-    "strategies": Target(("student_train/strategies/*.py",), ("tests/student_train/test_strategies.py",)),
+    "strategies": Target(
+        ("student_train/strategies/*.py",),
+        ("tests/student_train/test_strategies.py", "tests/student_train/test_strategies_over_steps.py"),
+    ),
     "identity": Target(
         ("evaluation/identity.py", "configs/keys.py", "logitbank/experiment.py"),
         ("tests/evaluation/test_evaluate.py", "tests/configs", "tests/student_train/test_command.py"),
