@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
     arguments = make_parser().parse_intermixed_args(argv)
-    run_command(lambda: _run(arguments))
+    run_command(lambda: _run(arguments), resumes=not arguments.dry_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -65,12 +65,16 @@ def _print_done(url: str, tally: Tally) -> None:
 
     store = TeacherStore.open(url)
     missing = {view: len(store.missing_shards(view)) for view in store.views}
-    state = ", ".join(f"{view} {'complete' if not n else f'lacks {n} shards'}" for view, n in missing.items())
+    state = ", ".join(f"{view} {f'lacks {_shards(n)}' if n else 'complete'}" for view, n in missing.items())
     print(
         f"{url}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
         f"teacher: {_describe(tally)}\n"
-        f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {url}"
+        f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {shlex.quote(url)}"
     )
+
+
+def _shards(number: int) -> str:
+    return f"{number:,} shard{'' if number == 1 else 's'}"
 
 
 def _describe(tally: Tally) -> str:
@@ -81,30 +85,27 @@ def _describe(tally: Tally) -> str:
         parts.append(f"{tally.reused_tokens / tally.tokens:.0%} of them from shared prefixes")
     parts.append(f"padding {tally.padding_waste:.1%}")
     if tally.fallen_shards:
-        parts.append(f"{tally.fallen_shards} shards in smaller batches for want of memory")
+        parts.append(f"{_shards(tally.fallen_shards)} in smaller batches for want of memory")
     return ", ".join(parts)
 
 
 def _print_estimate(expected: Estimate) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from logitbank.teacher_cache.tables import print_table
 
-    table = Table(title="What the teacher would do")
-    for name in ("task", "language", "examples", "answer tokens"):
-        table.add_column(name, justify="left" if name in ("task", "language") else "right")
-    for view in expected.views:
-        table.add_column(f"{view} tokens", justify="right")
-        if view != "zeroshot":
-            table.add_column(f"{view} demonstrations dropped", justify="right")
-    table.add_column("too long", justify="right")
-    for cell in expected.cells:
-        row = [cell.task, cell.language, f"{cell.examples:,}", f"{cell.answer_tokens:,}"]
-        for view in expected.views:
-            row.append(f"{cell.tokens[view]:,}")
-            if view != "zeroshot":
-                row.append(f"{cell.demonstrations_dropped[view]:,}")
-        table.add_row(*row, f"{cell.too_long:,}")
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+    fewshot = [view for view in expected.views if view != "zeroshot"]
+    header = ["task", "language", "examples", "answer tokens", "too long"]
+    print_table(
+        [*header, *(f"tokens {view}" for view in expected.views), *(f"dropped {view}" for view in fewshot)],
+        [
+            [
+                *(cell.task, cell.language, f"{cell.examples:,}", f"{cell.answer_tokens:,}", f"{cell.too_long:,}"),
+                *(f"{cell.tokens[view]:,}" for view in expected.views),
+                *(f"{cell.demonstrations_dropped[view]:,}" for view in fewshot),
+            ]
+            for cell in expected.cells
+        ],
+        left=2,
+    )
     kept = f"K={expected.top_k}" + (f" and {expected.draws} draws" if expected.draws else "")
     print(
         f"{expected.examples:,} examples, {expected.answer_tokens:,} answer tokens, {len(expected.views)} views: "

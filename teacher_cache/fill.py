@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from logitbank.configs import Config, config_to_dict
 from logitbank.models.workers import Worker
+from logitbank.progress import Progress
 from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, Vocabulary, open_builder
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine
@@ -96,7 +96,7 @@ def _run(
     shared = _shared_tokens(builder, plan, engine, {view for view, _ in todo})
     with (
         ThreadPoolExecutor(max_workers=1) as writer,
-        tqdm(total=total, desc="teacher", unit=" tokens", unit_scale=True, disable=True if quiet else None) as bar,
+        Progress("teacher", total, "tokens", quiet=quiet) as progress,
     ):
         pending: Future[None] | None = None
         for view, shard in todo:
@@ -107,7 +107,7 @@ def _run(
                 for i in builder.plan.examples_of(shard)
             ]
             budget = config.teacher.batch_tokens
-            rows, used = score(sequences, engine, stored_ranks(config), budget, tally, bar.update)
+            rows, used = score(sequences, engine, stored_ranks(config), budget, tally, progress.advance)
             details = {}
             if used < budget:
                 tally.fallen_shards += 1

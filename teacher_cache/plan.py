@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.experiment import VIEWS
+from logitbank.progress import Progress
 from logitbank.storage import ExampleRecord
 from logitbank.tasks import TASKS, Example
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
@@ -116,21 +116,10 @@ def make_plan(
             plan.untaught = (encoder.end_of_turn_id,)
     examples = _spread([_train(config, task) for task in config.tasks], config.seed)
     pools: dict[Cell, list[Example]] = {}
-    for example in _progress(examples, "encoding"):
-        record = _record(example, encoder, config, plan)
-        if record is None:
-            continue
-        prompts = {view: _view_prompt(view, example, record, teacher, encoder, config, pools) for view in views}
-        if any(prompt is None for prompt in prompts.values()):
-            plan.too_long[(example.task, example.language)] += 1
-            continue
-        plan.examples.append(record)
-        for view, prompt in prompts.items():
-            assert prompt is not None
-            ids, kept, wanted = prompt
-            plan.views[view].prompts.append(ids)
-            plan.views[view].demonstrations.append(kept)
-            plan.views[view].dropped[(example.task, example.language)] += wanted - kept
+    with Progress("encoding", len(examples), "examples") as progress:
+        for example in examples:
+            _add(plan, example, encoder, teacher, config, pools)
+            progress.advance(1)
     if not plan.examples:
         raise ConfigError(
             f"data.max_student_tokens: none of {len(examples)} examples fits in {config.data.max_student_tokens} tokens"
@@ -141,6 +130,31 @@ def make_plan(
     if plan.too_long:
         logger.info("query too long, left out: %s", _counts(plan.too_long))
     return plan
+
+
+def _add(
+    plan: TeacherPlan,
+    example: Example,
+    encoder: PromptEncoder,
+    teacher: PromptEncoder | None,
+    config: Config,
+    pools: dict[Cell, list[Example]],
+) -> None:
+    """Plan one example under every view, or count it where it does not fit under one."""
+    record = _record(example, encoder, config, plan)
+    if record is None:
+        return
+    prompts = {view: _view_prompt(view, example, record, teacher, encoder, config, pools) for view in plan.views}
+    if any(prompt is None for prompt in prompts.values()):
+        plan.too_long[(example.task, example.language)] += 1
+        return
+    plan.examples.append(record)
+    for view, prompt in prompts.items():
+        assert prompt is not None
+        ids, kept, wanted = prompt
+        plan.views[view].prompts.append(ids)
+        plan.views[view].demonstrations.append(kept)
+        plan.views[view].dropped[(example.task, example.language)] += wanted - kept
 
 
 def _train(config: Config, task: str) -> list[Example]:
@@ -230,10 +244,6 @@ def _view_prompt(
     if prompt is None:
         return None
     return np.asarray(prompt.ids, dtype=np.int32), prompt.demonstrations, wanted
-
-
-def _progress(examples: Sequence[Example], what: str) -> Iterable[Example]:
-    return tqdm(examples, desc=what, unit=" examples", disable=None, leave=False)
 
 
 def _counts(counter: Counter[Cell]) -> str:

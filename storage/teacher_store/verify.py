@@ -68,6 +68,13 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
     return problems
 
 
+def parts_to_verify(url: str) -> int:
+    """How many parts `verify` looks at in a sound store: manifests, and the shards that they list."""
+    manifests = [key for key in open_objects(url).sizes() if key.startswith("manifest/")]
+    shards = [key for key in manifests if key.rsplit("/", 1)[-1].removesuffix(".json").isdigit()]
+    return len(manifests) + len(shards)
+
+
 def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Iterator[str]:
     try:
         entries, details = read_manifest(objects, manifest)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from tqdm import tqdm
 
+from logitbank.progress import Progress
 from logitbank.storage import StoreError, TeacherStore, verify
+from logitbank.storage.teacher_store.verify import parts_to_verify
 from logitbank.teacher_cache.inspection.summary import Inspection
+from logitbank.teacher_cache.tables import print_table
 
 
 def show_verification(url: str, output: str) -> None:
@@ -23,16 +22,16 @@ def show_verification(url: str, output: str) -> None:
     Raises:
         StoreError: it is not.
     """
-    with tqdm(desc="verify", unit=" parts", disable=None, leave=False) as bar:
-        problems = verify(url, lambda what: bar.update())
+    with Progress("verify", parts_to_verify(url), "parts") as progress:
+        problems = verify(url, lambda what: progress.advance(1))
     if output == "json":
         print(json.dumps({"store": url, "sound": not problems, "problems": problems}, indent=2))
     elif not problems:
-        print(f"{url}: sound; every object matches its manifest and every number its meaning")
+        print(f"{url}: sound: every object matches its manifest, and all values are consistent")
     else:
         print("\n".join(problems))
     if problems:
-        raise StoreError(f"--store {url}: {len(problems)} problems found")
+        raise StoreError(f"--store {shlex.quote(url)}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 
 
 def show_summary(inspection: Inspection, output: str) -> None:
@@ -43,40 +42,32 @@ def show_summary(inspection: Inspection, output: str) -> None:
         return
     draws = f" and {facts['draws']} draws, {facts['signal']}" if facts["draws"] else ""
     print(
-        f"{facts['store']}: {facts['examples']:,} examples, {facts['answer_tokens']:,} answer tokens, "
+        f"{facts['store']}: {facts['examples']:,} examples, {facts['answer_tokens']:,} answer tokens\n"
         f"top {facts['top_k']}{draws} ({facts['encoding']}), {facts['bytes'] / 1e6:,.1f} MB = "
         f"{facts['bytes_per_answer_token_and_view']:,.0f} bytes per answer token and view\n"
-        f"teacher {facts['teacher'].get('model', facts['model'])} ({facts['teacher'].get('dtype', '?')}), "
+        f"teacher {facts['teacher'].get('model', facts['model'])} ({facts['teacher'].get('dtype', '?')})\n"
         f"fingerprint {facts['fingerprint']}"
     )
     for view, about in facts["views"].items():
         state = "complete" if about["complete"] else f"{about['missing_shards']} of {facts['shards']} shards missing"
         dropped = sum(about.get("demonstrations_dropped", {}).values())
         print(
-            f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length, "
-            f"fingerprint {about['fingerprint']}"
+            f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length\n"
+            f"  fingerprint {about['fingerprint']}"
         )
     if inspection.views:
-        _console().print(_table(facts, inspection.views))
+        print()
+        _print_content(facts, inspection.views)
+        print()
+        _print_signal(facts, inspection.views)
 
 
-def _table(facts: dict[str, Any], views: Sequence[str]) -> Table:
-    """A line per task and language; where there are several views, their values side by side."""
-    measures = {
-        "bytes per token": ("bytes_per_token", "{:,.0f}"),
-        "entropy": ("mean_entropy", "{:.3f}"),
-        "teacher CE": ("teacher_ce", "{:.3f}"),
-        "teacher accuracy": ("teacher_accuracy", "{:.1%}"),
-        f"top-{facts['top_k']} mass": ("top_k_mass_mean", "{:.4f}"),
-        "5th percentile": ("top_k_mass_p05", "{:.4f}"),
-        "demonstrations dropped": ("demonstrations_dropped", "{:,}"),
-    }
-    table = Table(title=f"side by side: {' | '.join(views)}" if len(views) > 1 else f"view {views[0]}")
-    for name in ("task", "language"):
-        table.add_column(name)
-    for name in ("examples", "answer tokens", *measures):
-        table.add_column(name, justify="right")
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
+Cells = Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]
+
+
+def _cells(facts: Mapping[str, Any], views: Sequence[str]) -> Cells:
+    """Rows by (task, language) and view, the last of them over all."""
+    cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in facts["rows"]:
         cells.setdefault((row["task"], row["language"]), {})[row["view"]] = row
     cells[("all", "")] = {
@@ -86,16 +77,37 @@ def _table(facts: dict[str, Any], views: Sequence[str]) -> Table:
         }
         for view in views
     }
-    for (task, language), by_view in cells.items():
-        if task == "all":
-            table.add_section()
+    return cells
+
+
+def _print_content(facts: Mapping[str, Any], views: Sequence[str]) -> None:
+    """A line per task and language: what the store holds of it, and what it costs."""
+    header = ["task", "language", "examples", "answer tokens", *(f"bytes/token {view}" for view in views)]
+    rows = []
+    for (task, language), by_view in _cells(facts, views).items():
         most = max(by_view.values(), key=lambda row: row["answer_tokens"])  # a half-built view has fewer
-        shown = [
-            " | ".join(form.format(by_view[view][key]) if view in by_view else "–" for view in views)
-            for key, form in measures.values()
-        ]
-        table.add_row(task, language, f"{most['examples']:,}", f"{most['answer_tokens']:,}", *shown)
-    return table
+        costs = [f"{by_view[view]['bytes_per_token']:,.0f}" if view in by_view else "–" for view in views]
+        rows.append([task, language, f"{most['examples']:,}", f"{most['answer_tokens']:,}", *costs])
+    print_table(header, rows, left=2, totals=1)
+
+
+def _print_signal(facts: Mapping[str, Any], views: Sequence[str]) -> None:
+    """A line per task, language and view: what the teacher says, the views of a cell below each other."""
+    measures = {
+        "entropy": ("mean_entropy", "{:.3f}"),
+        "teacher CE": ("teacher_ce", "{:.3f}"),
+        "accuracy": ("teacher_accuracy", "{:.1%}"),
+        f"top-{facts['top_k']} mass": ("top_k_mass_mean", "{:.4f}"),
+        "5th percentile": ("top_k_mass_p05", "{:.4f}"),
+        "dropped": ("demonstrations_dropped", "{:,}"),
+    }
+    rows = []
+    for (task, language), by_view in _cells(facts, views).items():
+        for view in views:
+            if view in by_view:
+                shown = [form.format(by_view[view][key]) for key, form in measures.values()]
+                rows.append([f"{task}/{language}" if language else task, view, *shown])
+    print_table(["cell", "view", *measures], rows, left=2, totals=len(views))
 
 
 def show_example(store: TeacherStore, example_id: str, output: str) -> None:
@@ -134,17 +146,10 @@ def show_example(store: TeacherStore, example_id: str, output: str) -> None:
     for view in store.views:
         if view not in views:
             print(f"view {view}: not written yet")
-    table = Table()
-    for name in ("#", "answer token", *(name for view in views for name in (f"{view}: p, rank", f"{view}: top 5"))):
-        table.add_column(name)
+    lines = []
     for entry in tokens:
-        cells = []
-        for about in entry["views"].values():
-            cells.append(f"{about['gold_probability']:.2f}, {about['gold_rank']:,}")
-            cells.append("  ".join(f"{escape(repr(top['token']))} {top['probability']:.2f}" for top in about["top"]))
-        table.add_row(str(entry["position"]), escape(repr(entry["token"])), *cells)
-    _console().print(table)
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 180)
+        for view, about in entry["views"].items():
+            top = "  ".join(f"{top['token']!r} {top['probability']:.2f}" for top in about["top"])
+            where = [str(entry["position"]), repr(entry["token"])]
+            lines.append([*where, view, f"{about['gold_probability']:.2f}", f"{about['gold_rank']:,}", top])
+    print_table(["#", "answer token", "view", "p", "rank", "top 5"], lines, left=6)

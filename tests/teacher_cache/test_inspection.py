@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -80,19 +81,50 @@ def test_histograms_count_every_token_once(url: str) -> None:
     assert inspection.cross_entropies().keys() == {task for task, _ in means}
 
 
-def test_the_table_shows_views_side_by_side(
+def test_piped_tables_are_markdown_with_the_views_of_a_cell_below_each_other(
     url: str, facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     inspect_command.main(["--store", url])
     text = capsys.readouterr().out
-    assert "side by side: fewshot | zeroshot" in text
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     for view in ("fewshot", "zeroshot"):
         assert f"fingerprint {facts['views'][view]['fingerprint']}" in text
-    first = [row for row in facts["rows"] if (row["task"], row["language"]) == ("nli", "en")]
-    line = next(line for line in text.splitlines() if "nli" in line and " en " in line)
-    for name, digits in (("mean_entropy", 3), ("teacher_ce", 3), ("top_k_mass_mean", 4), ("top_k_mass_p05", 4)):
-        assert f"{first[0][name]:.{digits}f} | {first[1][name]:.{digits}f}" in line
-    assert f"{facts['views']['fewshot']['mean_entropy']:.3f}" in next(ln for ln in text.splitlines() if " all " in ln)
+        own = next(row for row in facts["rows"] if (row["task"], row["language"], row["view"]) == ("nli", "en", view))
+        shown = next(row for row in rows if row[:2] == ["nli/en", view])
+        digits = (("mean_entropy", 3), ("teacher_ce", 3), ("top_k_mass_mean", 4), ("top_k_mass_p05", 4))
+        assert [f"{own[name]:.{places}f}" for name, places in digits] == [shown[i] for i in (2, 3, 5, 6)]
+        over_all = next(row for row in rows if row[:2] == ["all", view])
+        assert over_all[2] == f"{facts['views'][view]['mean_entropy']:.3f}"
+    content = next(row for row in rows if row[:2] == ["nli", "en"])
+    assert content[2:4] == [f"{own['examples']:,}", f"{own['answer_tokens']:,}"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--example", EXAMPLES[3].example_id]], ids=["summary", "example"])
+def test_a_terminal_of_80_columns_shows_everything(
+    url: str, facts: dict[str, Any], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    inspect_command.main(["--store", url, *arguments])
+    text = terminal.getvalue()
+    tables = text[text.index("answer token") :] if arguments else text[text.index("\n\n") :]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in text
+    if not arguments:
+        for row in facts["rows"]:
+            assert f"{row['task']}/{row['language']}" in tables
+            assert f"{row['mean_entropy']:.3f}" in tables
+
+
+class Terminal(io.StringIO):
+    """Standard output that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_pictures_are_png_files(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +165,8 @@ def test_an_example_shows_the_top_five_of_both_views(url: str, capsys: pytest.Ca
             assert shown["gold_rank"] == rows.gold_rank[position]
     inspect_command.main(["--store", url, "--example", EXAMPLES[3].example_id])
     text = capsys.readouterr().out
-    assert "fewshot: top 5" in text
-    assert "zeroshot: top 5" in text
+    assert "| top 5" in text
+    assert text.count("| fewshot") == text.count("| zeroshot") == len(EXAMPLES[3].answer_ids)
 
 
 def test_a_half_built_view_is_left_out_where_it_is_not_written(
