@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from logitbank.configs.schema import ConfigError, ModelConfig
+from logitbank.models.precision import opened_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,7 @@ def load_causal_lm(
 
     Args:
         model: what to open.
-        dtype: one of `DTYPES` or "auto": as the checkpoint says, but float32 on a CPU, where half
-            precision is emulated and several times slower; default `model.dtype`.
+        dtype: one of `DTYPES` or "auto", see `opened_dtype`; default `model.dtype`.
         device: where to put it.
         load_in_4bit: quantise linear layers to NF4, computing in bfloat16 (QLoRA, arXiv:2305.14314); needs
             CUDA and bitsandbytes.
@@ -64,9 +64,8 @@ def load_causal_lm(
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
     """
-    name = dtype or model.dtype
-    if name == "auto" and torch.device(device).type == "cpu":
-        name = "float32"
+    key = "model.dtype" if dtype is None else "teacher.dtype"  # a student asks for float32 at most
+    name = opened_dtype(key, dtype or model.dtype, torch.device(device))
     options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation

@@ -14,6 +14,7 @@ import torch
 from logitbank.configs.schema import ConfigError, ModelConfig, VllmConfig
 from logitbank.models.devices import default_device
 from logitbank.models.huggingface import text_config
+from logitbank.models.precision import opened_dtype
 
 CPU_KV_CACHE_GIB = 2.0  # vLLM would take most of the machine's memory
 GIB = 1 << 30
@@ -65,7 +66,7 @@ def open_vllm(
             model=str(Path(model.name).expanduser()) if Path(model.name).expanduser().is_dir() else model.name,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            dtype=_dtype(model, dtype, on_cpu),
+            dtype=_dtype(model, dtype),
             skip_tokenizer_init=True,
             generation_config="vllm",  # the checkpoint's own sampling defaults would not be ours
             tensor_parallel_size=settings.tensor_parallel,
@@ -104,12 +105,11 @@ def _import_vllm(key: str) -> Any:
     return vllm
 
 
-def _dtype(model: ModelConfig, dtype: str | None, on_cpu: bool) -> str:
+def _dtype(model: ModelConfig, dtype: str | None) -> str:
     """vLLM's own "auto" would turn float32 checkpoints into half precision."""
-    name = dtype or model.dtype
+    key = "model.dtype" if dtype is None else "teacher.dtype"
+    name = opened_dtype(key, dtype or model.dtype, default_device())
     if name != "auto":
         return name
-    if on_cpu:
-        return "float32"
     own = getattr(text_config(model), "dtype", None)
     return "float32" if own is None else str(own).removeprefix("torch.")

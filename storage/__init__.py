@@ -17,6 +17,7 @@ from logitbank.storage.teacher_store import (
     bytes_of_draws,
     concatenate,
     open_builder,
+    parts_to_verify,
     verify,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "bytes_of_draws",
     "concatenate",
     "open_builder",
+    "parts_to_verify",
     "verify",
 ]

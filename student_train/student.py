@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from accelerate import PartialState
 
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.models.huggingface import load_causal_lm, require_quantization
-from logitbank.models.precision import has_fast_bfloat16
-
-logger = logging.getLogger(__name__)
 
 
 def build_student(
@@ -45,7 +40,6 @@ def build_student(
             require_quantization("lora.load_in_4bit", device)
         base = load_causal_lm(
             config.model,
-            dtype=_base_dtype(config, device),
             device=device,
             load_in_4bit=config.lora.load_in_4bit,
             stay_on_host=stay_on_host,
@@ -60,14 +54,6 @@ def build_student(
             # after enabling: frozen embeddings would otherwise cut every checkpointed layer off
             model.enable_input_require_grads()
     return model.train()
-
-
-def _base_dtype(config: Config, device: torch.device) -> str:
-    if config.model.dtype != "bfloat16" or has_fast_bfloat16(device):
-        return config.model.dtype
-    if PartialState().is_main_process:
-        logger.info("model.dtype: this CPU has no fast bfloat16; the model is opened in float32")
-    return "float32"
 
 
 def _add_adapter(base: Any, config: Config) -> Any:

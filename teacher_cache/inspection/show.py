@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from logitbank.progress import Progress
-from logitbank.storage import StoreError, TeacherStore, verify
-from logitbank.storage.teacher_store.verify import parts_to_verify
+from logitbank.storage import StoreError, TeacherStore, parts_to_verify, verify
 from logitbank.teacher_cache.inspection.summary import Inspection
 from logitbank.teacher_cache.tables import print_table
 

@@ -44,6 +44,7 @@ def test_a_base_in_bfloat16_is_float32_where_that_is_slow_and_the_user_is_told(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("logitbank.models.precision._said", set())
     assert has_fast_bfloat16(CPU) == fast
     config = configure("model.dtype=bfloat16", "training.use_lora=true", "training.precision=bf16")
     model = build_student(config, CPU)
