@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,17 +24,48 @@ HELP_SECONDS = 1.0  # of a processor
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of this checkout: setuptools would pack whatever an earlier build has left in `build`."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in sources():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
+    return folder
+
+
+def sources() -> list[str]:
+    """Tracked files, and new ones that git does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [name for name in listed if (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with a wheel, and a source distribution in `sdist` beside the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("built")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
-    for arguments in ([str(folder), "--wheel"], [str(folder / "sdist")]):  # the second: sdist, then wheel from it
-        done = subprocess.run([*build, *arguments, str(ROOT)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        said = done.stdout + done.stderr
-        assert "****" not in said, said  # setuptools' frame around what it wants changed
-        assert "Warning" not in said, said
+    quietly(clone, *build, str(folder), "--wheel")
+    quietly(clone, *build, str(folder / "sdist"))  # and a wheel from it
     return folder
+
+
+def quietly(clone: Path, *command: str) -> None:
+    """Run setuptools; it finds nothing to warn of."""
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "****" not in said, said  # its frame around what it wants changed
+    assert "Warning" not in said, said
+
+
+def test_an_editable_installation_is_a_path(clone: Path, tmp_path: Path) -> None:
+    """Editors and type checkers follow paths, not import hooks; setuptools warns of hooks at every `make install`."""
+    quietly(clone, sys.executable, "-c", f"import setuptools.build_meta as m; m.build_editable({str(tmp_path)!r})")
+    with zipfile.ZipFile(wheel_of(tmp_path)) as archive:
+        (path,) = [name for name in archive.namelist() if ".dist-info" not in name]
+        assert archive.read(path).decode().strip() == str(clone)
 
 
 def files(wheel: Path) -> set[str]:
@@ -50,16 +82,9 @@ def test_the_wheel_holds_one_import_package_and_all_of_it(built: Path) -> None:
     inside = files(wheel_of(built))
     assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"logitbank"}
     assert {name.partition("/")[0] for name in inside if ".dist-info" not in name} == {"logitbank"}
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
     linked = {path.name for path in (ROOT / "logitbank").iterdir() if path.is_symlink()}
-    here = {name for name in tracked if name.startswith("logitbank/")} - {f"logitbank/{name}" for name in linked}
-    rooms = {f"logitbank/{name}" for name in tracked if name.partition("/")[0] in linked}
+    here = {name for name in sources() if name.startswith("logitbank/")} - {f"logitbank/{name}" for name in linked}
+    rooms = {f"logitbank/{name}" for name in sources() if name.partition("/")[0] in linked}
     assert {name for name in inside if ".dist-info" not in name} == here | rooms
     assert {f"logitbank/configs/{name}.yaml" for name in shipped_configs()} <= inside
     assert "logitbank/py.typed" in inside
