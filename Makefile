@@ -114,6 +114,7 @@ bench: install
 	[ ! -e $(VLLM_VENV)/.installed ] || $(VLLM_VENV)/bin/python -m tests.benchmarks.bench_teacher_engines vllm --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_scale
 	$(BIN)/python -m tests.benchmarks.bench_results
+	$(BIN)/python -m tests.benchmarks.bench_help
 	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
 
 clean:

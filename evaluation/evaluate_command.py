@@ -19,7 +19,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         prog="evaluate-model",
         description="Evaluate a model or checkpoint on every task and language of the configuration. "
-        "Cells that are finished already are skipped, so the same command goes on where it was stopped.",
+        "Finished cells are skipped: run the same command to resume.",
     )
     add_config_arguments(parser)
     parser.add_argument(

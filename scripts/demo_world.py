@@ -6,7 +6,7 @@ demonstrations give it away. The tiny model is pretrained on conversations under
 them all and picks one up from demonstrations. The data that this script writes follow one scheme, and
 their few training labels are partly wrong: a student has to find the scheme, and not to learn the mistakes.
 
-    python scripts/demo_world.py --output runs/demo      # writes runs/demo/hub and runs/demo/model
+    python -m logitbank.scripts.demo_world --output runs/demo      # writes runs/demo/hub and runs/demo/model
 
 `hub` is laid out like local clones of the tasks' hub data sets, for `data.mirror`; `model` holds a causal
 language model with its tokenizer, for `model.name`. Same seed, same bytes of data.
@@ -32,6 +32,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.tasks import LANGUAGES, TASKS
@@ -353,6 +354,7 @@ def make_model(folder: Path, plan: Pretraining) -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, plan)
+    transformers_logging.disable_progress_bar()  # of a file that is written in no time
     losses = pretrain(model, Conversations(tokenizer, plan), plan)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The stages of an experiment, in this process or as processes of their own; each goes on where it was stopped."""
+"""The stages of an experiment, in this process or as processes of their own; each does what is not done yet."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Stages:
         build_store(self.config, self.store, views)
 
     def train(self, view: str | None, output: Path, overrides: Sequence[str] = ()) -> None:
-        """Train one student, or go on from its newest checkpoint."""
+        """Train one student, from its newest checkpoint on."""
         heading(f"{self.name}: student {output.name} (view {view or NO_VIEW})")
         if self.processes is not None:
             places = ["--store", self.store, "--view", view or NO_VIEW, "--output", str(output)]

@@ -8,7 +8,7 @@ from logitbank.command import CommandGroup, CommandParser
 
 GROUP = CommandGroup(
     "logitbank study",
-    "Whole experiments, from teachers to tables; each goes on where it was stopped.",
+    "Whole experiments, from teachers to tables. Run the same command to resume.",
     {
         "xtreme": ("logitbank.scripts.xtreme", "teacher caches, three students and five conditions of each model"),
         "gsm8k": ("logitbank.scripts.gsm8k", "GSM8K at every checkpoint, with both ablations of the teacher"),
