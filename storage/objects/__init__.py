@@ -4,6 +4,7 @@ from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 from logitbank.storage.objects.manifest import (
     BASE_KEY,
     ObjectEntry,
+    check_object,
     covers,
     done_shards,
     read_manifest,
@@ -20,6 +21,7 @@ __all__ = [
     "LOCK_NAME",
     "ObjectEntry",
     "ObjectStore",
+    "check_object",
     "covers",
     "done_shards",
     "open_objects",

@@ -2,7 +2,7 @@
 
 `manifest/base.json` covers the root, the examples and the vocabulary; `manifest/<view>/view.json`
 the metadata documents of one view; `manifest/<view>/<shard>.json` the objects of one shard. Each
-document carries the hash of its own content, so that a flipped bit in a manifest is found as well.
+document carries the hash of its own content, so a flipped bit in a manifest is found too.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_object(objects: ObjectStore, key: str, entry: ObjectEntry, what: str = 
         data = objects.get(key)
     except FileNotFoundError:
         data = None
-    return _checked(key, data, entry, what)
+    return check_object(key, data, entry, what)
 
 
 def read_objects(
@@ -108,10 +108,15 @@ def read_objects(
         if key not in entries:
             raise CorruptStoreError(f"{key} ({what}): no manifest lists it")
     found = zip(keys, objects.get_each(keys), strict=True)
-    return [_checked(key, data, entries[key], what) for key, data in found]
+    return [check_object(key, data, entries[key], what) for key, data in found]
 
 
-def _checked(key: str, data: bytes | None, entry: ObjectEntry, what: str) -> bytes:
+def check_object(key: str, data: bytes | None, entry: ObjectEntry, what: str = "") -> bytes:
+    """What was fetched of an object (None: nothing), if it is what its entry says.
+
+    Raises:
+        CorruptStoreError: as `read_object`.
+    """
     where = f"{key} ({what})" if what else key
     if data is None:
         raise CorruptStoreError(f"{where}: missing, though the manifest lists it")

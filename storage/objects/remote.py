@@ -45,7 +45,7 @@ class RemoteObjects:
             return bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
 
     def get_each(self, keys: Iterable[str]) -> Iterator[bytes | None]:
-        """See `ObjectStore.get_each`; requests run at the same time."""
+        """See `ObjectStore.get_each`; up to `REQUESTS` are under way at the same time."""
 
         def get(key: str) -> bytes | None:
             try:
@@ -53,8 +53,10 @@ class RemoteObjects:
             except FileNotFoundError:
                 return None
 
+        wanted = list(keys)
         with ThreadPoolExecutor(max_workers=REQUESTS) as pool:
-            yield from pool.map(get, keys)
+            for start in range(0, len(wanted), REQUESTS):  # no more than these are in memory
+                yield from pool.map(get, wanted[start : start + REQUESTS])
 
     def exists(self, key: str) -> bool:
         """See `ObjectStore.exists`."""

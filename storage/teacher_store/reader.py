@@ -73,8 +73,8 @@ class TeacherStore:
             raise StoreError(
                 f"{place}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
             ) from None
-        for key in [key for key in self._source if key.endswith("zarr.json")]:
-            self._source[key]  # metadata that no array needs is checked as well
+        # Metadata that no array needs is checked as well.
+        self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
         attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise StoreError(
@@ -282,7 +282,14 @@ class _VerifiedObjects(MutableMapping[str, Buffer]):
             return self._recent[key]
         if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
             raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
-        data = read_object(self._objects, key, self._entries[key])
+        return self._keep(key, read_object(self._objects, key, self._entries[key]))
+
+    def fetch(self, keys: Sequence[str]) -> None:
+        """Read and keep several objects at once."""
+        for key, data in zip(keys, read_objects(self._objects, keys, self._entries, ""), strict=True):
+            self._keep(key, data)
+
+    def _keep(self, key: str, data: bytes) -> Buffer:
         buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
         self._recent[key] = buffer
         self._recent_bytes += len(data)

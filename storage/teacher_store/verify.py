@@ -14,10 +14,10 @@ from logitbank.storage.objects import (
     BASE_KEY,
     LOCK_NAME,
     ObjectStore,
+    check_object,
     covers,
     open_objects,
     read_manifest,
-    read_object,
     shard_key,
     view_key,
 )
@@ -88,10 +88,10 @@ def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Ite
         expected = view_key(details["view"]) if "view" in details else BASE_KEY
     if manifest != expected:
         yield f"{manifest}: holds the content of {expected}"
-    for key, entry in entries.items():
+    for (key, entry), found in zip(entries.items(), objects.get_each(entries), strict=True):
         listed.add(key)
         try:
-            data = read_object(objects, key, entry, what)
+            data = check_object(key, found, entry, what)
         except StoreError as error:
             yield str(error)
             continue

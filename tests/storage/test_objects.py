@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from logitbank.errors import CorruptStoreError, StoreError
 from logitbank.storage.objects import ObjectEntry, ObjectStore, open_objects, read_objects
+from logitbank.storage.objects.remote import RemoteObjects
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -125,3 +127,14 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
     ((name, data),) = synced
     assert name.endswith(".partial")
     assert data == b"all of it" == (tmp_path / "a").read_bytes()
+
+
+def test_requests_over_a_network_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def get(self: RemoteObjects, key: str) -> bytes:
+        both.wait(timeout=30)  # breaks where the second request waits for the first
+        return key.encode()
+
+    monkeypatch.setattr(RemoteObjects, "get", get)
+    assert list(open_objects("memory://store").get_each(["a", "b"])) == [b"a", b"b"]
