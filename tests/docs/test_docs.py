@@ -7,7 +7,7 @@ import re
 import pytest
 
 from logitbank import __main__ as commands
-from logitbank.configs import Config, config_keys, shipped_configs
+from logitbank.configs import Config, Decides, config_keys, decides, shipped_configs, value_of
 from logitbank.configs.schema import MISSING
 from logitbank.scripts import study
 from tests.docs.pages import PAGES, ROOT, SCRIPTS, Line, headings, help_of, links, name_of, shown_commands, without_code
@@ -38,18 +38,16 @@ def test_the_readme_names_every_console_script() -> None:
         assert command in (ROOT / "README.md").read_text()
 
 
-def test_every_configuration_key_is_documented_with_its_default() -> None:
-    rows = dict(
-        re.findall(
-            r"^\| `([a-z_.0-9]+)` \| (.+?) \| .+ \|$", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
-        )
-    )
-    assert set(rows) == set(config_keys())
-    for key, documented in rows.items():
-        value: object = Config()
-        for part in key.split("."):
-            value = getattr(value, part)
-        assert documented == ("must be given" if value == MISSING else f"`{_yaml(value)}`"), key
+def test_every_configuration_key_is_documented_with_its_default_and_what_it_decides() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.0-9]+)` \| (.+?) \| ([a-z, –]+) \| .+ \|$", page, re.MULTILINE)
+    assert [key for key, _, _ in rows] == list(dict.fromkeys(key for key, _, _ in rows))
+    assert {key for key, _, _ in rows} == set(config_keys())
+    for key, default, deciding in rows:
+        value = value_of(Config(), key)
+        assert default == ("must be given" if value == MISSING else f"`{_yaml(value)}`"), key
+        decided = [name for name in ("store", "student", "score") if Decides[name.upper()] in decides(key)]
+        assert deciding == (", ".join(decided) or "–"), key
 
 
 def test_links_between_pages_lead_somewhere() -> None:
