@@ -238,14 +238,20 @@ class TeacherStore:
             columns = spec.columns_for(top_k, self.info.top_k)
             keys[spec.name] = [base] if columns is None else [f"{base}/{i}" for i in range(len(rank_blocks(columns)))]
         wanted = [name for names in keys.values() for name in names]
-        objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
         arrays: _Shard = {}
-        for spec in self._specs:
-            # Zarr fills a narrower last block up, so all objects of an array have as many columns.
-            shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
-            arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
-            for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
-                self._decode_object(name, objects[name], out, shard)
+        try:
+            objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
+            for spec in self._specs:
+                # Zarr fills a narrower last block up, so all objects of an array have as many columns.
+                shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
+                arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
+                for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
+                    self._decode_object(name, objects[name], out, shard)
+        except CorruptStoreError as error:
+            raise CorruptStoreError(
+                f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
+                "which writes this shard again"
+            ) from error
         self._shards.put(key, arrays)
         return arrays
 

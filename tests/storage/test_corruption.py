@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +18,14 @@ from tests.storage import stores
 
 EXAMPLES = stores.records(12)
 VALIDATION = stores.records(3, seed=1, prefix="validation")
+LAYOUT: dict[str, Any] = {"views": ("zeroshot",), "shard_tokens": 48, "chunk_tokens": 16, "top_k": 20}
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small store: two shards, two blocks of ranks, a validation set."""
     path = tmp_path_factory.mktemp("pristine") / "store"
-    stores.build(
-        str(path), EXAMPLES, views=("zeroshot",), validation=VALIDATION, shard_tokens=48, chunk_tokens=16, top_k=20
-    )
+    stores.build(str(path), EXAMPLES, validation=VALIDATION, **LAYOUT)
     return path
 
 
@@ -55,7 +56,7 @@ def single(store: TeacherStore, example: int) -> list[bytes]:
 def flip(path: Path) -> None:
     """Flip one bit, chosen by the path's name."""
     data = bytearray(path.read_bytes())
-    rng = np.random.default_rng(len(path.as_posix()) * 1000 + len(data))
+    rng = np.random.default_rng(list("/".join(path.parts[-4:]).encode()))
     data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
     path.write_bytes(data)
 
@@ -136,8 +137,17 @@ def test_single_examples_of_a_damaged_shard_are_refused_and_others_still_read(pr
     after = TeacherStore.open(str(store))
     assert single(after, 0) == other
     for example in members:
-        with pytest.raises(CorruptStoreError, match=rf"shard 1, examples {members.start} to {members.stop - 1}"):
+        with pytest.raises(
+            CorruptStoreError, match=rf"shard 1, examples {members.start} to {members.stop - 1}"
+        ) as error:
             after.read([example], "zeroshot")
+    # What the message says to do repairs it.
+    mark = re.search(r"delete (\S+) and run the same build-teacher-cache command", str(error.value))
+    assert mark is not None
+    (store / mark.group(1)).unlink()
+    stores.build(str(store), EXAMPLES, validation=VALIDATION, **LAYOUT)
+    assert verify(str(store)) == []
+    assert everything(str(store)) == everything(str(pristine))
 
 
 def test_a_missing_mark_means_unfinished_not_zeros(pristine: Path, tmp_path: Path) -> None:
