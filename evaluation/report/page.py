@@ -78,10 +78,10 @@ def _figure(chart: Chart) -> str:
     if not chart.drawn:
         return f"<figure>{caption}</figure>"
     name = html.escape(f"chart-{chart.name}")
-    height = figure_json(chart)["layout"]["height"]
+    figure = figure_json(chart)
     return (
-        f'<figure><div class="chart" id="{name}" style="height: {height}px"></div>{caption}'
-        f'<script type="application/json" id="{name}-figure">{script_json(figure_json(chart))}</script></figure>'
+        f'<figure><div class="chart" id="{name}" style="height: {figure["layout"]["height"]}px"></div>{caption}'
+        f'<script type="application/json" id="{name}-figure">{script_json(figure)}</script></figure>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Transfer gap, checkpoint curves, λ sweep, learned λ, cross-entropies."""
+"""Tables along training: checkpoint curves, λ sweep, learned λ, cross-entropies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,6 @@ from tests.evaluation.test_query import run, table_of
 def _tables(results: Path, capsys: Any) -> str:
     run(results, "tables")
     return str(capsys.readouterr().out)
-
-
-def test_transfer_gap_of_the_study(shared: Path, tmp_path: Path, capsys: Any) -> None:
-    run(tmp_path, "import", str(shared / "reference" / "xtreme_results.csv"))
-    row = table_of(_tables(tmp_path, capsys), "Transfer gap")["Llama-3.2-3B distilled"]
-    assert (row["English"], row["other languages"], row["gap"]) == ("66.1", "58.2", "+7.9 ±?")
 
 
 def test_checkpoint_curves_have_a_column_for_each_step(tmp_path: Path, capsys: Any) -> None:
