@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates
@@ -59,7 +60,7 @@ class Results:
             replicates=load_replicates(catalogue, EXTRA_METRICS),
         )
 
-    @property
+    @cached_property
     def main_averages(self) -> list[Row]:
         """Rows of `averages` but imported λ sweeps, which only the λ tables show."""
         return [row for row in self.averages if not is_imported_sweep(row, self.averages)]
@@ -69,13 +70,13 @@ class Results:
         wanted = fixed if "metric" in fixed else {**fixed, "is_primary": True}
         return [
             cell
-            for cell in self.cells
-            if key_of(cell) == key_of(row) and all(cell[name] == value for name, value in wanted.items())
+            for cell in self._cells_by_key.get(key_of(row), ())
+            if all(cell[name] == value for name, value in wanted.items())
         ]
 
     def primary_tasks(self, row: Row) -> list[Row]:
         """Rows of `task_averages` of the same key as a row, primary metrics."""
-        return [own for own in self.task_averages if own["is_primary"] and key_of(own) == key_of(row)]
+        return [own for own in self._tasks_by_key.get(key_of(row), ()) if own["is_primary"]]
 
     def mean_text(self, row: Row, name: str) -> str:
         """A row's `task_mean` or `task_language_mean` with its interval."""
@@ -113,8 +114,28 @@ class Results:
     def gap_interval(self, row: Row) -> Interval | None:
         """Paired bootstrap interval of a row of `task_gaps`, or of one that has some of its columns."""
         same = [name for name in ("model", "task", "metric", *GAP_KEY) if name in row]
-        pairs = [gap_cells(gap) for gap in self.gaps if all(gap[name] == row[name] for name in same)]
+        own = self._gaps_by_task.get((row["model"], row["task"]), ())
+        pairs = [gap_cells(gap) for gap in own if all(gap[name] == row[name] for name in same)]
         return self.replicates.difference(pairs, row["metric"])
+
+    @cached_property
+    def _cells_by_key(self) -> dict[tuple[str, ...], list[Row]]:
+        return _grouped(self.cells, key_of)
+
+    @cached_property
+    def _tasks_by_key(self) -> dict[tuple[str, ...], list[Row]]:
+        return _grouped(self.task_averages, key_of)
+
+    @cached_property
+    def _gaps_by_task(self) -> dict[tuple[str, ...], list[Row]]:
+        return _grouped(self.gaps, lambda gap: (gap["model"], gap["task"]))
+
+
+def _grouped(rows: Sequence[Row], key: Callable[[Row], tuple[str, ...]]) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def cell_key(cell: Row) -> CellKey:
