@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from logitbank.student_train.train_command import main
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import processes
 
 
 def logged(results: Path, metric: str) -> list[float]:
@@ -25,7 +21,6 @@ def logged(results: Path, metric: str) -> list[float]:
     ]
 
 
-@pytest.mark.slow  # launches seven processes
 @pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "full"])
 def test_processes_and_accumulation_change_nothing(
     make_store: Callable[..., SimpleNamespace], tiny_model: Path, tmp_path: Path, use_lora: bool
@@ -42,16 +37,10 @@ def test_processes_and_accumulation_change_nothing(
             *["training.logging_steps=1", "training.warmup_steps=2", "training.learning_rate=0.001"],
         ]
 
-    def launch(processes: int, name: str, micro: int) -> None:
-        # `accelerate launch --cpu` would start one process however many are asked for
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launcher += ["--main_process_port", "0", "-m", "logitbank", "train-student"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*launcher, *arguments(name, micro)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"{processes} processes × " in done.stderr
+    def launch(ranks: int, name: str, micro: int) -> None:
+        done = processes.run_ranks(ranks, "train-student", *arguments(name, micro))
+        assert [rank.returncode for rank in done] == [0] * ranks, done[0].stderr[-3000:]
+        assert f"{ranks} processes × " in done[0].stderr
 
     main(arguments("one-by-four", 2))
     main(arguments("whole-batch", 8))

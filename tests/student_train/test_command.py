@@ -17,6 +17,7 @@ import transformers
 from logitbank.experiment import TrainingRecord
 from logitbank.student_train.train_command import main
 from logitbank.tasks.prompts import PromptEncoder
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -53,8 +54,7 @@ def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace
     assert done.returncode == 0, done.stderr
     assert "step 2/2  loss" in done.stderr
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
-    wrong = command(tiny_model, str(tmp_path / "nowhere"), tmp_path / "other")
-    failed = subprocess.run([*module, *wrong], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    failed = processes.run("train-student", *command(tiny_model, str(tmp_path / "nowhere"), tmp_path / "other"))
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.startswith("error: --store")

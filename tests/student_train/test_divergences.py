@@ -17,6 +17,8 @@ from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import StudentLogits, TeacherLogits, make_loss
 from logitbank.student_train.losses.outcomes import teacher_log_tail
 
+pytestmark = pytest.mark.numeric
+
 V = 50
 DIVERGENCES = [name for name, loss in LOSSES.items() if loss.takes_temperature]
 

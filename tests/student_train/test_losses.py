@@ -27,6 +27,8 @@ from logitbank.student_train.order import BatchPlan, example_order
 from logitbank.student_train.records import Run
 from logitbank.student_train.train import train
 
+pytestmark = pytest.mark.numeric
+
 LAMBDA = 0.7
 MSE, FORWARD_KL = Mse(DistillationConfig(), 104), ForwardKl(DistillationConfig(loss="forward_kl"), 104)
 

@@ -11,6 +11,8 @@ import transformers
 
 from logitbank.student_train.module import StudentModule
 
+pytestmark = pytest.mark.numeric
+
 COMMON = {
     "vocab_size": 80,
     "hidden_size": 32,

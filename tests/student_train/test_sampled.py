@@ -19,6 +19,8 @@ from logitbank.student_train.losses.base import StudentLogits, TeacherLogits, ma
 from logitbank.student_train.train_command import main
 from logitbank.tasks.prompts import PromptEncoder
 
+pytestmark = pytest.mark.numeric
+
 V, DRAWS = 48, 6
 
 

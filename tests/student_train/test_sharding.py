@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from logitbank.configs.schema import TrainingConfig
 from logitbank.student_train.order import BatchPlan
 from logitbank.student_train.sharding import load_optimizer_state, sharding_plugin, whole_optimizer_state
 from logitbank.student_train.train_command import main
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 FSDP = {"fsdp_version": "2", "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_reshard_after_forward": "true"}
@@ -62,30 +61,15 @@ class World:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
-    def fork(self, name: str, *more: str, **engine: str) -> list[int]:
-        """The same without the seconds that imports take, FSDP by default; exit codes of both processes."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {key.upper(): value for key, value in ({"accelerate_use_fsdp": "true"} | FSDP | engine).items()}
-        children = []
-        for rank in ("0", "1"):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    os.environ.update(common | {"RANK": rank, "LOCAL_RANK": rank})
-                    AcceleratorState._reset_state(reset_partial_state=True)
-                    main(self.arguments(name, *more))
-                    code = 0
-                except SystemExit as stop:
-                    code = int(str(stop.code))
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            children.append(child)
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    def ranks(self, name: str, *more: str, **engine: str) -> list[processes.Finished]:
+        """The same without the launcher and the seconds that imports take, FSDP by default."""
+        environment = {key.upper(): value for key, value in ({"accelerate_use_fsdp": "true"} | FSDP | engine).items()}
+        return processes.run_ranks(2, "train-student", *self.arguments(name, *more), env=environment)
+
+    def run(self, name: str, *more: str, **engine: str) -> None:
+        """`ranks`, both of which succeed."""
+        done = self.ranks(name, *more, **engine)
+        assert [rank.returncode for rank in done] == [0, 0], done[0].stderr[-3000:]
 
     def log(self, name: str, metric: str) -> list[float]:
         files = sorted((self.directory / f"{name}-results" / "training_log").glob("*"))
@@ -122,7 +106,7 @@ def test_a_launched_run_is_sharded_and_changes_nothing(world: World) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sharded_runs_resume_and_their_checkpoints_are_whole(world: World, tiny_model: Path, kind: str) -> None:
     main(world.arguments("one", *KINDS[kind]))
-    assert world.fork("sharded", *KINDS[kind]) == [0, 0]
+    world.run("sharded", *KINDS[kind])
     world.same("sharded", "one", kind)
     world.same("sharded", "one", kind, "checkpoint-3")
     final = world.directory / "sharded" / "final"
@@ -142,22 +126,22 @@ def test_sharded_runs_resume_and_their_checkpoints_are_whole(world: World, tiny_
     for run in ("sharded", "one"):
         shutil.rmtree(world.directory / run / "final")
         shutil.rmtree(world.directory / run / "checkpoint-6")
-    assert world.fork("sharded", "--resume", *KINDS[kind]) == [0, 0]
+    world.run("sharded", *KINDS[kind])
     for key, tensor in load_file(final / FILES[kind]).items():
         assert torch.equal(tensor, whole[key]), key
     # what one process began, two go on with, in shards, and two without shards with what that left
-    assert world.fork("one", "--resume", *KINDS[kind]) == [0, 0]
+    world.run("one", *KINDS[kind])
     world.same("one", "sharded", kind)
     for checkpoint in ("final", "checkpoint-6"):
         shutil.rmtree(world.directory / "sharded" / checkpoint)
-    assert world.fork("sharded", "--resume", *KINDS[kind], accelerate_use_fsdp="false") == [0, 0]
+    world.run("sharded", *KINDS[kind], accelerate_use_fsdp="false")
     world.same("sharded", "one", kind)
 
 
 def test_half_precision_with_a_frozen_base(world: World) -> None:
     half = [*KINDS["lora"], "training.precision=bf16", "model.dtype=bfloat16"]  # base and adapter of two dtypes
     main(world.arguments("one", *half))
-    assert world.fork("sharded", *half) == [0, 0]
+    world.run("sharded", *half)
     assert world.log("sharded", "loss") == pytest.approx(world.log("one", "loss"), rel=3e-3)
     assert world.log("sharded", "grad_norm") == pytest.approx(world.log("one", "grad_norm"), rel=0.03)
 
@@ -179,13 +163,13 @@ def test_deepspeed_changes_nothing(world: World, kind: str, stage: str) -> None:
     engine = {"accelerate_use_fsdp": "false", "accelerate_use_deepspeed": "true"}
     engine["accelerate_deepspeed_zero_stage"] = stage
     main(world.arguments("one", *KINDS[kind]))
-    assert world.fork("sharded", *KINDS[kind], **engine) == [0, 0]
+    world.run("sharded", *KINDS[kind], **engine)
     world.same("sharded", "one", kind)
     world.same("sharded", "one", kind, "checkpoint-3")
     whole = load_file(world.directory / "sharded" / "final" / FILES[kind])
     for checkpoint in ("final", "checkpoint-6"):
         shutil.rmtree(world.directory / "sharded" / checkpoint)
-    assert world.fork("sharded", "--resume", *KINDS[kind], **engine) == [0, 0]
+    world.run("sharded", *KINDS[kind], **engine)
     for key, tensor in load_file(world.directory / "sharded" / "final" / FILES[kind]).items():
         assert torch.equal(tensor, whole[key]), key
 
@@ -209,11 +193,10 @@ def test_deepspeed_that_is_not_there_is_refused(
         ("distillation.strategy=entropy*meta", {}, "meta compares whole gradients, which FSDP"),
     ],
 )
-def test_what_shards_cannot_do_is_refused(
-    world: World, capfd: pytest.CaptureFixture[str], override: str, fsdp: dict[str, str], says: str
-) -> None:
-    assert world.fork("refused", override, **fsdp) == [2, 2]
-    assert says in capfd.readouterr().err
+def test_what_shards_cannot_do_is_refused(world: World, override: str, fsdp: dict[str, str], says: str) -> None:
+    done = world.ranks("refused", override, **fsdp)
+    assert [rank.returncode for rank in done] == [2, 2]
+    assert all(says in rank.stderr for rank in done)
     assert not (world.directory / "refused").exists()
 
 

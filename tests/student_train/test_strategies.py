@@ -37,6 +37,8 @@ from logitbank.student_train.strategies.meta import HeldOut, Meta
 from logitbank.student_train.strategies.schedule import schedule_factor
 from logitbank.student_train.train import train
 
+pytestmark = pytest.mark.numeric
+
 MSE = Mse(DistillationConfig(), 104)
 
 
