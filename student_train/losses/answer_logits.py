@@ -103,10 +103,11 @@ class _ReadLogits(torch.autograd.Function):
         wide_TV = _at_least_float32(logits_TV)
         picked_TM = wide_TV.gather(-1, ids_TM)
         if left_out_TK.shape[1]:
-            kept_TV = wide_TV.scatter(-1, left_out_TK, -torch.inf)
-            most_T = kept_TV.amax(dim=-1).clamp(min=torch.finfo(kept_TV.dtype).min)  # −inf where nothing is left
-            # in place: `logsumexp` would make another (T, V)
-            logsumexp_T = kept_TV.sub_(most_T[:, None]).exp_().sum(dim=-1).log() + most_T
+            # masked for a moment, where a masked copy would be another (T, V) to fill; `data` has no version, for
+            # nothing that is kept for backward has changed when it is restored
+            left_out_logits_TK = wide_TV.data.gather(-1, left_out_TK)
+            logsumexp_T = wide_TV.data.scatter_(-1, left_out_TK, -torch.inf).logsumexp(dim=-1)
+            wide_TV.data.scatter_(-1, left_out_TK, left_out_logits_TK)
         else:
             logsumexp_T = wide_TV.logsumexp(dim=-1)
         ctx.save_for_backward(logits_TV, ids_TM, left_out_TK, logsumexp_T)
