@@ -12,11 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from logitbank.configs import Decides, config_keys, config_to_dict, decides
+from logitbank.configs import Config, Decides, config_keys, config_to_dict, decides, load_config
 from logitbank.evaluation.checkpoints import open_checkpoint
-from logitbank.evaluation.identity import Identity, describe_variant, examine, identify
+from logitbank.evaluation.identity import Identity, Model, describe_variant, examine, identify
 from logitbank.evaluation.run import Evaluation, evaluate
 from logitbank.storage.results import Catalogue
+from logitbank.tasks.prompts import PromptEncoder
 from tests.evaluation.conftest import checkpoint
 from tests.evaluation.test_evaluate import Parrot
 
@@ -87,21 +88,28 @@ def _changed(key: str, value: Any) -> Any:
     return {"nli": 1} if isinstance(value, dict) else "another"
 
 
+@pytest.fixture(scope="module")
+def plain_config(tiny_model: Path) -> Config:
+    return load_config([], [f"model.name={tiny_model}"])
+
+
 @pytest.mark.parametrize("key", config_keys())
 def test_a_setup_holds_what_decides_a_student_and_nothing_that_decides_nothing(
-    config: Any, tmp_path: Path, key: str
+    plain_config: Config, tokenizer: Any, tmp_path: Path, key: str
 ) -> None:
     """Every key of the schema, changed in training alone."""
-    columns = ("seed", "model.name", "model.revision")  # of their own
-    settings = config_to_dict(config())
-    group, _, leaf = key.rpartition(".")
-    place = settings[group] if group else settings
-    place[leaf] = _changed(key, place[leaf])
-    plain = _identity(config(), "distilled", _student(tmp_path / "a", config))
-    other = checkpoint(tmp_path / "b", view="fewshot", seed=42, config=settings, weights=b"w")
-    changed = _identity(config(), "distilled", other)
-    own = key in columns or key.startswith("distillation.")
-    assert (_setup(plain) != _setup(changed)) == (bool(decides(key) & Decides.STUDENT) and not own)
+    model = Model("base", "weights", PromptEncoder(tokenizer))
+    setups = []
+    for name in ("plain", "changed"):
+        settings = config_to_dict(plain_config)
+        if name == "changed":
+            group, _, leaf = key.rpartition(".")
+            place = settings[group] if group else settings
+            place[leaf] = _changed(key, place[leaf])
+        student = open_checkpoint(checkpoint(tmp_path / name, view="fewshot", config=settings))
+        setups.append(_setup(identify(plain_config, "distilled", student, model)))
+    own_column = key in ("seed", "model.name", "model.revision") or key.startswith("distillation.")
+    assert (setups[0] != setups[1]) == (bool(decides(key) & Decides.STUDENT) and not own_column)
 
 
 def test_seeds_of_one_student_share_their_setup_and_not_their_run(config: Any, tmp_path: Path) -> None:
