@@ -28,7 +28,7 @@ def open_vllm_engine(config: Config, checkpoint: Checkpoint | None) -> VllmEngin
     if checkpoint is not None and checkpoint.is_adapter:
         options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for_rank(checkpoint)}
     context = getattr(text_config(weights), "max_position_embeddings", None)
-    longest = config.evaluation.max_prompt_tokens + max(ROOM_FOR_ANSWERS, *config.evaluation.max_new_tokens.values())
+    longest = config.evaluation.max_prompt_tokens + max([ROOM_FOR_ANSWERS, *config.evaluation.max_new_tokens.values()])
     llm = open_vllm(
         "evaluation.engine",
         weights,
