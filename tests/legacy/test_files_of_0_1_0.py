@@ -17,6 +17,7 @@ from logitbank.evaluation import evaluate_command
 from logitbank.storage import TeacherStore, verify
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.student_train import train_command
+from logitbank.teacher_cache import build_command
 from tests.legacy import make
 from tests.storage import stores
 
@@ -91,6 +92,20 @@ def test_the_same_inputs_give_the_same_bytes(written_again: Path, name: str) -> 
     if versions != RECORDED["versions"]:
         pytest.skip(f"codecs of other versions than {RECORDED['versions']} may compress to other bytes")
     assert digests["objects"].hexdigest() == expected["objects"]
+
+
+def test_the_command_that_built_a_store_finds_it_finished(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def contents() -> dict[str, bytes]:
+        found = [path for path in (files / "stores/hybrid").rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in found}
+
+    before = contents()
+    views = ("--view", "fewshot", "--view", "zeroshot")
+    build_command.main(["--store", "stores/hybrid", *views, *make.TEACHER, *make.STORES["hybrid"]])
+    printed = capsys.readouterr().out
+    assert "fewshot complete, zeroshot complete" in printed
+    assert "nothing was left to do" in printed
+    assert contents() == before
 
 
 def test_a_checkpoint_is_resumed_to_the_steps_that_the_old_code_took(files: Path) -> None:
