@@ -36,7 +36,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         if (key := _misshapen(values, Config())) is not None:
             raise ConfigError(_wrong_type_message(key, values))
         try:
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.unsafe_merge(merged, layer)  # copies neither; a merge that fails ends here
         except ConfigKeyError as error:
             raise ConfigError(_unknown_key_message(str(error.full_key or error.key))) from None
         except OmegaConfBaseException as error:

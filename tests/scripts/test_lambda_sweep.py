@@ -83,11 +83,11 @@ def test_a_sweep_is_in_the_tables_of_everything_else_and_is_done_once(
         ("entropy", "distilled", "finetuned"),
         ("fixed", "distilled", "finetuned"),
     ]
-    stamps = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    rows = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
-    main(arguments)
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == stamps
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == rows
+    stamps = {path: path.stat().st_mtime_ns for kind in ("*.safetensors", "*.parquet") for path in output.rglob(kind)}
+    grid_of = {"lambdas": [0, 0.1], "strategies": ["fixed", "entropy"], "seeds": [0, 1]}
+    run_sweep(Sweep(output, ["demo"], small, **grid_of))  # type: ignore[arg-type]
+    after = {path: path.stat().st_mtime_ns for kind in ("*.safetensors", "*.parquet") for path in output.rglob(kind)}
+    assert after == stamps
 
 
 def test_an_interrupted_sweep_goes_on_with_the_student_it_was_stopped_in(
