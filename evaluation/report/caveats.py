@@ -50,8 +50,10 @@ def _seeds(averages: Sequence[Row], label: Callable[[Row], str]) -> list[str]:
     texts = [
         f"{label(row)} {row['seeds']}" + (f" ({row['fewest_seeds']} in some cells)" if _uneven(row) else "")
         for row in averages
+        if row["seeds"] > 1
     ]
-    return [f"Seeds: {', '.join(texts)}."]
+    others = ", all others 1" if len(texts) < len(averages) else ""
+    return [f"Seeds: {', '.join(texts)}{others}."]
 
 
 def _uneven(row: Row) -> bool:

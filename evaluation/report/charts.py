@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from logitbank.evaluation.report.checkpoints import has_curve
 from logitbank.evaluation.report.gaps import gap_columns, main_gaps
 from logitbank.evaluation.report.intervals import Interval
 from logitbank.evaluation.report.labels import (
@@ -158,7 +159,7 @@ def _checkpoints(results: Results) -> list[Chart]:
     charts = []
     for task in ordered_tasks(row["task"] for row in curves):
         own = [row for row in curves if row["task"] == task]
-        if len({row["step"] for row in own}) < 2:
+        if not has_curve(own):
             continue
         series = []
         for colour, key in enumerate(sorted({key_of(row) for row in own})):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from logitbank.evaluation.report.labels import Row, key_of, ordered_tasks
 from logitbank.evaluation.report.results import Results, cell_key
 from logitbank.evaluation.report.table import MISSING, Table, average, with_interval
 
 
 def checkpoint_tables(results: Results) -> list[Table]:
-    """For each task evaluated at more than one step: steps as columns, `language_mean` as values."""
+    """For each task on which a student was evaluated at several steps: steps as columns, `language_mean` as values."""
     rows = results.catalogue.rows("SELECT * FROM checkpoint_curves ORDER BY step")
     tables = []
     for task in ordered_tasks(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
-        steps = sorted({row["step"] for row in own})
-        if len(steps) < 2:
+        if not has_curve(own):
             continue
+        steps = sorted({row["step"] for row in own})
         shown = []
         for key in sorted({key_of(row) for row in own}):
             by_step = {row["step"]: row for row in own if key_of(row) == key}
@@ -25,6 +27,11 @@ def checkpoint_tables(results: Results) -> list[Table]:
         note = "`language_mean` of each checkpoint, in %."
         tables.append(Table(f"Checkpoints: {task} ({own[0]['metric']})", header, shown, [note]))
     return tables
+
+
+def has_curve(rows: Sequence[Row]) -> bool:
+    """Whether rows of `checkpoint_curves` have several steps of one series."""
+    return len(rows) > len({key_of(row) for row in rows})
 
 
 def _at_step(results: Results, row: Row) -> str:

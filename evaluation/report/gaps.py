@@ -13,7 +13,7 @@ from logitbank.evaluation.report.labels import (
     tell_apart,
 )
 from logitbank.evaluation.report.results import GAP_KEY, Results
-from logitbank.evaluation.report.table import UNRESOLVED
+from logitbank.evaluation.report.table import UNRESOLVED, counted
 from logitbank.experiment import GAPS
 
 GAP_NOTE = (
@@ -54,7 +54,8 @@ def gap_sentences(results: Results) -> list[str]:
         for name, detail, by_task in gap_columns(main_gaps(results, model)):
             details.setdefault((name, _verdicts(results, list(by_task.values()))), []).append(detail)
         for (name, said), own in details.items():
-            about = in_brackets(name.replace("−", " against "), "; ".join(detail for detail in own if detail))
+            detail = counted(len(own), "variant") if len(own) > 2 else "; ".join(detail for detail in own if detail)
+            about = in_brackets(name.replace("−", " against "), detail)
             found.append(f"{results.labels.models[model]}, {about}: {said}.")
     return found
 

@@ -56,7 +56,9 @@ class Labels:
 def tell_apart(rows: Sequence[Row]) -> list[str]:
     """For each series of one model and condition: λ, teacher or training, as far as another one has a different one."""
     variants = [row["variant"] or "no λ" for row in rows]
-    parts = [texts if len(set(texts)) > 1 else [""] * len(rows) for texts in (variants, _teachers(rows), _setups(rows))]
+    parts = [
+        texts if len(set(texts)) > 1 else [""] * len(rows) for texts in (variants, _teachers(rows), setup_labels(rows))
+    ]
     return [", ".join(text for text in texts if text) for texts in zip(*parts, strict=True)]
 
 
@@ -93,6 +95,15 @@ def setup_label(setup: str) -> str:
     if setup.startswith(PUBLISHED):
         return setup
     return "setup " + "/".join(part[:DIGITS] for part in setup.split("/"))
+
+
+def setup_labels(rows: Sequence[Row]) -> list[str]:
+    """For each row how long it was trained, where that tells the setups of all rows apart; else its setup."""
+    setups = {row["setup"] for row in rows}
+    steps = {row["setup"]: row["max_steps"] for row in rows}
+    if len(set(steps.values())) == len(setups) and None not in steps.values():
+        return [f"{row['max_steps']:,} steps" for row in rows]
+    return [setup_label(row["setup"]) for row in rows]
 
 
 def ordered_conditions(names: Iterable[str]) -> list[str]:
@@ -135,15 +146,6 @@ def _teachers(rows: Sequence[Row]) -> list[str]:
     words = [row["taught_by"].split() for row in rows]
     shared = set.intersection(*map(set, words)) if words else set()
     return [" ".join(word for place, word in enumerate(own) if place == 0 or word not in shared) for own in words]
-
-
-def _setups(rows: Sequence[Row]) -> list[str]:
-    """How long they were trained where that tells the setups apart, else the setups."""
-    setups = {row["setup"] for row in rows}
-    steps = {row["setup"]: row["max_steps"] for row in rows}
-    if len(set(steps.values())) == len(setups) and None not in steps.values():
-        return [f"{row['max_steps']:,} steps" for row in rows]
-    return [setup_label(row["setup"]) for row in rows]
 
 
 def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:

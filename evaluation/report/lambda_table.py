@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logitbank.evaluation.report.labels import Row, in_brackets, ordered_conditions, ordered_tasks, setup_label
+from logitbank.evaluation.report.labels import (
+    Row,
+    in_brackets,
+    ordered_conditions,
+    ordered_models,
+    ordered_tasks,
+    setup_labels,
+)
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.table import MISSING, UNRESOLVED, Table, average, difference_with_interval
 
@@ -13,13 +20,16 @@ def sweep_tables(results: Results) -> list[Table]:
     """For each model distilled with several λ: λ as rows, tasks and their difference to finetuned as columns."""
     rows = results.catalogue.rows("SELECT * FROM lambda_sweep")
     tables = []
-    for model, setup in sorted({(row["model"], row["setup"]) for row in rows}):
-        own = [row for row in rows if (row["model"], row["setup"]) == (model, setup)]
-        if len({row["lambda_distill"] for row in own}) < 2:
-            continue
-        several = len({row["setup"] for row in rows if row["model"] == model}) > 1
-        detail = f" ({setup_label(setup)})" if several else ""
-        tables.append(_sweep_table(results, own, f"λ sweep: {results.labels.models[model]}{detail}"))
+    for model in ordered_models(rows):
+        own = [row for row in rows if row["model"] == model]
+        labels = dict(zip((row["setup"] for row in own), setup_labels(own), strict=True))
+        for setup in sorted(labels):
+            swept = [row for row in own if row["setup"] == setup]
+            if len({row["lambda_distill"] for row in swept}) > 1:
+                title = in_brackets(
+                    f"λ sweep: {results.labels.models[model]}", labels[setup] if len(labels) > 1 else ""
+                )
+                tables.append(_sweep_table(results, swept, title))
     return tables
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from logitbank.evaluation.report.caveats import step_notes
 from logitbank.evaluation.report.gaps import gap_sentences
-from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_models
+from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_conditions, ordered_models
 from logitbank.evaluation.report.results import Results
-from logitbank.evaluation.report.table import MISSING, Table, counted, percent
+from logitbank.evaluation.report.table import MISSING, Table, average, counted, percent
 
 MANY_FAILURES = 0.05
 INTERVAL_NOTE = (
@@ -62,17 +62,25 @@ def counts_line(results: Results) -> str:
 
 
 def average_lines(results: Results) -> list[str]:
-    """`task_language_mean` of each model, condition by condition."""
+    """`task_language_mean` of each model, condition by condition; of several variants the lowest and highest."""
     labels, shown = results.labels, results.main_averages
     lines = []
     for model in ordered_models(shown):
-        by_column = {labels.column(row): row for row in shown if row["model"] == model}
-        texts = [
-            f"{column} {results.mean_text(by_column[column], 'task_language_mean')}"
-            for column in ordered_columns(list(by_column.values()), labels)
-        ]
+        own = [row for row in shown if row["model"] == model]
+        texts = []
+        for condition in ordered_conditions(row["condition"] for row in own):
+            rows = [row for row in own if row["condition"] == condition]
+            texts.append(f"{condition} {_range(results, rows)}")
         lines.append(f"{labels.models[model]}, `task_language_mean` in %: {', '.join(texts)}.")
     return lines
+
+
+def _range(results: Results, rows: Sequence[Row]) -> str:
+    if len(rows) == 1:
+        return results.mean_text(rows[0], "task_language_mean")
+    rows = sorted(rows, key=lambda row: float(row["task_language_mean"]))
+    low, high = (average(r["task_language_mean"], r["cells"], r["expected_cells"]) for r in (rows[0], rows[-1]))
+    return f"{low} to {high} ({counted(len(rows), 'variant')})"
 
 
 def failure_lines(results: Results) -> list[str]:

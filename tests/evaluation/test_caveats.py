@@ -21,7 +21,7 @@ def _student(results: Path, value: float, condition: str, teacher: str = "org/Qw
     if view:
         about |= {"view": view, "teacher": teacher, "top_k": 256, "view_fingerprint": fingerprint}
         about |= {"store_fingerprint": fingerprint}
-        identity |= {"variant": "λ=0.5", "lambda_distill": 0.5}
+        identity = {"variant": "λ=0.5", "lambda_distill": 0.5, **identity}
     identity = {"step": steps, "setup": f"setup{steps}", "day": len(teacher), **identity}
     add_run(results, {CELL: value}, condition=condition, about=about, **identity)
 
@@ -63,7 +63,8 @@ def test_lengths_are_named_and_never_compared_with_one_another(tmp_path: Path, c
     _student(tmp_path, 0.4, "finetuned", max_steps=200)
     _student(tmp_path, 0.5, "finetuned")
     _student(tmp_path, 0.7, "distilled")
-    row, _ = _overview(tmp_path, capsys)
+    row, text = _overview(tmp_path, capsys)
+    assert "Checkpoints" not in text, "the ends of two runs are no curve"
     assert list(row)[:2] == ["finetuned (200 steps)", "finetuned (1,000 steps)"]
     assert row == {
         "finetuned (200 steps)": "40.0",
@@ -109,3 +110,20 @@ def test_cells_with_fewer_seeds_say_so(tmp_path: Path, capsys: Any) -> None:
     add_run(tmp_path, {("nli", "hi"): 0.5}, condition="finetuned", seed=1)
     run(tmp_path, "tables")
     assert "Seeds: finetuned 2 (1 in some cells)." in capsys.readouterr().out
+    add_run(tmp_path, {("nli", "en"): 0.5}, condition="base")
+    run(tmp_path, "tables")
+    assert "Seeds: finetuned 2 (1 in some cells), all others 1." in capsys.readouterr().out
+
+
+def test_the_summary_in_words_stays_short(tmp_path: Path, capsys: Any) -> None:
+    """Many variants are a range and a count; the tables have each of them."""
+    _student(tmp_path, 0.5, "finetuned")
+    for strength in (0.05, 0.1, 0.5, 1.0):
+        about = {"variant": f"λ={strength:g}", "lambda_distill": strength}
+        _student(tmp_path, 0.5 + strength / 10, "distilled", **about)
+    run(tmp_path, "tables")
+    text = capsys.readouterr().out
+    lines = text.split("## In short\n")[1]
+    assert "m, `task_language_mean` in %: finetuned 50.0, distilled 50.5 to 60.0 (4 variants)." in lines
+    assert "m, distilled against finetuned (4 variants): without predictions to judge by in nli." in lines
+    assert set(table_of(text, "λ sweep: m")) == {f"distilled λ={strength}" for strength in ("0.05", "0.1", "0.5", "1")}
