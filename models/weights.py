@@ -44,7 +44,7 @@ def _folder(model: ModelConfig) -> Path:
         return folder
     with contextlib.suppress(LocalEntryNotFoundError):
         found = Path(huggingface_hub.snapshot_download(model.name, revision=model.revision, local_files_only=True))
-        if any(path.suffix in (".safetensors", ".bin") for path in found.iterdir()):
+        if _is_whole(found):
             return found
     try:
         names = huggingface_hub.list_repo_files(model.name, revision=model.revision)
@@ -56,6 +56,16 @@ def _folder(model: ModelConfig) -> Path:
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"model.name: {model.name} cannot be downloaded: {reason}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has weights, and every part of them that its index names."""
+    suffix = ".safetensors" if any(folder.glob("*.safetensors*")) else ".bin"
+    indexed: set[str] = set()
+    for index in folder.glob(f"*{suffix}.index.json"):
+        indexed |= set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    parts = {path.name for path in folder.glob(f"*{suffix}")}
+    return bool(parts) and indexed <= parts
 
 
 def _file_hash(path: Path) -> bytes:

@@ -40,7 +40,7 @@ def generate(results: Path, runs: int, rows: int) -> None:
     for number in range(runs):
         rest, model = divmod(number, 4)
         rest, condition = divmod(rest, len(CONDITIONS))
-        seed, language = divmod(rest, len(LANGUAGES))
+        seed, language = rest, rest % len(LANGUAGES)
         name = f"run-{number:05d}"
         identity = {"run": name, "model": f"model-{model}", "condition": CONDITIONS[condition], "step": 1000}
         identity |= {"checkpoint": "out/final", "seed": seed}

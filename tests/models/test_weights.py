@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from logitbank.configs import ConfigError
@@ -90,6 +92,26 @@ def test_a_directory_without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="no weight files in"):
         _hash(model)
+
+
+def test_a_downloaded_model_is_found_and_a_half_downloaded_one_is_not_hashed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client lays models out; tests are offline, so what is missing cannot be fetched."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    snapshot = repository / "snapshots" / ("0" * 40)
+    model.rename(snapshot)
+    expected = _hash(snapshot)
+    (snapshot / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    assert weights_hash(ModelConfig("org/name")) == expected, "safetensors are what is loaded"
+    parts = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(parts))
+    with pytest.raises(ConfigError, match=r"org/name cannot be downloaded"):
+        weights_hash(ModelConfig("org/name"))
 
 
 def test_a_model_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
