@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 
 from logitbank.configs.keys import value_of
-from logitbank.configs.schema import Config, ConfigError
+from logitbank.configs.schema import Config, ConfigError, DistillationConfig
 from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
 from logitbank.storage import MOST_DRAWS, SIGNALS
 from logitbank.tasks import LANGUAGES
@@ -127,10 +127,12 @@ def _check_distillation(config: Config) -> None:
         _check_choice("distillation.strategy", part, STRATEGIES)
     if len(set(parts)) != len(parts):
         raise ConfigError(f"distillation.strategy: each part at most once, got {distillation.strategy}")
-    for part in parts:
-        STRATEGIES[part].check(config)
+    # what a part refuses stands in its class, and loading one loads torch: the default has nothing to refuse
+    asked = {part: STRATEGIES[part] for part in parts if part != DistillationConfig().strategy}
+    for strategy in asked.values():
+        strategy.check(config)
     for trait, does in (("sets_base", "set the λ of each task"), ("makes_gradients", "make the step's gradient")):
-        claiming = [part for part in parts if getattr(STRATEGIES[part], trait)]
+        claiming = [part for part, strategy in asked.items() if getattr(strategy, trait)]
         if len(claiming) > 1:
             raise ConfigError(f"distillation.strategy: {' and '.join(claiming)} all {does}; choose one of them")
     for task, value in distillation.lambda_per_task.items():
@@ -151,7 +153,7 @@ def _check_distillation(config: Config) -> None:
             )
     if not distillation.ema_decay < 1:
         raise ConfigError(f"distillation.ema_decay: expected less than 1, got {distillation.ema_decay}")
-    comparing = [part for part in parts if STRATEGIES[part].compares_gradients]
+    comparing = [part for part, strategy in asked.items() if strategy.compares_gradients]
     if comparing and config.training.precision == "fp16":
         raise ConfigError(
             f"distillation.strategy: {comparing[0]} compares gradients, which fp16 rounds to zero unless "

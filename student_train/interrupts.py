@@ -62,8 +62,13 @@ class StopSignals:
         self._received = self._received or number
 
 
-def stopped(number: int, step: int) -> KeyboardInterrupt:
-    """What a run raises that a signal ended after a step whose checkpoint is saved; the command prints its message."""
+def stopped(number: int, step: int, *, says: bool) -> BaseException:
+    """What a run raises that a signal ended after a step whose checkpoint is saved.
+
+    The command prints the message of the process that `says` it; the others end with the same exit code.
+    """
+    if not says:
+        return SystemExit(128 + number)
     said = "Terminated" if number == signal.SIGTERM else "Interrupted"
     return _stop(number, f"{said} after step {step}; its checkpoint is saved, run the same command to resume from it")
 

@@ -58,7 +58,8 @@ def train(run: Run) -> Path:
             `run.output`.
         TrainingError: the loss is no longer finite.
         OutputError: a checkpoint that cannot be written.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is saved; its message says so.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is saved; its message says so. On all processes
+            but the main one, SystemExit.
     """
     check_output(run.output)
     final = run.output / checkpoints.FINAL
@@ -124,7 +125,7 @@ class Training:
                         if asked or (step + 1) % training.save_steps == 0:
                             self._save(step + 1)
                         if asked:
-                            raise stopped(asked, step + 1)
+                            raise stopped(asked, step + 1, says=accelerator.is_main_process)
         finally:
             del batches  # ends its workers, which no signal does
         self._finish()

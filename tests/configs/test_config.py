@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,11 @@ def test_keys_and_dict_cover_the_whole_schema() -> None:
         for part in key.split("."):
             value = value[part]
     assert "model.name" in config_keys()
+
+
+def test_a_configuration_of_defaults_is_checked_without_torch() -> None:
+    """Commands that only look at files stay quick."""
+    program = "import sys; from logitbank.configs import load_config; load_config(['qwen3-1.7b']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "logitbank.configs.validate" in loaded
+    assert not {"torch", "transformers", "accelerate"} & set(loaded)

@@ -297,6 +297,7 @@ def test_all_ranks_stop_at_the_same_step(small_store: SimpleNamespace, tiny_mode
     ended = [rank.wait(60) for rank in ranks]
     assert [rank.returncode for rank in ended] == [143, 143]
     assert f"Terminated after step {saved_step(output)}; its checkpoint is saved" in ended[0].stderr
+    assert "checkpoint" not in ended[1].stderr  # once
 
 
 def await_line(running: processes.Running, text: str) -> None:
