@@ -80,6 +80,18 @@ def test_every_choice_is_documented(choices: registry.Registry[Any], pages: tupl
         assert sorted(set(choices) - words) == [], page
 
 
+def test_every_dependency_has_its_reason() -> None:
+    project = PROJECT["project"]
+    required = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
+    names = {re.split(r"[\[<>=; ]", item)[0].lower() for item in required}
+    table = (ROOT / "docs/decisions.md").read_text().split("### Dependencies\n")[1].split("\n#")[0].lower()
+    explained = set(re.findall(r"[\w-]+", table.replace("_", "-")))
+    assert sorted(name for name in names if name.replace("_", "-") not in explained) == []
+
+
 def test_one_version_stands_everywhere() -> None:
     version = logitbank.__version__
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "logitbank.__version__"}

@@ -52,7 +52,7 @@ TARGETS = {
     ),
     "identity": Target(
         ("evaluation/identity.py", "configs/keys.py", "logitbank/experiment.py"),
-        ("tests/evaluation/test_evaluate.py", "tests/configs", "tests/student_train/test_command.py"),
+        ("tests/evaluation/test_identity.py", "tests/configs/test_config.py"),
     ),
     "views": Target(
         ("storage/results/views.py",),
@@ -65,7 +65,10 @@ TARGETS = {
     "sampling": Target(
         ("tasks/data.py", "tasks/demonstrations.py"), ("tests/tasks/test_data.py", "tests/tasks/test_fewshot.py")
     ),
-    "intervals": Target(("evaluation/report/intervals.py",), ("tests/evaluation/test_intervals.py",)),
+    "intervals": Target(
+        ("evaluation/report/intervals.py",),
+        ("tests/evaluation/test_intervals.py", "tests/evaluation/test_intervals_over_cells.py"),
+    ),
 }  # fmt: skip
 
 
