@@ -15,6 +15,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -74,7 +75,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if shutil.which("sbatch") is None:
         raise LogitbankError("sbatch: not found; run this where Slurm's commands are, or with --dry-run")
     make_directory("--output", output / "logs")
-    submit(jobs, scripts, options, {**os.environ, "GPUS": str(arguments.gpus)})
+    commands = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"  # ours, where no environment is active
+    submit(jobs, scripts, options, {**os.environ, "PATH": commands, "GPUS": str(arguments.gpus)})
 
 
 def sbatch(job: Job, scripts: Path, options: Sequence[str], after: Sequence[str]) -> list[str]:

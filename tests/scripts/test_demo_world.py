@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import random
-import sys
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from logitbank.configs import load_config
+from logitbank.scripts import demo_world as demo
 from logitbank.tasks import LANGUAGES, TASKS
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.prompts import PromptEncoder
 from tests.tasks.scores import score as score_outputs
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "demo_world.py"
-
-
-def _load_script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("demo_world", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["demo_world"] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-demo = _load_script()
 
 
 @pytest.fixture(scope="module")

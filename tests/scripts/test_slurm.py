@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from logitbank.teacher_cache.build import build_store
 SBATCH = r"""#!/usr/bin/env bash
 # Like a cluster: array tasks with their variables; a job whose dependency failed never starts.
 array="" dependency="" name=""
+echo "${PATH##*:}" >"$CLUSTER/commands"
 while [[ $1 == --* ]]; do
     case $1 in
         --account=nobody) echo "sbatch: error: Invalid account" >&2; exit 1 ;;
@@ -117,6 +119,8 @@ def test_every_stage_runs_once_what_it_needs_is_done(cluster: Path) -> None:
     stages = by_name["build-teacher-cache"] + by_name["train-student"] + by_name["evaluate-model"]
     assert all({"--config", "qwen3-1.7b", "training.max_steps=100", "data.mirror=/m"} <= set(call) for call in stages)
     assert made[-1][0] == "query-results"
+    # Jobs find the commands of this very environment, be it active or not.
+    assert (cluster / "commands").read_text().strip() == str(Path(sys.executable).parent)
 
 
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
