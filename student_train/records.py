@@ -127,7 +127,8 @@ def publish_run(run: Run, record: TrainingRecord) -> None:
     assert record.finished_at is not None
     config = json.dumps(record.config, sort_keys=True)
     distillation = record.config["distillation"] if record.view is not None else {}
-    same = ("run", "model", "condition", "step", "seed", "view", "seconds", "store_fingerprint")
+    same = ["run", "model", "condition", "step", "seed", "view", "seconds", "store_fingerprint", "view_fingerprint"]
+    same += ["teacher", "top_k", "training_set", "template"]
     row = {
         **{name: getattr(record, name) for name in same},
         "kind": "training",
@@ -135,6 +136,7 @@ def publish_run(run: Run, record: TrainingRecord) -> None:
         "lambda_distill": distillation.get("lambda_distill"),
         "strategy": distillation.get("strategy"),
         "training_run": record.run,
+        "max_steps": run.config.training.max_steps,
         "config": config,
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),
         "versions": json.dumps(record.versions, sort_keys=True),

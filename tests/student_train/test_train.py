@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from logitbank.configs import Config
+from logitbank.storage.results import Catalogue
 from logitbank.student_train.records import Run
 from logitbank.student_train.train import train
 
@@ -42,6 +43,10 @@ def test_full_fine_tuning_writes_what_transformers_loads(
     assert about["step"] == 30
     assert about["view"] == "fewshot"
     assert about["store_fingerprint"] == small_store.store.info.fingerprint
+    (row,) = Catalogue([tmp_path / "run" / "results"]).rows("SELECT * FROM runs")
+    assert row["max_steps"] == row["step"] == 30
+    for name in ("training_set", "teacher", "top_k", "view_fingerprint", "template"):
+        assert row[name] == about[name] is not None
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "checkpoint-10",
         "checkpoint-20",
