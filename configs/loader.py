@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -69,17 +70,17 @@ def _read_file(name: str) -> Any:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"--config: no file {name}, and no shipped configuration of that name "
+            f"--config: no file {shlex.quote(name)}, and no shipped configuration of that name "
             f"(shipped: {', '.join(shipped_configs())})"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {name}: cannot be read: {error}") from None
+        raise ConfigError(f"--config {shlex.quote(name)}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--config {shlex.quote(name)}: not valid YAML: {' '.join(str(error).split())}") from None
     if loaded is None:
         loaded = {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"--config {name}: expected a mapping of keys, got {type(loaded).__name__}")
+        raise ConfigError(f"--config {shlex.quote(name)}: expected a mapping of keys, got {type(loaded).__name__}")
     return OmegaConf.create(loaded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
     looks_local = model.name.startswith((".", "/", "~")) or Path(model.name).exists()
     path = str(Path(model.name).expanduser()) if looks_local else model.name
     if looks_local and not Path(path).is_dir():
-        raise ConfigError(f"model.name: no directory {model.name}; give a directory or a hub id")
+        raise ConfigError(f"model.name: no directory {shlex.quote(model.name)}; give a directory or a hub id")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # what it warns of is for people who call it themselves
     try:
@@ -129,4 +130,4 @@ def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         lacks_all = looks_local and not any(Path(path).glob("*.json"))  # no model's directory, whatever it lacks first
         reason = "no config.json or tokenizer in it" if lacks_all else str(error).strip().splitlines()[0].rstrip(": ")
-        raise ConfigError(f"model.name: {model.name} cannot be opened: {reason}") from error
+        raise ConfigError(f"model.name: {shlex.quote(model.name)} cannot be opened: {reason}") from error

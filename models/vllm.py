@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def open_vllm(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # pydantic opens with a count of the errors and the name of a class
         reason = next((line for line in lines if not line.endswith("ModelConfig")), type(error).__name__)
-        raise ConfigError(f"{key}: vLLM cannot open {model.name}: {reason}") from error
+        raise ConfigError(f"{key}: vLLM cannot open {shlex.quote(model.name)}: {reason}") from error
 
 
 def vllm_version(key: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import uuid
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def weights_hash(model: ModelConfig) -> str:
     folder = _folder(model)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name in DESCRIPTIONS)
     if not any(path.suffix != ".json" for path in files):
-        raise ConfigError(f"model.name: no weight files in {folder}")
+        raise ConfigError(f"model.name: no weight files in {shlex.quote(str(folder))}")
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())

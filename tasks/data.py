@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,8 +290,9 @@ def _open(source: HubSource, mirror: str | None) -> Any:
     if mirror is not None:
         folder = Path(mirror).expanduser() / source.path
         if not folder.is_dir():
+            place = shlex.quote(str(folder))
             raise TaskError(
-                f"data.mirror: no directory {folder}; expected a local clone of the hub data set {source.path}"
+                f"data.mirror: no directory {place}; expected a local clone of the hub data set {source.path}"
             )
         path = str(folder)
         cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mirror-{_state(folder)}")

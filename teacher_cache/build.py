@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,27 +127,28 @@ def _teacher_encoder(config: Config, teacher: ModelConfig, encoder: PromptEncode
     """
     if teacher.name == config.model.name:
         return None
+    name, student = shlex.quote(teacher.name), shlex.quote(config.model.name)
     try:
         other = PromptEncoder(load_tokenizer(teacher))
     except ConfigError as error:
         raise ConfigError(str(error).replace("model.name", "teacher.model", 1)) from None
     if other.tokenizer_hash != encoder.tokenizer_hash:
         raise ConfigError(
-            f"teacher.model: expected the tokenizer of {config.model.name}, but {teacher.name} has another; "
+            f"teacher.model: expected the tokenizer of {student}, but {name} has another; "
             "logits can only be shared between models with the same token ids"
         )
     if other.template_hash == encoder.template_hash:
         return None
     if not other.answers_like(encoder):
         raise ConfigError(
-            f"teacher.model: expected answers with the token ids that the chat template of {config.model.name} gives "
-            f"them, but that of {teacher.name} gives others (a space before the answer); give it the same template"
+            f"teacher.model: expected answers with the token ids that the chat template of {student} gives "
+            f"them, but that of {name} gives others (a space before the answer); give it the same template"
         )
     if other.end_of_turn_id != encoder.end_of_turn_id:
         theirs, ours = (it.tokenizer.convert_ids_to_tokens(it.end_of_turn_id) for it in (other, encoder))
         logger.info(
             "teacher.model: %s ends a turn with %s, the student with %s: the end of turn carries no teacher term",
-            teacher.name,
+            name,
             theirs,
             ours,
         )

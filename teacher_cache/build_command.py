@@ -67,7 +67,7 @@ def _print_done(url: str, tally: Tally) -> None:
     missing = {view: len(store.missing_shards(view)) for view in store.views}
     state = ", ".join(f"{view} {f'lacks {_shards(n)}' if n else 'complete'}" for view, n in missing.items())
     print(
-        f"{url}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
+        f"{shlex.quote(url)}: {len(store.examples):,} examples, {store.info.answer_tokens:,} answer tokens; {state}\n"
         f"teacher: {_describe(tally)}\n"
         f"fingerprint {store.info.fingerprint[:16]}; look inside: inspect-cache --store {shlex.quote(url)}"
     )
