@@ -9,11 +9,13 @@ __all__ = [
     "Config",
     "ConfigError",
     "Decides",
+    "arguments",
     "config_keys",
     "config_to_dict",
     "decides",
     "keys_deciding",
     "load_config",
+    "schema",
     "shipped_configs",
     "value_of",
 ]

@@ -1,0 +1,11 @@
+"""Opening models: transformers, vLLM, devices, workers. Import what you need of it: some modules bring torch."""
+
+__all__ = [
+    "batches",
+    "devices",
+    "huggingface",
+    "precision",
+    "vllm",
+    "weights",
+    "workers",
+]

@@ -1,0 +1,1 @@
+"""Whole experiments on top of the commands: the demo, the studies, the jobs of a Slurm cluster."""

@@ -1,1 +1,6 @@
 """Train a student from a teacher store, with no teacher in memory."""
+
+__all__ = [
+    "records",
+    "train",
+]

@@ -4,4 +4,18 @@ from logitbank.errors import TaskError
 from logitbank.registry import TASKS
 from logitbank.tasks.common import LANGUAGES, Example, Source, Task
 
-__all__ = ["LANGUAGES", "TASKS", "Example", "Source", "Task", "TaskError"]
+__all__ = [
+    "LANGUAGES",
+    "TASKS",
+    "Example",
+    "Source",
+    "Task",
+    "TaskError",
+    "common",
+    "data",
+    "demonstrations",
+    "ner",
+    "nli",
+    "pos",
+    "prompts",
+]

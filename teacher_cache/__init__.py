@@ -1,1 +1,5 @@
 """Run a frozen teacher once over the training examples and fill a store."""
+
+__all__ = [
+    "build",
+]

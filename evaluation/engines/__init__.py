@@ -1,0 +1,1 @@
+"""What generates answers: one file an engine, named in `logitbank.registry`."""

@@ -1,0 +1,11 @@
+"""Tables, charts and pages over results: a module for each topic."""
+
+__all__ = [
+    "labels",
+    "markdown",
+    "overview",
+    "results",
+    "table",
+    "terminal",
+    "write",
+]

@@ -1,0 +1,1 @@
+"""KD terms: one file a loss, named in `logitbank.registry`."""

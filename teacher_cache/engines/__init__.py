@@ -1,0 +1,1 @@
+"""What scores given answers: one file an engine, named in `logitbank.registry`."""
