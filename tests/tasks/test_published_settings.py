@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from logitbank.tasks import TASKS
+from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks.data import get_source
 
 # task -> demonstrations, new tokens, primary metric, first source
 SETTINGS = {
@@ -57,3 +58,28 @@ def test_a_split_comes_from_the_study_s_data(place: tuple[str, str, str, str], e
 @pytest.mark.parametrize(("output", "parsed"), [("  Rome \n", "Rome"), (" \n", None), ("", None)])
 def test_an_answer_to_a_question_is_its_whole_text(output: str, parsed: str | None) -> None:
     assert TASKS["qa"].parse(output) == parsed
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "label", "answer"),
+    [
+        ("A cat.", "One cat.", 1, "yes"),
+        ("A cat.", "A dog.", 0, "no"),
+        ("NS", "One cat.", 1, None),
+        ("A cat.", " NS ", 1, None),
+        ("", "One cat.", 1, None),
+        ("A cat.", "One cat.", -1, None),
+    ],
+)
+def test_a_pair_that_was_not_translated_or_labelled_is_no_example(
+    first: str, second: str, label: int, answer: str | None
+) -> None:
+    found = TASKS["pa"].to_example({"sentence1": first, "sentence2": second, "label": label}, "de", "pa/de/test/0")
+    assert (found and found.answer) == answer
+
+
+def test_a_source_is_one_of_the_tasks() -> None:
+    assert get_source("qa", "xquad") is TASKS["qa"].sources["xquad"]
+    assert get_source("qa") is TASKS["qa"].sources["mlqa"]
+    with pytest.raises(TaskError, match=r"data\.sources\.qa: expected one of mlqa, xquad, got 'squad'"):
+        get_source("qa", "squad")
