@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from logitbank.evaluation.report.charts import COLOURS, Chart, Series, arms
 
 HEIGHT = 380  # pixels
-MARGINS = 80  # above and below a plot
+TOP, BOTTOM = 60, 50  # above a plot, where Plotly's buttons are, and below it
 ROW, BETWEEN = 30, 60  # of a heat map's row, and between two panels
 SCALE = "Viridis"
 
@@ -31,7 +31,7 @@ def figure_json(chart: Chart) -> dict[str, Any]:
     figure = _heat(chart) if chart.kind == "heat" else _axes(chart)
     figure.update_layout(
         template="none",
-        margin={"l": 50, "r": 15, "t": 30, "b": 50},
+        margin={"l": 50, "r": 15, "t": TOP, "b": BOTTOM},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
         paper_bgcolor="white",
         plot_bgcolor="white",
@@ -113,7 +113,7 @@ def _heat(chart: Chart) -> go.Figure:
         )
         figure.add_trace(trace, row=number, col=1)
     figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_layout(height=height + MARGINS)
+    figure.update_layout(height=height + TOP + BOTTOM)
     return figure
 
 
