@@ -13,7 +13,7 @@ from logitbank.evaluation.report.labels import Row, ordered_conditions, ordered_
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.overview import overview_tables
 from logitbank.evaluation.report.results import Results
-from logitbank.evaluation.report.table import average
+from logitbank.evaluation.report.table import average, counted
 from logitbank.evaluation.report.terminal import print_table
 from logitbank.evaluation.report.write import write_report
 from logitbank.experiment import GAPS
@@ -70,18 +70,16 @@ class Findings:
         """For each gap: the tasks in which it is resolved; where a task has several rows, in how many of them."""
         for pair in GAPS:
             rows = [row for row in self.results.task_gaps if (row["minuend"], row["subtrahend"]) == pair]
-            higher, lower = (ordered_tasks(self._tasks_resolved(rows, sign)) for sign in (1, -1))
             if not rows:
                 continue
+            signs = {"higher": self._tasks_resolved(rows, 1), "lower": self._tasks_resolved(rows, -1)}
             if len({row["task"] for row in rows}) < len(rows):  # several models or variants
-                counts = [len(self._tasks_resolved(rows, sign)) for sign in (1, -1)]
-                found = f"higher in {counts[0]}, lower in {counts[1]} of {len(rows)}"
+                found = ", ".join(f"{word} in {len(tasks)}" for word, tasks in signs.items())
+                yield f"{pair[0]}−{pair[1]} {found} of {counted(len(rows), 'gap')}"
             else:
-                parts = [
-                    f"{word} in {', '.join(tasks)}" for word, tasks in (("higher", higher), ("lower", lower)) if tasks
-                ]
-                found = f"{', '.join(parts) or 'in none'} of {len(rows)} tasks"
-            yield f"{pair[0]}−{pair[1]} {found}"
+                named = [f"{word} in {', '.join(ordered_tasks(tasks))}" for word, tasks in signs.items() if tasks]
+                found = ", ".join(named) or "not resolved"
+                yield f"{pair[0]}−{pair[1]} {found} ({counted(len(rows), 'task')})"
 
     def _tasks_resolved(self, rows: Sequence[Row], sign: int) -> list[str]:
         """Tasks of the rows whose difference has this sign for sure."""
