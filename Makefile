@@ -82,10 +82,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 # Spelling is checked in everything but the tests, which misspell on purpose. The variable silences a notice that
-# docs/decisions.md has: Material's maintenance ends in 2027.
+# docs/decisions.md has: Material's maintenance ends in 2027. With --quiet, mkdocs would not count warnings.
 docs: $(VENV)/.installed-docs
 	$(BIN)/codespell *.md *.toml *.yml Makefile docs logitbank/*
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Hours for all of them; ARGUMENTS="--target losses --sample 60" takes some.
 mutants: install

@@ -46,6 +46,12 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(listed) == sorted([*here, "index.md", "contributing.md", "changelog.md"])
 
 
+def test_a_warning_ends_the_build_of_the_site() -> None:
+    assert read("mkdocs.yml")["strict"] is True
+    (build,) = re.findall(r"mkdocs build(.*)", (ROOT / "Makefile").read_text())
+    assert build == "", "with --quiet, mkdocs counts no warnings, and strict has no effect"
+
+
 def test_every_room_is_in_the_reference_and_the_architecture() -> None:
     rooms = {path.name for path in (ROOT / "logitbank").iterdir() if path.is_symlink()}
     reference = {page.stem for page in (ROOT / "docs/reference").glob("*.md")} - {"index"}
