@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from logitbank.errors import counted
 from logitbank.evaluation.report.labels import Row, ordered_conditions, ordered_models, ordered_tasks
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.overview import overview_tables
 from logitbank.evaluation.report.results import Results
-from logitbank.evaluation.report.table import average, counted
+from logitbank.evaluation.report.table import average
 from logitbank.evaluation.report.terminal import print_table
 from logitbank.evaluation.report.write import write_report
 from logitbank.experiment import GAPS

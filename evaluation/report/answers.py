@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from logitbank.errors import ConfigError, OutputError
+from logitbank.errors import ConfigError, OutputError, counted
 from logitbank.evaluation.report.markdown import markdown_table
-from logitbank.evaluation.report.table import MISSING, counted
+from logitbank.evaluation.report.table import MISSING
 
 
 def write_answer(answer: pa.Table, form: str, output: Path | None) -> None:

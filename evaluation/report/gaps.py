@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from logitbank.errors import counted
 from logitbank.evaluation.report.labels import (
     Row,
     in_brackets,
@@ -13,7 +14,7 @@ from logitbank.evaluation.report.labels import (
     tell_apart,
 )
 from logitbank.evaluation.report.results import GAP_KEY, Results
-from logitbank.evaluation.report.table import UNRESOLVED, counted
+from logitbank.evaluation.report.table import UNRESOLVED
 from logitbank.experiment import GAPS
 
 GAP_NOTE = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from logitbank.errors import counted
 from logitbank.evaluation.report.caveats import step_notes
 from logitbank.evaluation.report.gaps import gap_sentences
 from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_conditions, ordered_models
 from logitbank.evaluation.report.results import Results
-from logitbank.evaluation.report.table import MISSING, Table, average, counted, percent
+from logitbank.evaluation.report.table import MISSING, Table, average, percent
 
 MANY_FAILURES = 0.05
 INTERVAL_NOTE = (

@@ -103,11 +103,6 @@ def difference_with_interval(text: str, value: float | None, found: Interval | N
     return f"{text} {_uncertainty(value, found, lowest=-1.0, signed=True)}{mark}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 model`, `2 models`, `1,200 predictions`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _uncertainty(value: float, found: Interval, *, lowest: float, signed: bool) -> str:
     below, above, half = value - found.low, found.high - value, found.half_width
     lopsided = min(below, above) * LOPSIDED < max(below, above)
