@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from logitbank.configs import load_config
+from logitbank.configs import ConfigError, load_config
 from logitbank.student_train.batch import Batch
+from logitbank.student_train.losses.base import TeacherLogits
 from logitbank.student_train.losses.step_loss import StepLoss
 from logitbank.student_train.strategies.base import Backward, Setting, StepWork
+from logitbank.student_train.strategies.combined import TokenWeights
 from logitbank.student_train.strategies.loss_ratio import LossRatio
 from logitbank.student_train.strategies.meta import HeldOut, Meta
 
@@ -121,3 +124,22 @@ def test_meta_draws_its_held_out_examples_by_the_runs_seed(small_store: SimpleNa
     drawn = [golds(seed) for seed in range(4)]
     assert golds(0) == drawn[0]
     assert any(other != drawn[0] for other in drawn[1:])
+
+
+def test_every_part_of_a_strategy_takes_up_its_state(small_store: SimpleNamespace) -> None:
+    setting = setting_of(small_store.store, "distillation.strategy=meta*loss_ratio", "distillation.lambda_distill=0.4")
+    one = torch.zeros(1)
+    rows = TeacherLogits(one[:, None], one, one, one, ONE)
+    batch = Batch(ONE[None], ONE[None], ONE, ONE, ONE[:, None], ONE, rows, 1, 1)
+    before, after = TokenWeights(setting), TokenWeights(setting)
+    state = {**before.state_dict(), "ema": (3.0, 2.0)}
+    (logit,) = [name for name in state if name != "ema"]
+    state[logit] = torch.tensor([0.0, 2.0]).to(state[logit])
+    after.load_state_dict(state)
+    assert after.token_weights(batch, 0).tolist() == pytest.approx([1.5 / (1 + math.exp(-2.0))])
+    assert after.state_dict()["ema"] == (3.0, 2.0)
+
+
+def test_per_task_asks_for_a_value_of_every_task() -> None:
+    with pytest.raises(ConfigError, match=r"lambda_per_task: expected a value for gsm8k, got none"):
+        load_config([], ["model.name=m", "tasks=[nli,gsm8k]", "distillation.strategy=per_task"])
