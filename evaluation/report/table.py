@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from logitbank.evaluation.report.intervals import Interval
 
@@ -86,10 +86,13 @@ def average(value: float | None, count: int, expected: int, *, signed: bool = Fa
 def with_interval(text: str, value: float | None, found: Interval | None) -> str:
     """A score with its interval: `56.7 ±4.3`, or `98.0 [92.9, 99.7]` where the interval is lopsided.
 
-    The text alone where there are no predictions to bootstrap.
+    The interval reaches to the score: of a mean over cells that are all at 0 or at 1, Jeffreys' draws stay inside, and
+    the end at the bound is the bound (Brown, Cai and DasGupta, 2001). The text alone where there are no predictions to
+    bootstrap.
     """
     if text == MISSING or value is None or found is None:
         return text
+    found = replace(found, low=min(found.low, value), high=max(found.high, value))
     return f"{text} {_uncertainty(value, found, lowest=0.0, signed=False)}"
 
 

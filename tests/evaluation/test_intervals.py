@@ -187,6 +187,8 @@ def test_an_interval_at_a_bound_is_shown_by_its_bounds(tmp_path: Path, capsys: A
         (0.98, 0.94, 1.02, "x [94.0, 102.0]", "x [+94.0, +102.0]"),
         (0.0, -0.05, 0.05, "x [-5.0, 5.0]", "x ±5.0 ≈0"),
         (-0.2, -0.25, -0.15, "x [-25.0, -15.0]", "x ±5.0"),
+        (0.0, 0.02, 0.104, "x [0.0, 10.4]", "x [+2.0, +10.4]"),
+        (1.0, 0.9, 0.99, "x [90.0, 100.0]", "x [+90.0, +99.0]"),
     ],
 )
 def test_lopsided_intervals_are_bounds(value: float, low: float, high: float, score: str, difference: str) -> None:
