@@ -33,7 +33,7 @@ demo: install
 
 # Style, types and the import contract beside the tests: two cores have time for them.
 test: install
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=line static pytest
+	$(MAKE) --no-print-directory --jobs 2 static pytest
 
 static: lint imports types
 
