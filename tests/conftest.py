@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import itertools
 import os
 import socket
@@ -22,6 +23,9 @@ import pytest
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
+
+# Some tests fork this process. A child that collected what the threads of its parent were using would crash.
+os.register_at_fork(after_in_child=gc.freeze)
 
 # No test asks the hub: offline, a name that is not here is an error at once instead of minutes of retries.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
