@@ -52,7 +52,7 @@ TARGETS = {
     ),
     "identity": Target(
         ("evaluation/identity.py", "configs/keys.py", "logitbank/experiment.py"),
-        ("tests/evaluation/test_identity.py", "tests/configs/test_config.py"),
+        ("tests/evaluation/test_identity.py", "tests/configs/test_config.py", "tests/test_experiment.py"),
     ),
     "views": Target(
         ("storage/results/views.py",),
