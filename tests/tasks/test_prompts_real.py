@@ -170,7 +170,6 @@ def test_an_answer_behind_a_tokenizer_that_opens_texts_with_a_space() -> None:
         assert tokenizer.convert_ids_to_tokens(encoder.encode_answer("a <turn>"))[-1] == "<turn>"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "language", "zero_shot", "few_shot"), [("nli", "en", 0.91, 0.37), ("pa", "de", 0.71, 0.40)]
 )
