@@ -14,6 +14,7 @@ __all__ = [
     "common",
     "data",
     "demonstrations",
+    "encoding",
     "ner",
     "nli",
     "pos",
