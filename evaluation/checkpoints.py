@@ -11,7 +11,14 @@ from pathlib import Path
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import ModelConfig
-from logitbank.experiment import CONDITION_NAME, CONDITIONS, TrainingRecord, condition_of_view
+from logitbank.experiment import (
+    CONDITION_NAME,
+    CONDITIONS,
+    TRAINING_RECORD,
+    TrainingRecord,
+    condition_of,
+    is_same_model,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 FINAL = "final"  # what training calls its last checkpoint
@@ -38,6 +45,18 @@ class Checkpoint:
         if self.training is not None and self.training.step is not None:
             return self.training.step
         return _step_of_name(self.path)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The condition of its student, and the one that its record has where an earlier version gave another name.
+
+        Empty where another program trained it.
+        """
+        if self.training is None:
+            return ()
+        record = self.training
+        found = condition_of(record.view, teacher=record.teacher, model=record.model)
+        return tuple(dict.fromkeys((found, record.condition)))
 
     @property
     def model(self) -> ModelConfig:
@@ -99,18 +118,36 @@ def opened_models(model: ModelConfig, checkpoint: Checkpoint | None) -> tuple[Mo
 def check_model(model: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse to evaluate a checkpoint under the name of another model than it was trained from.
 
-    Names count as the same where their last parts are: a hub id and a local copy of it.
+    A hub id and a local copy of it count as the same, see `is_same_model`.
 
     Raises:
         ConfigError: says both names.
     """
     for checkpoint in checkpoints:
         trained = model if checkpoint.training is None else checkpoint.training.model
-        if Path(trained).name != Path(model).name:
+        if not is_same_model(trained, model):
             raise ConfigError(
                 f"model.name: expected {trained}, from which {checkpoint.path} was trained, got {model}; "
                 "rows would carry the wrong name"
             )
+
+
+def asked_condition(given: str | None, checkpoints: Sequence[Checkpoint]) -> str:
+    """The condition that is given, or the one that the checkpoints were trained for.
+
+    Raises:
+        ConfigError: none is given, and the checkpoints do not say one.
+    """
+    if given is not None:
+        return given
+    if not checkpoints:
+        raise ConfigError("--condition: expected a name, got none; without --checkpoint it is base or fewshot")
+    for checkpoint in checkpoints:
+        if not checkpoint.conditions:
+            raise ConfigError(
+                f"--condition: expected a name, got none, and {checkpoint.path} has no {TRAINING_RECORD} that says it"
+            )
+    return checkpoints[0].conditions[0]  # all are of one training run
 
 
 def check_condition(condition: str, checkpoints: Sequence[Checkpoint], *, new: bool = False) -> None:
@@ -123,7 +160,7 @@ def check_condition(condition: str, checkpoints: Sequence[Checkpoint], *, new: b
 
     Raises:
         ConfigError: a malformed or unknown name, an untrained condition with a checkpoint, a trained one
-            without, or one whose teacher view is not the checkpoint's.
+            without, or one that says something else of the teacher than the checkpoint's record.
     """
     if not CONDITION_NAME.fullmatch(condition):
         raise ConfigError(f"--condition: expected letters, digits and ._+- only, got {condition!r}")
@@ -145,13 +182,12 @@ def check_condition(condition: str, checkpoints: Sequence[Checkpoint], *, new: b
     if known.trained and not checkpoints:
         raise ConfigError(f"--condition: {condition} is a trained model; add --checkpoint DIR")
     for checkpoint in checkpoints:
-        if checkpoint.training is None or checkpoint.training.view == known.view:
-            continue
-        view = checkpoint.training.view
-        raise ConfigError(
-            f"--condition: {checkpoint.path} was trained with view {view or 'none'}, but {condition} stands for "
-            f"view {known.view or 'none'}; use {condition_of_view(view)}, or a name of your own with --new-condition"
-        )
+        names = checkpoint.conditions
+        if names and condition not in names:
+            raise ConfigError(
+                f"--condition: {checkpoint.path} was trained {_taught_by(checkpoint)}, which is {names[0]}, "
+                f"got {condition}; use {names[0]}, or a name of your own with --new-condition"
+            )
 
 
 def check_template(checkpoint: Checkpoint | None, template: str) -> None:
@@ -170,6 +206,13 @@ def check_template(checkpoint: Checkpoint | None, template: str) -> None:
             f"--checkpoint: {checkpoint.path} was trained with chat template {trained[:12]}, the tokenizer here has "
             f"{template[:12]}; evaluate it with the tokenizer of the model that its store was built for"
         )
+
+
+def _taught_by(checkpoint: Checkpoint) -> str:
+    record = checkpoint.training
+    if record is None or record.view is None:
+        return "without a teacher"
+    return f"with view {record.view} of {record.teacher or 'its base model'}"
 
 
 def _step_of_name(path: Path) -> int | None:

@@ -10,7 +10,13 @@ from pathlib import Path
 from logitbank.command import CommandParser, run_command
 from logitbank.configs import ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.evaluation.checkpoints import Checkpoint, check_condition, check_model, checkpoints_at_steps
+from logitbank.evaluation.checkpoints import (
+    Checkpoint,
+    asked_condition,
+    check_condition,
+    check_model,
+    checkpoints_at_steps,
+)
 from logitbank.experiment import CONDITIONS
 
 
@@ -24,9 +30,9 @@ def make_parser() -> CommandParser:
     add_config_arguments(parser)
     parser.add_argument(
         "--condition",
-        required=True,
         metavar="NAME",
-        help=f"{', '.join(CONDITIONS)}; fewshot is the model before training, with demonstrations",
+        help=f"{', '.join(CONDITIONS)}; fewshot is the model before training, with demonstrations "
+        "(default with --checkpoint: what it was trained for)",
     )
     parser.add_argument("--new-condition", action="store_true", help="--condition is a name of your own")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model that training wrote")
@@ -57,10 +63,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.steps and arguments.checkpoint is None:
         raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
     checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
-    check_condition(arguments.condition, checkpoints, new=arguments.new_condition)
+    condition = asked_condition(arguments.condition, checkpoints)
+    check_condition(condition, checkpoints, new=arguments.new_condition)
     check_model(config.model.name, checkpoints)
     evaluated: Sequence[Checkpoint | None] = checkpoints or [None]
-    evaluate_all([Evaluation(config, arguments.condition, each, arguments.results, worker) for each in evaluated])
+    evaluate_all([Evaluation(config, condition, each, arguments.results, worker) for each in evaluated])
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from logitbank.errors import ConfigError
 
 VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
 DEFAULT_VIEWS = ("fewshot", "zeroshot")
+TELLING_VIEWS = ("fewshot", "context")  # these show the teacher more than the student sees
 NO_VIEW = "none"  # as `--view` spells cross-entropy alone
 TRAINING_RECORD = "training.json"
 CONDITION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+CHECKPOINT_NAME = re.compile(r"final|checkpoint-\d+")  # of a directory that training wrote
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Condition:
     Attributes:
         name: as tables show it.
         trained: whether it is a student; otherwise the model before training.
-        view: the teacher view that a student learnt from; None for cross-entropy alone, and untrained.
+        view: the teacher view that such a student of a study learns from; None for cross-entropy alone, and untrained.
         demonstrations: whether it is evaluated with demonstrations in its prompt.
     """
 
@@ -56,13 +58,38 @@ STUDY_CONDITIONS = ("base", "fewshot", *STUDENTS)
 GAPS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "control"))
 
 
-def condition_of_view(view: str | None) -> str:
-    """The name of the condition of students that learnt from a view; the view's own name where none has one."""
-    for condition in CONDITIONS.values():
-        if condition.trained and condition.view == view:
-            return condition.name
-    assert view is not None  # None is that of `finetuned`
-    return view
+def condition_of(view: str | None, *, teacher: str | None = None, model: str = "") -> str:
+    """The name of the condition of students, by what they learnt from.
+
+    | learnt from | condition |
+    | --- | --- |
+    | no teacher | `finetuned` |
+    | another model than the student's base model, under any view | `distilled` |
+    | the base model, shown more than the student is: `fewshot`, `context` | `distilled` |
+    | the base model, shown the same: `zeroshot` | `control` |
+    | the base model under another view | the view's own name |
+
+    Args:
+        view: the teacher view; None for cross-entropy alone.
+        teacher: hub id or path of the teacher; None for the base model itself.
+        model: hub id or path of the base model.
+    """
+    if view is None:
+        return "finetuned"
+    if view in TELLING_VIEWS or (teacher is not None and not is_same_model(teacher, model)):
+        return "distilled"
+    return "control" if view == "zeroshot" else view
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model: a hub id and a local copy of it share their last part.
+
+    Not so the names that training gives to its checkpoints, such as `final`: these are compared as paths.
+    """
+    last = Path(one).name
+    if last != Path(other).name:
+        return False
+    return not CHECKPOINT_NAME.fullmatch(last) or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def view_of_argument(argument: str) -> str | None:
@@ -76,7 +103,7 @@ class TrainingRecord:
 
     Attributes:
         run: name of the run, unique.
-        condition: see `condition_of_view`.
+        condition: see `condition_of`.
         model: hub id or path of the base model.
         view: teacher view, or None for cross-entropy alone.
         seed: of the run.

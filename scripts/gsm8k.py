@@ -70,5 +70,5 @@ def run(output: Path, files: Sequence[str], size: Size, overrides: Sequence[str]
             stages.evaluate(condition.name)
             continue
         stages.train(condition.view, output / condition.name)
-        stages.evaluate(condition.name, output / condition.name, checkpoints)
+        stages.evaluate(None, output / condition.name, checkpoints)
     ending.print()

@@ -23,7 +23,7 @@ from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.configs import load_config
 from logitbank.configs.arguments import add_config_arguments, add_values, overrides_of
 from logitbank.errors import ConfigError
-from logitbank.experiment import condition_of_view
+from logitbank.experiment import condition_of
 from logitbank.scripts.arguments import add_output, add_processes
 from logitbank.scripts.ending import Ending
 from logitbank.scripts.stages import Stages
@@ -71,14 +71,9 @@ class Student:
     overrides: list[str] = field(default_factory=list)
 
     @property
-    def condition(self) -> str:
-        """As in every other study; the tables tell variants apart by the run's own λ and strategy."""
-        return condition_of_view(self.view)
-
-    @property
     def name(self) -> str:
-        """Directory of the student."""
-        return "-".join(filter(None, (self.condition, self.variant, f"seed{self.seed}")))
+        """Directory of the student, by the condition that its view has in a study."""
+        return "-".join(filter(None, (condition_of(self.view), self.variant, f"seed{self.seed}")))
 
 
 def students(sweep: Sweep) -> list[Student]:
@@ -136,7 +131,7 @@ def run_sweep(sweep: Sweep) -> Path:
         directory = sweep.output / student.name
         logger.info("\n[%d/%d] %s", number, len(todo), student.name)
         stages.train(student.view, directory, [*student.overrides, f"seed={student.seed}"])
-        stages.evaluate(student.condition, directory)
+        stages.evaluate(None, directory)
     return results
 
 

@@ -72,23 +72,31 @@ class Stages:
         config = load_config(self.files, [*self.overrides, *overrides])
         train(Run(config, self.store, view, output, self.results))
 
-    def evaluate(self, condition: str, student: Path | None = None, steps: Sequence[int] = ()) -> None:
-        """Evaluate the model before training, or a student: its end, or each of the given steps."""
-        heading(f"{self.name}: evaluate {condition}" + (f" at steps {', '.join(map(str, steps))}" if steps else ""))
+    def evaluate(self, condition: str | None, student: Path | None = None, steps: Sequence[int] = ()) -> None:
+        """Evaluate the model before training, or a student: its end, or each of the given steps.
+
+        Args:
+            condition: its name in the tables; None for what the student was trained for.
+            student: directory that it was trained into.
+            steps: of its checkpoints.
+        """
+        what = f"student {student.name}" if student is not None else condition
+        heading(f"{self.name}: evaluate {what}" + (f" at steps {', '.join(map(str, steps))}" if steps else ""))
         if self.config.evaluation.engine == "vllm":
             where = [] if student is None else ["--checkpoint", str(student if steps else student / "final")]
             asked = ["--steps", *map(str, steps)] if steps else []
-            own = ["--condition", condition, *where, *asked, "--results", str(self.results)]
+            named = [] if condition is None else ["--condition", condition]
+            own = [*named, *where, *asked, "--results", str(self.results)]
             self._launch("evaluate-model", own, self.overrides)
             return
-        from logitbank.evaluation.checkpoints import checkpoints_at_steps
+        from logitbank.evaluation.checkpoints import asked_condition, checkpoints_at_steps
         from logitbank.evaluation.run import Evaluation, evaluate
 
         if student is None:
-            evaluate(Evaluation(self.config, condition, None, self.results))
+            evaluate(Evaluation(self.config, asked_condition(condition, []), None, self.results))
             return
         for checkpoint in checkpoints_at_steps(student if steps else student / "final", list(steps)):
-            evaluate(Evaluation(self.config, condition, checkpoint, self.results))
+            evaluate(Evaluation(self.config, asked_condition(condition, [checkpoint]), checkpoint, self.results))
 
     def students(self, conditions: Sequence[str], work: Path) -> None:
         """Train the students of the given conditions, each into the directory of its name."""
@@ -98,7 +106,10 @@ class Stages:
     def conditions(self, conditions: Sequence[str], work: Path) -> None:
         """Evaluate the given conditions."""
         for condition in conditions:
-            self.evaluate(condition, work / condition if CONDITIONS[condition].trained else None)
+            if CONDITIONS[condition].trained:
+                self.evaluate(None, work / condition)  # a teacher of another model makes `distilled` of `control`
+            else:
+                self.evaluate(condition)
 
     def _launch(self, command: str, own: Sequence[str], overrides: Sequence[str]) -> None:
         files = ["--config", *self.files] if self.files else []

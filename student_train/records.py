@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.configs import Config, ConfigError, Decides, config_to_dict, keys_deciding
-from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of_view, flatten
+from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of, flatten
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import names_of, withdraw_rows, write_rows
 
@@ -50,7 +50,7 @@ def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord
     info, with_teacher = store.info, run.view is not None
     return TrainingRecord(
         run=f"{run.output.resolve().name}-{uuid.uuid4().hex[:8]}",
-        condition=condition_of_view(run.view),
+        condition=condition_of(run.view, teacher=info.teacher_model, model=run.config.model.name),
         model=run.config.model.name,
         view=run.view,
         seed=run.config.seed,

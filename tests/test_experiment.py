@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from logitbank.errors import ConfigError
-from logitbank.experiment import CONDITIONS, TRAINING_RECORD, TrainingRecord, condition_of_view, view_of_argument
+from logitbank.experiment import (
+    CONDITIONS,
+    TRAINING_RECORD,
+    TrainingRecord,
+    condition_of,
+    is_same_model,
+    view_of_argument,
+)
 
 
 def test_conditions_are_those_of_the_study() -> None:
@@ -24,17 +31,46 @@ def test_conditions_are_those_of_the_study() -> None:
     }
 
 
-def test_a_view_has_its_condition_and_an_unknown_one_its_own_name() -> None:
-    views = (None, "fewshot", "zeroshot", "shuffled_answers", "mine")
-    assert [condition_of_view(view) for view in views] == [
-        "finetuned",
-        "distilled",
-        "control",
-        "shuffled_answers",
-        "mine",
-    ]
+def test_no_view_is_spelt_none() -> None:
     assert view_of_argument("none") is None
     assert view_of_argument("fewshot") == "fewshot"
+
+
+@pytest.mark.parametrize(
+    ("view", "teacher", "condition"),
+    [
+        (None, None, "finetuned"),
+        (None, "org/big", "finetuned"),
+        ("fewshot", None, "distilled"),
+        ("fewshot", "org/small", "distilled"),
+        ("context", "org/small", "distilled"),
+        ("zeroshot", None, "control"),
+        ("zeroshot", "/models/small", "control"),  # a local copy
+        ("zeroshot", "org/big", "distilled"),
+        ("context", "org/big", "distilled"),
+        ("shuffled_answers", "org/small", "shuffled_answers"),
+        ("shuffled_answers", "org/big", "distilled"),
+        ("mine", "org/small", "mine"),
+    ],
+)
+def test_a_condition_says_what_the_student_learnt_from(view: str | None, teacher: str | None, condition: str) -> None:
+    assert condition_of(view, teacher=teacher, model="org/small") == condition
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("org/small", "org/small", True),
+        ("org/small", "/models/small/", True),
+        ("org/small", "org/large", False),
+        ("runs/a/final", "runs/b/final", False),
+        ("runs/a/final", "./runs/a/final", True),
+        ("runs/a/checkpoint-20", "runs/b/checkpoint-20", False),
+        ("runs/a/finalist", "runs/b/finalist", True),
+    ],
+)
+def test_models_are_one_by_their_last_part_unless_training_named_it(one: str, other: str, same: bool) -> None:
+    assert is_same_model(one, other) == is_same_model(other, one) == same
 
 
 RECORD = TrainingRecord(

@@ -10,6 +10,7 @@ from logitbank.evaluation.report.checkpoints import has_curve
 from logitbank.evaluation.report.gaps import gap_columns, main_gaps
 from logitbank.evaluation.report.intervals import Interval
 from logitbank.evaluation.report.labels import (
+    Labels,
     Row,
     in_brackets,
     is_imported_sweep,
@@ -177,27 +178,36 @@ def _sweep(results: Results) -> list[Chart]:
     names = short_names(row["model"] for row in rows)
     same = ("model", "condition", "task", "setup", "taught_by")
     series = []
-    for colour, key in enumerate(sorted({tuple(row[name] for name in same) for row in rows})):
+    keys = sorted({tuple(row[name] for name in same) for row in rows})
+    for colour, key in enumerate(keys):
         own = [row for row in rows if tuple(row[name] for name in same) == key]
-        label = f"{names[key[0]]} {key[1]} {key[2]}"
+        alike = [other[3:] for other in keys if other[:3] == key[:3]]
+        taught_by = key[4] if len({other for _, other in alike}) > 1 else ""
+        label = in_brackets(f"{names[key[0]]} {key[1]} {key[2]}", taught_by)
         values = [100 * row["language_mean"] for row in own]
         series.append(Series(label, [row["lambda_distill"] for row in own], values, colour=colour))
     return [Chart("lambda-sweep", "Mean over languages against λ", "lines", (), series, x_title="λ")]
 
 
 def _losses(results: Results) -> list[Chart]:
+    """A line for each way of training; runs that differ in more than their seed are not averaged."""
     rows = results.catalogue.rows(
-        "SELECT model, condition, step, metric, avg(value) AS value FROM training_log "
-        "WHERE task = 'all' AND metric IN ('student_ce', 'teacher_ce') GROUP BY ALL ORDER BY step"
+        """
+        SELECT l.model, coalesce(l.condition, '') AS condition, '' AS setup, NULL AS max_steps,
+               concat_ws(' ', nullif(r.strategy, 'fixed'), 'λ=' || r.lambda_distill) AS variant,
+               concat_ws(' ', r.teacher, l.view) AS taught_by, l.step, l.metric, avg(l.value) AS value
+        FROM training_log AS l LEFT JOIN runs AS r USING (run)
+        WHERE l.task = 'all' AND l.metric IN ('student_ce', 'teacher_ce') GROUP BY ALL ORDER BY l.step
+        """
     )
-    names = short_names(row["model"] for row in rows)
+    labels = Labels.of(rows)
     series = []
-    for colour, (model, condition) in enumerate(sorted({(row["model"], row["condition"] or "") for row in rows})):
+    for colour, key in enumerate(sorted({key_of(row) for row in rows})):
         for metric in ("student_ce", "teacher_ce"):
-            own = [r for r in rows if (r["model"], r["condition"] or "", r["metric"]) == (model, condition, metric)]
-            label = f"{names[model]} {condition} {metric.removesuffix('_ce')}"
-            steps, values = [row["step"] for row in own], [row["value"] for row in own]
+            own = [row for row in rows if key_of(row) == key and row["metric"] == metric]
             if own:
+                label = f"{labels.series(own[0])} {metric.removesuffix('_ce')}"
+                steps, values = [row["step"] for row in own], [row["value"] for row in own]
                 series.append(Series(label, steps, values, colour=colour, dashed=metric == "teacher_ce"))
     caption = "Cross-entropy of student (line) and teacher (dashed), nats per answer token"
     return [Chart("cross-entropy", caption, "lines", (), series, x_title="step", y_title="nats")] if series else []

@@ -14,7 +14,7 @@ that an average over fewer says so. All values are fractions.
 
 from __future__ import annotations
 
-from logitbank.experiment import CONDITIONS, GAPS
+from logitbank.experiment import CHECKPOINT_NAME, CONDITIONS, GAPS
 
 # setup: all that is shared by what may be compared; variant and taught_by: how a student was distilled, and from what
 SERIES = "model, condition, setup, variant, taught_by"
@@ -26,6 +26,8 @@ _AS_ASKED = (
     "avg(demonstrations) AS demonstrations, avg(demonstrations_wanted) AS demonstrations_wanted, "
     "avg(cut_short) AS cut_short"
 )
+# The last part of a hub id or path, and the one before it where that is the name of any checkpoint: `big/final`.
+_TEACHER = f"regexp_extract(rtrim(r.teacher, '/'), '([^/]+/)?({CHECKPOINT_NAME.pattern})$|[^/]+$')"
 _TRAINED = [condition for condition in CONDITIONS.values() if condition.trained]
 _BY_VIEW = "\n".join(f"WHEN coalesce(r.view, '') = '{each.view or ''}' THEN '{each.name}'" for each in _TRAINED)
 _TAUGHT = ", ".join(f"'{condition.name}'" for condition in _TRAINED if condition.view is not None)
@@ -47,7 +49,7 @@ VIEWS: dict[str, str] = {
                CASE WHEN r.view IS NULL AND r.training_run IS NOT NULL THEN '' ELSE coalesce(r.variant, '') END
                     AS variant,
                CASE WHEN r.view IS NULL OR coalesce(r.view_fingerprint, r.store_fingerprint) IS NULL THEN ''
-                    ELSE concat_ws(' ', regexp_extract(r.teacher, '[^/]+$'), r.view, 'K=' || r.top_k,
+                    ELSE concat_ws(' ', {_TEACHER}, r.view, 'K=' || r.top_k,
                                    left(coalesce(r.view_fingerprint, r.store_fingerprint), 6)) END AS taught_by,
                r.view, r.teacher, r.top_k, r.store_fingerprint, r.training_set, r.lambda_distill, r.strategy, r.seed,
                r.step, coalesce(r.max_steps, t.step) AS max_steps, r.checkpoint, r.training_run, r.created_at

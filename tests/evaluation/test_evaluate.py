@@ -268,6 +268,36 @@ def test_a_checkpoint_brings_its_seed_step_and_variant(config: Any, tokenizer: A
     assert (cell["step"], cell["max_steps"]) == (60, 80)
 
 
+def test_a_student_of_another_teacher_is_distilled_under_any_view(
+    tiny_model: Path, mirror: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """By name, by default, and by the name that an earlier version gave it; two teachers are two series."""
+    results, command = tmp_path / "r", [*base_overrides(tiny_model, mirror), "tasks=[nli]", "languages=[en]"]
+    taught = {"a": ("zeroshot", "runs/a/final"), "b": ("zeroshot", "runs/b/final"), "c": ("context", str(tiny_model))}
+    for name, (view, teacher) in taught.items():
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+        peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / name)
+        about = {"model": str(tiny_model), "view": view, "teacher": teacher, "view_fingerprint": name * 8}
+        earlier = {"condition": "control"} if name == "a" else {}
+        (tmp_path / name / "training.json").write_text(json.dumps(record(**about, **earlier)))
+    command += ["--results", str(results)]
+    evaluate_command.main([*command, "--checkpoint", str(tmp_path / "a")])
+    for name in "bc":
+        evaluate_command.main([*command, "--condition", "distilled", "--checkpoint", str(tmp_path / name)])
+    found = _rows(results, "SELECT condition, taught_by FROM cells WHERE is_primary ORDER BY taught_by")
+    assert [tuple(row.values()) for row in found] == [
+        ("distilled", "a/final zeroshot K=256 aaaaaa"),
+        ("distilled", "b/final zeroshot K=256 bbbbbb"),
+        ("distilled", "tiny-qwen3 context K=256 cccccc"),
+    ]
+    capsys.readouterr()
+    query_command.main(["--results", str(results), "tables"])
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| model"))
+    assert "distilled (a/final zeroshot aaaaaa) | distilled (b/final zeroshot bbbbbb) | distilled (tiny" in header
+    evaluate_command.main([*command, "--condition", "control", "--checkpoint", str(tmp_path / "a")])
+    assert _rows(results, "SELECT count(*) AS n FROM cells WHERE is_primary AND condition = 'control'") == [{"n": 1}]
+
+
 COMMAND_ERRORS = {
     "no checkpoint directory": (["--condition", "finetuned", "--checkpoint", "{tmp}/none"], "no directory"),
     "no model in it": (
@@ -283,6 +313,15 @@ COMMAND_ERRORS = {
     "bad name": (["--condition", "my/name"], "--condition: expected letters"),
     "misspelt name": (["--condition", "distiled"], "got 'distiled'; did you mean distilled? Add --new-condition"),
     "unknown name": (["--condition", "x"], "expected one of base, fewshot, finetuned, distilled, control, shuffled"),
+    "no name": ([], "--condition: expected a name, got none; without --checkpoint it is base or fewshot"),
+    "no name, no record": (
+        ["--checkpoint", "{tmp}/out/checkpoint-5"],
+        "checkpoint-5 has no training.json that says it",
+    ),
+    "another teacher": (
+        ["--condition", "control", "--checkpoint", "{tmp}/taught"],
+        "was trained with view zeroshot of org/big, which is distilled, got control; use distilled",
+    ),
     "no demonstrations": (
         ["--condition", "fewshot", "fewshot.num_demonstrations={{pa: 0}}"],
         "fewshot.num_demonstrations.pa: expected at least 1 with --condition fewshot, got 0",
@@ -312,6 +351,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 ) -> None:
     checkpoint(tmp_path / "out" / "final", view="fewshot", model="m")
     checkpoint(tmp_path / "out" / "checkpoint-5", record=False)
+    checkpoint(tmp_path / "taught", view="zeroshot", model="org/small", teacher="org/big")
     shutil.copytree(tiny_model, tmp_path / "whole")
     about = record(view="fewshot", model=str(tiny_model), template="another-template")
     (tmp_path / "whole" / "training.json").write_text(json.dumps(about))
