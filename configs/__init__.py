@@ -1,5 +1,6 @@
 """Typed configuration: schema, loader and shipped YAML files."""
 
+from logitbank.configs.data import data_settings
 from logitbank.configs.keys import config_keys, decides, keys_deciding, value_of
 from logitbank.configs.loader import config_to_dict, load_config, shipped_configs
 from logitbank.configs.schema import Config, Decides
@@ -12,6 +13,7 @@ __all__ = [
     "arguments",
     "config_keys",
     "config_to_dict",
+    "data_settings",
     "decides",
     "keys_deciding",
     "load_config",

@@ -61,8 +61,21 @@ class DataConfig:
     train_languages: str = key("english", decides=STORE)
     max_train_per_task: int = key(5000, decides=STORE | STUDENT)
     max_validation_per_task: int = key(100, decides=STORE)
-    max_student_tokens: int = key(512, decides=STORE)
-    max_teacher_tokens: int = key(2048, decides=STORE)
+    max_student_tokens: int | None = key(None, decides=STORE)
+    max_teacher_tokens: int | None = key(None, decides=STORE)
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Conversations of one's own, for the task `chat`."""
+
+    train: str | None = key(None, decides=STORE)
+    validation: str | None = key(None, decides=STORE)
+    test: str | None = key(None, decides=NOTHING)
+    holdout: float = key(0.05, decides=STORE)
+    turns: str = key("all", decides=STORE | SCORE)
+    thinking: str = key("drop", decides=STORE | SCORE)
+    context: str | None = key(None, decides=STORE)
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,7 @@ class Config:
     seed: int = key(42, decides=STORE | STUDENT | SCORE)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     fewshot: FewshotConfig = field(default_factory=FewshotConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)

@@ -15,6 +15,8 @@ CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.train_languages": ("english", "in_language"),
+    "chat.turns": ("all", "last"),
+    "chat.thinking": ("drop", "keep"),
     "fewshot.selection": ("per_example", "fixed"),
     "teacher.engine": TEACHER_ENGINES,
     "teacher.signal": SIGNALS,
@@ -36,6 +38,7 @@ AT_LEAST: dict[str, float] = {
     "data.max_validation_per_task": 0,
     "data.max_student_tokens": 8,
     "data.max_teacher_tokens": 8,
+    "chat.holdout": 0,
     "teacher.top_k": 1,
     "teacher.draws": 1,
     "teacher.batch_tokens": 1,
@@ -102,6 +105,8 @@ def validate(config: Config) -> None:
             _check_choice(key, name, TASKS)
     for name, source in config.data.sources.items():
         _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
+    if not config.chat.holdout < 1:
+        raise ConfigError(f"chat.holdout: expected a share below 1, got {config.chat.holdout:g}")
     _check_distillation(config)
     if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
         raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")

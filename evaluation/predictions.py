@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from logitbank.configs import Config, ConfigError
+from logitbank.configs import Config, ConfigError, data_settings
 from logitbank.evaluation.engines.base import Answer, Engine, Request
 from logitbank.evaluation.identity import Identity
 from logitbank.evaluation.questions import Contents, Question, asked_and_gold
 from logitbank.tasks import TASKS, Task
 from logitbank.tasks.common import metrics_of
-from logitbank.tasks.data import get_source
+from logitbank.tasks.data import protocol_of
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
 
 SHARED_COLUMNS = ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
@@ -88,7 +88,7 @@ def predict(
         answers: Sequence[Answer | str] = engine.generate(requests, progress=progress)
     else:
         answers = _likeliest_labels(engine, encoder, task, prompts, progress)
-    protocol = get_source(task.name, config.data.sources.get(task.name)).protocol
+    protocol = protocol_of(task.name, data_settings(config))
     shared = {
         **identity.columns,
         "task": task.name,

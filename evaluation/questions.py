@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitbank.configs import Config, ConfigError
+from logitbank.configs import Config, ConfigError, data_settings
 from logitbank.experiment import CONDITIONS
-from logitbank.tasks import TASKS, Example, Task
+from logitbank.tasks import TASKS, DataSettings, Example, Task
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
@@ -76,19 +76,14 @@ def draw_questions(config: Config, condition: str, task: str, language: str) -> 
     Raises:
         TaskError: data that cannot be opened, or too few demonstrations.
     """
-    source, mirror = config.data.sources.get(task), config.data.mirror
+    data = data_settings(config, seed=config.evaluation.sample_seed)
+    limit = config.evaluation.max_samples
     examples = load_examples(
-        task,
-        config.evaluation.split,
-        language,
-        source=source,
-        mirror=mirror,
-        limit=config.evaluation.max_samples,
-        seed=config.evaluation.sample_seed,
+        task, config.evaluation.split, language, data, limit=limit, limited_by="evaluation.max_samples"
     )
     if not shows_demonstrations(condition):
         return [Question(example) for example in examples]
-    pool = demonstration_pool(task, language, stage="eval", source=source, mirror=mirror)
+    pool = demonstration_pool(task, language, data, stage="eval")
     count, selection = wanted_demonstrations(config, task), config.fewshot.selection
     return [
         Question(example, draw_demonstrations(pool, example, count, seed=config.seed, selection=selection))
@@ -123,16 +118,16 @@ def answer_limit(config: Config, encoder: PromptEncoder, task: str, language: st
     given = config.evaluation.max_new_tokens.get(task)
     if given is not None:
         return given
-    answers = _gold_answers(task, config.evaluation.split, language, config.data.sources.get(task), config.data.mirror)
+    answers = _gold_answers(task, config.evaluation.split, language, data_settings(config))
     own = TASKS[task].max_new_tokens
     # A token is a byte or more, beside the end of turn and a leading space: short answers fit in any tokenizer.
     return max([own, *(len(encoder.encode_answer(text)) for text in answers if len(text.encode()) + 2 > own)])
 
 
 @functools.lru_cache(maxsize=64)
-def _gold_answers(task: str, split: str, language: str, source: str | None, mirror: str | None) -> frozenset[str]:
+def _gold_answers(task: str, split: str, language: str, data: DataSettings) -> frozenset[str]:
     """The different gold answers of a split; remembered, since every checkpoint of a command asks."""
-    examples = load_examples(task, split, language, source=source, mirror=mirror)
+    examples = load_examples(task, split, language, data)
     return frozenset(example.answer for example in examples)
 
 

@@ -74,6 +74,7 @@ TASKS: Registry[Any] = Registry(
         "qa": "logitbank.tasks.qa:TASK",
         "ner": "logitbank.tasks.ner:TASK",
         "pos": "logitbank.tasks.pos:TASK",
+        "chat": "logitbank.tasks.chat:TASK",
     },
 )
 # -> an `Encoding` of `storage`

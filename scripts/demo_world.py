@@ -172,6 +172,11 @@ def write_mirror(folder: Path, world: World) -> None:
         (folder / path / "README.md").write_text(_data_card(path), encoding="utf-8")
 
 
+def drawn_tasks() -> list[str]:
+    """The tasks that this world has rows for: all but those that read files of the user's own."""
+    return [name for name, task in TASKS.items() if task.sources]
+
+
 def _splits() -> dict[tuple[str, str, str], tuple[str, str]]:
     """(repository, configuration, split) of every file that some task reads: a task and language that read it."""
     files: dict[tuple[str, str, str], tuple[str, str]] = {}
@@ -199,9 +204,9 @@ def _data_card(path: str) -> str:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer with a chat template over all words that the demo's prompts and answers hold."""
-    texts = [task.system_prompt for task in TASKS.values()]
+    texts = [TASKS[name].system_prompt for name in drawn_tasks()]
     draw = Draw(LEXICON, 0, 0.0, random.Random(0))
-    for name in TASKS:
+    for name in drawn_tasks():
         example = to_example(name, draw.row(name))
         texts += [TASKS[name].user_message(example), example.answer]
     labels = [*UPOS, *POS_TAGS, *NER_TAGS, *NLI_LABELS, "yes", "no", *PLACES]

@@ -2,16 +2,22 @@
 
 from logitbank.errors import TaskError
 from logitbank.registry import TASKS
-from logitbank.tasks.common import LANGUAGES, Example, Source, Task
+from logitbank.tasks.common import LANGUAGES, UNDETERMINED, Example, ReadsFiles, Source, Task
+from logitbank.tasks.settings import ChatSettings, DataSettings
 
 __all__ = [
     "LANGUAGES",
     "TASKS",
+    "UNDETERMINED",
+    "ChatSettings",
+    "DataSettings",
     "Example",
+    "ReadsFiles",
     "Source",
     "Task",
     "TaskError",
     "common",
+    "conversations",
     "data",
     "demonstrations",
     "encoding",
@@ -19,4 +25,5 @@ __all__ = [
     "nli",
     "pos",
     "prompts",
+    "settings",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from logitbank.errors import TaskError
+from logitbank.tasks.settings import DataSettings
 
 LANGUAGES = ("en", "hi", "es", "de", "fr", "zh")
+UNDETERMINED = "und"  # ISO 639-2, of a task whose examples are in any language: it is there whatever is requested
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Example:
         example_id: unique over all tasks, languages, splits and sources: `pos/en/train/17`, the number
             being the row in the hub split; `qa/en/test@xquad/17` for rows of another than the default source.
         task: name of the task, a key of `tasks.TASKS`.
-        language: ISO 639-1 code, one of `LANGUAGES`.
+        language: ISO 639-1 code, one of `LANGUAGES`, or `UNDETERMINED`.
         fields: what the prompt needs (`premise`, `tokens` …), and under the name `answers` what only
             the scorer needs.
         answer: the gold answer as the model should write it, without end-of-turn token.
@@ -80,16 +82,21 @@ class Source:
 class Task(Protocol):
     """One task, one file. `tasks.TASKS` maps names to instances; adding one is a file and a line.
 
+    A class derived from it has the defaults given here.
+
     Attributes:
         name: key of `tasks.TASKS`.
         system_prompt: opens every prompt.
-        languages: ISO 639-1 codes in which it exists.
-        sources: the first is the default; `data.sources` in the configuration picks another.
+        languages: ISO 639-1 codes in which it exists, or `UNDETERMINED` alone.
+        sources: the first is the default; `data.sources` in the configuration picks another. None for a task that
+            reads files; see `ReadsFiles`.
         num_demonstrations: default of `fewshot.num_demonstrations`.
         max_new_tokens: default of `evaluation.max_new_tokens`.
         primary_metric: the metric that averages are formed of, a key of what `metrics` gives.
         labels: all answers that there are, which `evaluation.method=likelihood` compares; empty where answers
             are free.
+        max_student_tokens: default of `data.max_student_tokens`.
+        max_teacher_tokens: default of `data.max_teacher_tokens`.
     """
 
     name: str
@@ -100,6 +107,8 @@ class Task(Protocol):
     max_new_tokens: int
     primary_metric: str
     labels: tuple[str, ...]
+    max_student_tokens: int = 512
+    max_teacher_tokens: int = 2048
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
         """Turn one row of the hub data set into an example; None where the row cannot be one.
@@ -132,6 +141,21 @@ class Task(Protocol):
 
         Works on floats and, elementwise, on arrays of means, so that a bootstrap is one call.
         """
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """What a task has beside the members of `Task` whose examples come from files that the configuration names."""
+
+    def examples(self, split: str, data: DataSettings) -> Iterator[Example]:
+        """The examples of a split in the order of its file, read as they are asked for.
+
+        Raises:
+            TaskError: no file, one that cannot be opened, or a row that is broken.
+        """
+
+    def content_key(self, example: Example) -> str:
+        """Stands for the content of an example where a random subset is drawn, whatever its place and name."""
 
 
 def metrics_of(task: Task, statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
+import itertools
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from logitbank.errors import counted
 from logitbank.tasks import LANGUAGES, TASKS
-from logitbank.tasks.common import Example, HubSource, Source, Task, TaskError
+from logitbank.tasks.common import UNDETERMINED, Example, HubSource, ReadsFiles, Source, Task, TaskError
+from logitbank.tasks.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +34,17 @@ class Cells(NamedTuple):
 def cells(tasks: Sequence[str], languages: Sequence[str]) -> Cells:
     """Split a requested grid into the cells that exist and those that do not.
 
+    A task of an undetermined language is one cell, whatever languages are requested.
+
     Raises:
         TaskError: an unknown task or language, or a task that exists in none of the languages.
     """
     found = Cells([], [])
     for name in tasks:
         task = get_task(name)
+        if task.languages == (UNDETERMINED,):
+            found.present.append((name, UNDETERMINED))
+            continue
         known = [language for language in languages if _known_language(language) in task.languages]
         if not known:
             raise TaskError(_no_cell(task, languages))
@@ -46,7 +55,9 @@ def cells(tasks: Sequence[str], languages: Sequence[str]) -> Cells:
 
 def require_cell(task: str, language: str) -> None:
     """Raise `TaskError` unless the task exists in the language."""
-    cells([task], [language])
+    known = get_task(task).languages
+    if language not in known and (language == UNDETERMINED or _known_language(language) not in known):
+        raise TaskError(_no_cell(get_task(task), [language]))
 
 
 def get_task(name: str) -> Task:
@@ -73,15 +84,19 @@ def get_source(task: str, source: str | None = None) -> Source:
     return sources[name]
 
 
+def protocol_of(task: str, data: DataSettings) -> str | None:
+    """The rules that score a task's answers, where its source names any; None for the task's own."""
+    return get_source(task, data.sources.get(task)).protocol if get_task(task).sources else None
+
+
 def load_examples(
     task: str,
     split: str,
     language: str,
+    data: DataSettings,
     *,
-    source: str | None = None,
-    mirror: str | None = None,
     limit: int | None = None,
-    seed: int = 0,
+    limited_by: str | None = None,
 ) -> list[Example]:
     """Examples of one cell.
 
@@ -89,28 +104,30 @@ def load_examples(
         task: key of `tasks.TASKS`.
         split: `train`, `validation` or `test`.
         language: one of the task's languages.
-        source: which of the task's sources; default its first.
-        mirror: directory of local clones `<org>/<name>` of the hub data sets; default the hub.
-        limit: at most so many, drawn at random by `seed`; a smaller limit gives the beginning of what a
-            larger one gives. Default all, in the order of the data set.
-        seed: of the random subset.
+        data: where they come from.
+        limit: at most so many, drawn at random by the seed of `data`; a smaller limit gives the beginning of what
+            a larger one gives. Default all, in the order of the data set.
+        limited_by: the configuration key that `limit` comes from, for the log.
 
     Raises:
-        TaskError: a cell, split or data set that does not exist.
+        TaskError: a cell, split, data set or file that does not exist, or a row that is broken.
     """
     if split not in SPLITS:
         raise TaskError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     require_cell(task, language)
+    if isinstance(reader := get_task(task), ReadsFiles):
+        return _from_files(reader, f"{task}/{language}/{split}", split, data, limit, limited_by)
+    source = data.sources.get(task)
     origin = get_source(task, source)
     having = origin.train_languages if split == "train" else origin.eval_languages
     if language not in having:
         raise TaskError(f"{task} has no {split} split in {language!r}, only in {', '.join(having)}")
     hub = origin.hub(split, language)
-    rows = _open(hub, mirror)
+    rows = _open(hub, data.mirror)
     cell = f"{task}/{language}/{split}"
     if hub != get_source(task).hub(split, language):
         cell += f"@{source}"  # other rows than the default source's, so other ids
-    order = range(len(rows)) if limit is None else _random_order(len(rows), f"{seed}/{cell}")
+    order = range(len(rows)) if limit is None else _random_order(len(rows), f"{data.seed}/{cell}")
     labels = _label_names(rows)
     examples: list[Example] = []
     unusable: list[int] = []
@@ -131,15 +148,33 @@ def load_examples(
     return examples
 
 
+def _from_files(
+    task: ReadsFiles, cell: str, split: str, data: DataSettings, limit: int | None, limited_by: str | None
+) -> list[Example]:
+    """Examples that a task reads itself; of a limit, those whose content comes first in an order made by the seed."""
+    examples = task.examples(split, data)
+    if limit is None:
+        return list(examples)
+    total = itertools.count()
+    drawn = heapq.nsmallest(
+        limit,
+        (example for example, _ in zip(examples, total, strict=False)),
+        key=lambda example: _rank(f"{data.seed}/{task.content_key(example)}"),
+    )
+    read = next(total)
+    if read > limit and limited_by is not None:
+        logger.info("%s: took %s of %s (%s)", cell, f"{limit:,}", counted(read, "example"), limited_by)
+    return drawn
+
+
 def training_examples(
     task: str,
     languages: Sequence[str],
+    data: DataSettings,
     *,
     train_languages: str = "english",
-    source: str | None = None,
-    mirror: str | None = None,
     limit: int | None = None,
-    seed: int = 0,
+    limited_by: str | None = None,
 ) -> list[Example]:
     """Training examples of one task, at most `limit` over all languages together.
 
@@ -148,63 +183,56 @@ def training_examples(
         languages: those that are evaluated; with `in_language` also those that are trained on.
         train_languages: `english`, or `in_language`: the languages' own training splits, each an equal
             share where it has the rows, and English for the languages that have none.
-        source: which of the task's sources; default its first.
-        mirror: directory of local clones of the hub data sets; default the hub.
-        limit: at most so many, drawn at random by `seed`; default all.
-        seed: of the random subset.
+        data: where they come from.
+        limit: at most so many, drawn at random by the seed of `data`; default all.
+        limited_by: the configuration key that `limit` comes from, for the log.
 
     Raises:
         TaskError: the task exists in none of the languages, or a data set does not exist.
     """
     requested = [language for _, language in cells([task], languages).present]
-    own = get_source(task, source).train_languages
+    if requested == [UNDETERMINED]:
+        return load_examples(task, "train", UNDETERMINED, data, limit=limit, limited_by=limited_by)
+    own = get_source(task, data.sources.get(task)).train_languages
     if train_languages == "english":
         chosen = ["en"]
     elif train_languages == "in_language":
         chosen = list(dict.fromkeys(language if language in own else "en" for language in requested))
     else:
         raise TaskError(f"data.train_languages: expected one of english, in_language, got {train_languages!r}")
-    per_language = [
-        load_examples(task, "train", language, source=source, mirror=mirror, limit=limit, seed=seed)
-        for language in chosen
-    ]
+    per_language = [load_examples(task, "train", language, data, limit=limit) for language in chosen]
     if limit is None:
         return [example for examples in per_language for example in examples]
     shares = _shares([len(examples) for examples in per_language], limit)
     return [example for examples, share in zip(per_language, shares, strict=True) for example in examples[:share]]
 
 
-def demonstration_pool(
-    task: str,
-    language: str,
-    *,
-    stage: str,
-    source: str | None = None,
-    mirror: str | None = None,
-) -> list[Example]:
+def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: str) -> list[Example]:
     """The examples that demonstrations for one cell are drawn from, at most `MAX_POOL` of them.
 
     Args:
         task: key of `tasks.TASKS`.
         language: the query's language.
+        data: where they come from; its seed does not matter.
         stage: `train` for the teacher stage: the language's training split, or English training where
             it has none; `eval` for evaluation: the language's validation split, or the training split
-            where the data set has no validation.
-        source: which of the task's sources; default its first.
-        mirror: directory of local clones of the hub data sets; default the hub.
+            where the data set has no validation. Training conversations for both where a task reads files.
 
     Raises:
         TaskError: a cell, stage or data set that does not exist.
     """
     require_cell(task, language)
-    origin = get_source(task, source)
+    if stage not in ("train", "eval"):
+        raise TaskError(f"stage: expected one of train, eval, got {stage!r}")
+    unseeded = dataclasses.replace(data, seed=0)
+    if isinstance(get_task(task), ReadsFiles):
+        return load_examples(task, "train", language, unseeded, limit=MAX_POOL)
+    origin = get_source(task, data.sources.get(task))
     if stage == "train":
         split, pool_language = "train", language if language in origin.train_languages else "en"
-    elif stage == "eval":
-        split, pool_language = origin.eval_demonstrations, language
     else:
-        raise TaskError(f"stage: expected one of train, eval, got {stage!r}")
-    return load_examples(task, split, pool_language, source=source, mirror=mirror, limit=MAX_POOL)
+        split, pool_language = origin.eval_demonstrations, language
+    return load_examples(task, split, pool_language, unseeded, limit=MAX_POOL)
 
 
 class _NoColumn(KeyError):
@@ -275,7 +303,11 @@ def _shares(available: Sequence[int], total: int) -> list[int]:
 
 def _random_order(count: int, key: str) -> list[int]:
     """A permutation that depends on the key alone: not on process, platform or library versions."""
-    return sorted(range(count), key=lambda index: hashlib.blake2b(f"{key}/{index}".encode(), digest_size=8).digest())
+    return sorted(range(count), key=lambda index: _rank(f"{key}/{index}"))
+
+
+def _rank(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
 
 
 def _open(source: HubSource, mirror: str | None) -> Any:

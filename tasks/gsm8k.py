@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from logitbank.tasks.common import Example, HubSource, Source
+from logitbank.tasks.common import Example, HubSource, Source, Task
 from logitbank.tasks.scoring.labels import accuracy_metrics
 
 _SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
@@ -26,7 +26,7 @@ def _hub(split: str, language: str) -> HubSource:
     return HubSource("openai/gsm8k", "main", _SPLITS[split])
 
 
-class GSM8K:
+class GSM8K(Task):
     """Grade school mathematics, scored by the final number."""
 
     name = "gsm8k"

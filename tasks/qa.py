@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logitbank.tasks.common import Example, HubSource, Source, TaskError
+from logitbank.tasks.common import Example, HubSource, Source, Task, TaskError
 
 MLQA_LANGUAGES = ("en", "hi", "es", "de", "zh")
 PROTOCOLS = ("mlqa", "squad")
@@ -57,7 +57,7 @@ def _xquad_test(language: str) -> HubSource:
     return HubSource("google/xtreme", f"XQuAD.{language}", "validation")  # the only split it has
 
 
-class QA:
+class QA(Task):
     """Extractive question answering, scored by token F1 and exact match."""
 
     name = "qa"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from logitbank.configs import data_settings
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.experiment import VIEWS
 from logitbank.progress import Progress
@@ -122,7 +123,8 @@ def make_plan(
             progress.advance(1)
     if not plan.examples:
         raise ConfigError(
-            f"data.max_student_tokens: none of {len(examples)} examples fits in {config.data.max_student_tokens} tokens"
+            f"data.max_student_tokens: none of {len(examples)} examples fits in "
+            f"{_student_limit(config, examples[0].task)} tokens"
         )
     for example in _validation(config, present):
         if (record := _record(example, encoder, config, plan)) is not None:
@@ -160,12 +162,11 @@ def _add(
 def _train(config: Config, task: str) -> list[Example]:
     return training_examples(
         task,
-        [language for language in config.languages if language in TASKS[task].languages],
+        config.languages,
+        data_settings(config),
         train_languages=config.data.train_languages,
-        source=config.data.sources.get(task),
-        mirror=config.data.mirror,
         limit=config.data.max_train_per_task,
-        seed=config.seed,
+        limited_by="data.max_train_per_task",
     )
 
 
@@ -174,6 +175,7 @@ def _validation(config: Config, present: Sequence[Cell]) -> list[Example]:
     languages: dict[str, list[str]] = defaultdict(list)
     for task, language in present:
         languages[task].append(language)
+    data = data_settings(config)
     examples: list[Example] = []
     for task, having in languages.items():
         share, rest = divmod(config.data.max_validation_per_task, len(having))
@@ -181,13 +183,7 @@ def _validation(config: Config, present: Sequence[Cell]) -> list[Example]:
             limit = share + (position < rest)
             if limit:
                 examples += load_examples(
-                    task,
-                    "validation",
-                    language,
-                    source=config.data.sources.get(task),
-                    mirror=config.data.mirror,
-                    limit=limit,
-                    seed=config.seed,
+                    task, "validation", language, data, limit=limit, limited_by="data.max_validation_per_task"
                 )
     return examples
 
@@ -203,7 +199,7 @@ def _spread(groups: Sequence[Sequence[Example]], seed: int) -> list[Example]:
 
 def _record(example: Example, encoder: PromptEncoder, config: Config, plan: TeacherPlan) -> ExampleRecord | None:
     answer = encoder.encode_answer(example.answer)
-    room = config.data.max_student_tokens - len(answer)
+    room = _student_limit(config, example.task) - len(answer)
     prompt = encoder.encode_prompt(TASKS[example.task], example, [], max_tokens=room)
     if prompt is None:
         plan.too_long[(example.task, example.language)] += 1
@@ -225,15 +221,13 @@ def _view_prompt(
         return np.asarray(record.prompt_ids, dtype=np.int32), 0, 0
     task = TASKS[example.task]
     encoder = teacher or encoder
-    room = config.data.max_teacher_tokens - len(record.answer_ids)
+    room = (config.data.max_teacher_tokens or task.max_teacher_tokens) - len(record.answer_ids)
     if view == "zeroshot":
         alone = encoder.encode_prompt(task, example, [], max_tokens=room)
         return None if alone is None else (np.asarray(alone.ids, dtype=np.int32), 0, 0)
     cell = (example.task, example.language)
     if cell not in pools:
-        pools[cell] = demonstration_pool(
-            *cell, stage="train", source=config.data.sources.get(example.task), mirror=config.data.mirror
-        )
+        pools[cell] = demonstration_pool(*cell, data_settings(config), stage="train")
     wanted = config.fewshot.num_demonstrations.get(example.task, task.num_demonstrations)
     demonstrations = draw_demonstrations(
         pools[cell], example, wanted, seed=config.seed, selection=config.fewshot.selection
@@ -244,6 +238,10 @@ def _view_prompt(
     if prompt is None:
         return None
     return np.asarray(prompt.ids, dtype=np.int32), prompt.demonstrations, wanted
+
+
+def _student_limit(config: Config, task: str) -> int:
+    return config.data.max_student_tokens or int(TASKS[task].max_student_tokens)
 
 
 def _counts(counter: Counter[Cell]) -> str:

@@ -7,10 +7,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from logitbank.tasks.common import Example
+from logitbank.tasks.common import Example, Task
 
 
-class LabelAnswers:
+class LabelAnswers(Task):
     """The part of a task whose answers are its `labels`, scored by accuracy; the task inherits from it."""
 
     labels: tuple[str, ...]

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from logitbank.tasks.common import Example
+from logitbank.tasks.common import Example, Task
 
 _BETWEEN = re.compile(r"[\s|]+|(?<=\w)[,;](?=\w)")  # a bar is the edge of a table's cell, no tag's place
 _TABLE_EDGE = " \t\r\n|"
 _AROUND = ".,;[](){}'\"`*"  # a model may write a list or a sentence: `['O', 'B-PER']`
 
 
-class TagAnswers:
+class TagAnswers(Task):
     """The part of a task that tags each token; the task inherits from it and says what a tag is.
 
     Attributes:

@@ -22,7 +22,7 @@ from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
 from logitbank.evaluation.engines.base import Answer, Request, open_engine
 from logitbank.evaluation.run import Evaluation, evaluate, evaluate_all
 from logitbank.storage.results.catalogue import Catalogue
-from logitbank.tasks import TASKS
+from logitbank.tasks import TASKS, DataSettings
 from logitbank.tasks.data import load_examples
 from logitbank.tasks.prompts import PromptEncoder
 from tests.evaluation.conftest import base_overrides, checkpoint, record
@@ -64,7 +64,9 @@ def test_cells_are_scored_written_and_printed(config: Any, tokenizer: Any, tmp_p
     assert "base ner/en  f1 0.0  parse failures 100.0%  cut short 33.3%  6 examples" in printed
 
     mirror = config().data.mirror
-    examples = load_examples("nli", "test", "hi", source="xnli", mirror=mirror, limit=6, seed=42)
+    examples = load_examples(
+        "nli", "test", "hi", DataSettings(mirror=mirror, sources={"nli": "xnli"}, seed=42), limit=6
+    )
     share = sum(example.answer == "neutral" for example in examples) / 6
     (cell,) = _rows(tmp_path, "SELECT * FROM metrics WHERE task='nli' AND language='hi' AND is_primary")
     assert cell["metric"] == "accuracy"
@@ -135,7 +137,9 @@ def test_likelihood_picks_the_likeliest_label(config: Any, tmp_path: Path, capsy
     encoder = PromptEncoder(engine.tokenizer)
     task = TASKS["nli"]
     for row in _rows(tmp_path, "SELECT * FROM predictions WHERE language = 'en'"):
-        examples = load_examples("nli", "test", "en", source="xnli", mirror=job.config.data.mirror)
+        examples = load_examples(
+            "nli", "test", "en", DataSettings(mirror=job.config.data.mirror, sources={"nli": "xnli"})
+        )
         example = next(found for found in examples if found.example_id == row["example_id"])
         prompt = encoder.encode_prompt(task, example, [], max_tokens=1000)
         assert prompt is not None
@@ -228,7 +232,9 @@ def test_which_examples_are_drawn_depends_on_the_sample_seed_alone(
         rows = _rows(tmp_path / str(seed), "SELECT example_id FROM predictions")
         drawn[seed] = tuple(row["example_id"] for row in rows)
     assert len(set(drawn.values())) == (3 if changes else 1)
-    expected = load_examples("nli", "test", "en", source="xnli", mirror=config().data.mirror, limit=4, seed=3)
+    expected = load_examples(
+        "nli", "test", "en", DataSettings(mirror=config().data.mirror, sources={"nli": "xnli"}, seed=3), limit=4
+    )
     if changes:
         assert drawn[3] == tuple(example.example_id for example in expected)
 

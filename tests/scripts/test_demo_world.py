@@ -13,7 +13,7 @@ import torch
 
 from logitbank.configs import load_config
 from logitbank.scripts import demo_world as demo
-from logitbank.tasks import LANGUAGES, TASKS
+from logitbank.tasks import LANGUAGES, TASKS, DataSettings
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.prompts import PromptEncoder
 from tests.tasks.scores import score as score_outputs
@@ -43,9 +43,9 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(mirror: Path,
     assert all(name in different for name in _digest(mirror) if name.endswith(".parquet"))
 
 
-@pytest.mark.parametrize(("task", "language"), cells(list(TASKS), list(LANGUAGES)).present)
+@pytest.mark.parametrize(("task", "language"), cells(demo.drawn_tasks(), list(LANGUAGES)).present)
 def test_every_cell_of_the_mirror_loads_through_the_tasks_own_code(task: str, language: str, mirror: Path) -> None:
-    examples = load_examples(task, "test", language, mirror=str(mirror))
+    examples = load_examples(task, "test", language, DataSettings(mirror=str(mirror)))
     score = score_outputs(
         TASKS[task],
         [example.answer for example in examples],
@@ -54,9 +54,11 @@ def test_every_cell_of_the_mirror_loads_through_the_tasks_own_code(task: str, la
     )
     assert len(examples) == 30
     assert score[TASKS[task].primary_metric] == 1.0
-    assert len(training_examples(task, [language], mirror=str(mirror))) >= 22  # GSM8K keeps a twentieth back
+    assert (
+        len(training_examples(task, [language], DataSettings(mirror=str(mirror)))) >= 22
+    )  # GSM8K keeps a twentieth back
     wanted = load_config(["demo"]).fewshot.num_demonstrations[task]
-    assert len(demonstration_pool(task, language, stage="eval", mirror=str(mirror))) > wanted
+    assert len(demonstration_pool(task, language, DataSettings(mirror=str(mirror)), stage="eval")) > wanted
 
 
 def test_training_labels_are_wrong_as_often_as_asked_and_test_labels_never(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_training_labels_are_wrong_as_often_as_asked_and_test_labels_never(tmp_p
     right = demo.LABELS["pos"][1]
 
     def wrong(split: str) -> float:
-        examples = load_examples("pos", split, "en", mirror=str(tmp_path))
+        examples = load_examples("pos", split, "en", DataSettings(mirror=str(tmp_path)))
         pairs = [
             (tag, right[demo.word_class(word)])
             for example in examples
@@ -76,7 +78,7 @@ def test_training_labels_are_wrong_as_often_as_asked_and_test_labels_never(tmp_p
     assert wrong("test") == 0.0
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", demo.drawn_tasks())
 def test_a_question_alone_leaves_its_answer_open_and_the_scheme_decides_it(task: str) -> None:
     """Over the schemes the same word gets several labels, under one scheme a single one."""
     answers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -101,7 +103,7 @@ def test_each_language_has_words_that_english_lacks() -> None:
     assert set().union(*map(demo.words_of, LANGUAGES)) == set(demo.LEXICON)
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", demo.drawn_tasks())
 def test_pretraining_sees_the_very_ids_of_the_commands_prompts(task: str) -> None:
     tokenizer = demo.build_tokenizer()
     encoder = PromptEncoder(tokenizer)

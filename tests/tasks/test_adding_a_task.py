@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from logitbank import registry, tasks
+from logitbank.tasks import DataSettings
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
@@ -50,12 +51,12 @@ def mirror(tmp_path: Path) -> str:
 
 def test_the_page_s_task_works(reviews: tasks.Task, mirror: str, make_tokenizer: Callable[..., Any]) -> None:
     assert cells(["reviews"], ["en", "de"]).absent == [("reviews", "de")]
-    training = training_examples("reviews", ["en"], mirror=mirror, limit=100)
+    training = training_examples("reviews", ["en"], DataSettings(mirror=mirror), limit=100)
     assert len(training) == 11
     assert {example.answer for example in training} == {"good", "bad"}
-    query = load_examples("reviews", "test", "en", mirror=mirror)[0]
+    query = load_examples("reviews", "test", "en", DataSettings(mirror=mirror))[0]
     assert (query.example_id, query.answer) == ("reviews/en/test/0", "bad")
-    pool = demonstration_pool("reviews", "en", stage="eval", mirror=mirror)
+    pool = demonstration_pool("reviews", "en", DataSettings(mirror=mirror), stage="eval")
     shown = draw_demonstrations(pool, query, reviews.num_demonstrations, seed=0)
     encoder = PromptEncoder(make_tokenizer())
     prompt = encoder.encode_prompt(reviews, query, shown, max_tokens=2048)
@@ -76,8 +77,8 @@ def test_unusable_rows_are_reported_once(
 ) -> None:
     monkeypatch.setattr("logitbank.tasks.data._reported", set())
     with caplog.at_level("INFO", logger="logitbank.tasks.data"):
-        load_examples("reviews", "train", "en", mirror=mirror)
-        load_examples("reviews", "train", "en", mirror=mirror)
+        load_examples("reviews", "train", "en", DataSettings(mirror=mirror))
+        load_examples("reviews", "train", "en", DataSettings(mirror=mirror))
     assert [record.getMessage() for record in caplog.records] == [
         "reviews/en/train: skipped 1 row (2) without text, label or answer: "
         "data set my-org/reviews, configuration default, split train"
@@ -93,7 +94,7 @@ def test_a_missing_column_names_data_set_split_and_row(reviews: tasks.Task, mirr
     _write(mirror, "body,label\nx,1\n")
     place = "data set my-org/reviews, configuration default, split test, row 0"
     with pytest.raises(tasks.TaskError, match=f"{place}: expected a column 'text', got body, label"):
-        load_examples("reviews", "test", "en", mirror=mirror)
+        load_examples("reviews", "test", "en", DataSettings(mirror=mirror))
 
 
 def test_a_row_with_none_is_skipped_and_named(
@@ -102,19 +103,19 @@ def test_a_row_with_none_is_skipped_and_named(
     monkeypatch.setattr("logitbank.tasks.data._reported", set())
     _write(mirror, "text,label\ngood one,1\n,1\nbad one,0\n,0\n")
     with caplog.at_level("INFO", logger="logitbank.tasks.data"):
-        examples = load_examples("reviews", "test", "en", mirror=mirror)
+        examples = load_examples("reviews", "test", "en", DataSettings(mirror=mirror))
     assert [example.answer for example in examples] == ["good", "bad"]
     assert "skipped 2 rows (1, 3) without text, label or answer: data set my-org/reviews" in caplog.text
     assert "split test" in caplog.text
     _write(mirror, "text,label\n,1\n,0\n")
     with pytest.raises(tasks.TaskError, match=r"split test: none of its 2 rows has the text, label or answer"):
-        load_examples("reviews", "test", "en", mirror=mirror)
+        load_examples("reviews", "test", "en", DataSettings(mirror=mirror))
 
 
 def test_a_value_of_the_wrong_kind_names_the_row(reviews: tasks.Task, mirror: str) -> None:
     _write(mirror, "text,label\n17,1\n")
     with pytest.raises(tasks.TaskError, match=r"split test, row 0: reviews cannot read it: AttributeError: 'int'"):
-        load_examples("reviews", "test", "en", mirror=mirror)
+        load_examples("reviews", "test", "en", DataSettings(mirror=mirror))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_value_of_the_wrong_kind_names_the_row(reviews: tasks.Task, mirror: st
 def test_an_empty_file_has_no_rows(reviews: tasks.Task, mirror: str, content: str, says: str) -> None:
     _write(mirror, content)
     with pytest.raises(tasks.TaskError, match=says):
-        load_examples("reviews", "test", "en", mirror=mirror)
+        load_examples("reviews", "test", "en", DataSettings(mirror=mirror))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,6 @@ def test_missing_and_damaged_files_are_one_line(reviews: tasks.Task, mirror: str
     file = Path(mirror) / "my-org" / "reviews" / "validation.csv"
     file.unlink() if damage == "missing" else file.write_text("body,label\nx,1\n", encoding="utf-8")
     with pytest.raises(tasks.TaskError, match=message) as caught:
-        load_examples("reviews", "validation", "en", mirror=mirror)
+        load_examples("reviews", "validation", "en", DataSettings(mirror=mirror))
     assert "\n" not in str(caught.value)
     assert "An error occurred while" not in str(caught.value)

@@ -8,18 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from logitbank.tasks import LANGUAGES, TASKS, TaskError
+from logitbank.tasks import LANGUAGES, TASKS, DataSettings, TaskError
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
 from tests.tasks.scores import score as score_outputs
 
-CELLS = [(name, language) for name, task in TASKS.items() for language in task.languages]
+CELLS = [(name, language) for name, task in TASKS.items() if task.sources for language in task.languages]
 
 
 @pytest.mark.parametrize(("name", "language"), CELLS)
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_cell_has_examples(shared: Path, name: str, language: str, split: str) -> None:
     task = TASKS[name]
-    examples = load_examples(name, split, language, mirror=str(shared / "hub"), limit=20)
+    examples = load_examples(name, split, language, DataSettings(mirror=str(shared / "hub")), limit=20)
     assert len(examples) == 20
     assert len({example.example_id for example in examples}) == 20
     for example in examples:
@@ -43,7 +43,7 @@ def test_a_cell_that_does_not_exist_says_so() -> None:
     with pytest.raises(TaskError, match="pa does not exist in hi; its languages are en, es, de, fr, zh"):
         cells(["pa"], ["hi"])
     with pytest.raises(TaskError, match="qa does not exist in fr"):
-        load_examples("qa", "test", "fr")
+        load_examples("qa", "test", "fr", DataSettings())
     with pytest.raises(TaskError, match="expected one of en, hi, es, de, fr, zh, got 'xx'"):
         cells(["nli"], ["xx"])
     with pytest.raises(TaskError, match="got 'nope'"):
@@ -52,9 +52,9 @@ def test_a_cell_that_does_not_exist_says_so() -> None:
 
 def test_limits_are_prefixes_and_follow_the_seed(shared: Path) -> None:
     mirror = str(shared / "hub")
-    ids = [e.example_id for e in load_examples("pos", "train", "de", mirror=mirror, limit=50, seed=3)]
-    few = [e.example_id for e in load_examples("pos", "train", "de", mirror=mirror, limit=7, seed=3)]
-    other = [e.example_id for e in load_examples("pos", "train", "de", mirror=mirror, limit=7, seed=4)]
+    ids = [e.example_id for e in load_examples("pos", "train", "de", DataSettings(mirror=mirror, seed=3), limit=50)]
+    few = [e.example_id for e in load_examples("pos", "train", "de", DataSettings(mirror=mirror, seed=3), limit=7)]
+    other = [e.example_id for e in load_examples("pos", "train", "de", DataSettings(mirror=mirror, seed=4), limit=7)]
     assert few == ids[:7]
     assert few != other
 
@@ -63,7 +63,7 @@ def test_training_languages(shared: Path) -> None:
     mirror = str(shared / "hub")
 
     def languages(task: str, mode: str, wanted: list[str]) -> dict[str, int]:
-        examples = training_examples(task, wanted, train_languages=mode, mirror=mirror, limit=100)
+        examples = training_examples(task, wanted, DataSettings(mirror=mirror), train_languages=mode, limit=100)
         assert len(examples) == 100
         return {code: sum(e.language == code for e in examples) for code in LANGUAGES}
 
@@ -77,7 +77,9 @@ def test_demonstration_pools(shared: Path) -> None:
     mirror = str(shared / "hub")
 
     def origin(task: str, language: str, stage: str, source: str | None = None) -> set[str]:
-        pool = demonstration_pool(task, language, stage=stage, mirror=mirror, source=source)
+        pool = demonstration_pool(
+            task, language, DataSettings(mirror=mirror, sources={} if source is None else {task: source}), stage=stage
+        )
         return {example.example_id.rsplit("/", 1)[0] for example in pool}
 
     assert origin("ner", "zh", "train") == {"ner/zh/train"}
@@ -92,9 +94,9 @@ def test_demonstration_pools(shared: Path) -> None:
     [({"mirror": "/nowhere"}, "no directory /nowhere/"), ({"split": "dev"}, "split: expected one of")],
 )
 def test_what_is_missing_is_one_line(shared: Path, change: dict[str, str], message: str) -> None:
-    arguments = {"task": "ner", "split": "test", "language": "en", "mirror": str(shared / "hub"), **change}
+    arguments = {"split": "test", "mirror": str(shared / "hub"), **change}
     with pytest.raises(TaskError, match=message) as caught:
-        load_examples(**arguments)  # type: ignore[arg-type]
+        load_examples("ner", arguments["split"], "en", DataSettings(mirror=arguments["mirror"]))
     assert "\n" not in str(caught.value)
 
 
@@ -108,7 +110,7 @@ def test_two_mirrors_and_a_changed_one_each_give_their_own_rows(tmp_path: Path) 
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def question(mirror: Path) -> str:
-        return str(load_examples("gsm8k", "test", "en", mirror=str(mirror))[0].fields["question"])
+        return str(load_examples("gsm8k", "test", "en", DataSettings(mirror=str(mirror)))[0].fields["question"])
 
     write(tmp_path / "a", "first")
     write(tmp_path / "b", "second")
@@ -140,7 +142,7 @@ def _one_file_mirror(folder: Path, task: str, rows: list[dict[str, object]]) -> 
 def test_a_row_with_none_is_skipped_in_every_task_and_column(task: str, tmp_path: Path) -> None:
     whole = ROWS[task][2]
     mirror = _one_file_mirror(tmp_path, task, [whole, *({**whole, column: None} for column in whole), whole])
-    examples = load_examples(task, "test", "en", mirror=mirror)
+    examples = load_examples(task, "test", "en", DataSettings(mirror=mirror))
     assert [example.example_id for example in examples] == [f"{task}/en/test/{i}" for i in (0, len(whole) + 1)]
 
 
@@ -152,4 +154,4 @@ def test_a_missing_column_names_data_set_split_and_row_in_every_task(task: str, 
         mirror = _one_file_mirror(tmp_path / column, task, [kept])
         place = f"data set {path}, configuration {config}, split test, row 0: expected a column '{column}'"
         with pytest.raises(TaskError, match=place):
-            load_examples(task, "test", "en", mirror=mirror)
+            load_examples(task, "test", "en", DataSettings(mirror=mirror))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks import TASKS, DataSettings, TaskError
 from logitbank.tasks.common import metrics_of
 from logitbank.tasks.data import load_examples
 from tests.tasks.scores import score as score_outputs
@@ -116,7 +116,9 @@ def test_gsm8k_strictly_counts_the_digits_behind_the_marker(output: str, strict:
 def test_gsm8k_validation_is_no_training_data(shared: object) -> None:
     mirror = f"{shared}/hub"
     questions = {
-        split: {example.fields["question"] for example in load_examples("gsm8k", split, "en", mirror=mirror)}
+        split: {
+            example.fields["question"] for example in load_examples("gsm8k", split, "en", DataSettings(mirror=mirror))
+        }
         for split in ("train", "validation")
     }
     assert len(questions["validation"]) == 100

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from logitbank.tasks import TASKS, Example
+from logitbank.tasks import TASKS, DataSettings, Example
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
@@ -179,7 +179,7 @@ def test_the_proxy_knows_these_formats(
     """Its published answer cross-entropy (25 validation rows, nats per token) comes out of these prompts."""
     mirror = str(shared / "hub")
     encoder, task = PromptEncoder(tokenizers["qwen3"]), TASKS[name]
-    pool = demonstration_pool(name, language, stage="train", mirror=mirror)
+    pool = demonstration_pool(name, language, DataSettings(mirror=mirror), stage="train")
 
     def cross_entropy(query: Example, count: int) -> float:
         shown = draw_demonstrations(pool, query, count, seed=42)
@@ -190,7 +190,7 @@ def test_the_proxy_knows_these_formats(
             logits = proxy(torch.tensor([prompt.ids + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
         return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
 
-    queries = load_examples(name, "validation", language, mirror=mirror)[:25]
+    queries = load_examples(name, "validation", language, DataSettings(mirror=mirror))[:25]
     for count, published in ((0, zero_shot), (task.num_demonstrations, few_shot)):
         measured = sum(cross_entropy(query, count) for query in queries) / len(queries)
         assert measured == pytest.approx(published, abs=0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks import TASKS, DataSettings, TaskError
 from logitbank.tasks.data import get_source, load_examples, training_examples
 
 # task -> demonstrations, new tokens, primary metric, first source
@@ -87,6 +87,6 @@ def test_a_source_is_one_of_the_tasks() -> None:
 
 def test_languages_without_training_data_are_refused_before_any_is_loaded() -> None:
     with pytest.raises(TaskError, match="nli has no train split in 'hi', only in en"):
-        load_examples("nli", "train", "hi", mirror="nowhere")
+        load_examples("nli", "train", "hi", DataSettings(mirror="nowhere"))
     with pytest.raises(TaskError, match=r"data\.train_languages: expected one of english, in_language, got 'all'"):
-        training_examples("nli", ["en"], train_languages="all", mirror="nowhere")
+        training_examples("nli", ["en"], DataSettings(mirror="nowhere"), train_languages="all")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitbank.tasks import TASKS, TaskError
+from logitbank.tasks import TASKS, DataSettings, TaskError
 from logitbank.tasks.data import load_examples
 from logitbank.tasks.qa import QA
 from tests.tasks.scores import score as score_outputs
@@ -144,8 +144,11 @@ def test_undefined_protocols_and_languages_are_refused() -> None:
 def test_xquad_is_scored_by_squad_and_has_ids_of_its_own(shared: Path) -> None:
     assert TASKS["qa"].sources["xquad"].protocol == "squad"
     mirror = str(shared / "hub")
-    mlqa = load_examples("qa", "test", "hi", mirror=mirror, limit=30)
-    xquad = load_examples("qa", "test", "hi", mirror=mirror, limit=30, source="xquad")
+    mlqa = load_examples("qa", "test", "hi", DataSettings(mirror=mirror), limit=30)
+    xquad = load_examples("qa", "test", "hi", DataSettings(mirror=mirror, sources={"qa": "xquad"}), limit=30)
     assert not {e.example_id for e in mlqa} & {e.example_id for e in xquad}
-    validation = [load_examples("qa", "validation", "hi", mirror=mirror, source=s) for s in ("mlqa", "xquad")]
+    validation = [
+        load_examples("qa", "validation", "hi", DataSettings(mirror=mirror, sources={"qa": s}))
+        for s in ("mlqa", "xquad")
+    ]
     assert validation[0] == validation[1]

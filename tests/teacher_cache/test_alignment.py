@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from logitbank.configs import load_config
 from logitbank.storage import TeacherStore
-from logitbank.tasks import TASKS, Example
+from logitbank.tasks import TASKS, DataSettings, Example
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
@@ -33,8 +33,8 @@ TOLERANCE = 1e-4
 @functools.cache
 def examples_and_pool(task_name: str, language: str, mirror: str) -> tuple[list[Example], list[Example]]:
     return (
-        load_examples(task_name, "train", language, mirror=mirror),
-        demonstration_pool(task_name, language, stage="train", mirror=mirror),
+        load_examples(task_name, "train", language, DataSettings(mirror=mirror)),
+        demonstration_pool(task_name, language, DataSettings(mirror=mirror), stage="train"),
     )
 
 

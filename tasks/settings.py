@@ -1,0 +1,46 @@
+"""What decides which examples a task has: data sets, files, the seed of random subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How conversations are read, and which of their turns are learnt.
+
+    Attributes:
+        holdout: share of the training file that stands in for a validation file where there is none.
+        turns: `all` assistant turns are learnt, or the `last`.
+        thinking: `drop` what an assistant turn thinks before it answers, or `keep` it.
+        context: file whose text the teacher alone reads before every conversation; None for none.
+    """
+
+    holdout: float = 0.05
+    turns: str = "all"
+    thinking: str = "drop"
+    context: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where examples come from; `configs.data_settings` makes it from a configuration.
+
+    Attributes:
+        mirror: directory of local clones `<org>/<name>` of hub data sets; None for the hub.
+        sources: task -> which of its sources; otherwise its first.
+        seed: of random subsets.
+        files: task -> split -> file, glob, URL or hub id, for tasks that read files.
+        chat: how conversations are read.
+    """
+
+    mirror: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    seed: int = 0
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    chat: ChatSettings = ChatSettings()
+
+    def file(self, task: str, split: str) -> str | None:
+        """The file that the configuration names for a split of a task; None where it names none."""
+        return self.files.get(task, {}).get(split)
