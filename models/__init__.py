@@ -6,6 +6,7 @@ __all__ = [
     "huggingface",
     "precision",
     "vllm",
+    "vocabulary",
     "weights",
     "workers",
 ]

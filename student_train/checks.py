@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from logitbank.configs import Config, ConfigError
-from logitbank.models.huggingface import lm_head_rows
 from logitbank.registry import LOSSES
 from logitbank.storage import StoreError, TeacherStore
+from logitbank.student_train.tokens import check_tokens
 from logitbank.tasks.prompts import PromptEncoder
 
 
@@ -23,9 +23,9 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     """Refuse a store that this student cannot be trained from.
 
     Raises:
-        StoreError: the view is absent or half-built, or the tokenizers or chat templates differ.
-        ConfigError: more teacher logits asked for than stored, a task that the store lacks, or a model
-            with fewer `lm_head` rows than the tokenizer has ids.
+        StoreError: the view is absent or half-built, the chat templates differ, or an id of the store is another
+            token for this student.
+        ConfigError: more teacher logits asked for than stored, or a task that the store lacks.
     """
     info, top_k = store.info, config.distillation.n_top_logits
     if view is not None:
@@ -47,13 +47,6 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             raise ConfigError(
                 f"tasks: the store at {store.url} has no examples of {task} (it has {', '.join(info.tasks)})"
             )
-    own_hash = encoder.tokenizer_hash
-    if own_hash != info.tokenizer_hash:
-        raise StoreError(
-            f"model.name: the tokenizer of {config.model.name} differs from the one the store at {store.url} "
-            f"was built with (hash {own_hash[:12]} instead of {info.tokenizer_hash[:12]}); "
-            "a student needs its teacher's tokenizer"
-        )
     template = info.template_hash
     if template is not None and encoder.template_hash != template:
         raise StoreError(
@@ -61,12 +54,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             f"store at {store.url} (hash {encoder.template_hash[:12]} instead of {template[:12]}); take the model that "
             "the store was built for, or build a store for this one"
         )
-    rows = lm_head_rows(config.model)
-    if rows < info.tokenizer_size:
-        raise ConfigError(
-            f"model.name: {config.model.name} has {rows} lm_head rows, fewer than the {info.tokenizer_size} "
-            f"token ids of the store at {store.url}"
-        )
+    check_tokens(store, config.model, encoder, view, top_k)
 
 
 def _check_signal(store: TeacherStore, config: Config) -> None:

@@ -19,7 +19,7 @@ from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, Vocabulary
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine
 from logitbank.teacher_cache.estimate import stored_ranks
-from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan
+from logitbank.teacher_cache.plan import TeacherPlan
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from logitbank.teacher_cache.sampling import Sampling, uniforms
 from logitbank.teacher_cache.scoring import Tally, score
@@ -63,8 +63,8 @@ def fill(
         workers=worker.count if worker else None,
     ) as builder:
         todo = []
-        for view, view_plan in plan.views.items():
-            builder.add_view(view, *_describe_view(view, view_plan, config))
+        for view in plan.views:
+            builder.add_view(view, *_describe_view(view, plan, config))
             missing = builder.missing_shards(view)
             if worker is not None:
                 missing = [shard for shard in missing if shard % worker.count == worker.index]
@@ -176,20 +176,37 @@ def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: Tea
         shard_tokens=config.store.shard_tokens,
         chunk_tokens=config.store.chunk_tokens,
         teacher={**engine.identity(), "batch_tokens": config.teacher.batch_tokens},
-        identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_template(plan)},
+        identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_teacher(plan)},
         config=config_to_dict(config),
     )
 
 
-def _of_another_template(plan: TeacherPlan) -> dict[str, Any]:
-    """What a teacher with a chat template of its own adds to a store's identity; nothing for any other teacher."""
-    if plan.teacher_template is None:
-        return {}
-    return {"teacher_template": plan.teacher_template, "untaught": list(plan.untaught)}
+def _of_another_teacher(plan: TeacherPlan) -> dict[str, Any]:
+    """What a teacher's own chat template and tokens add to a store's identity; nothing where they are the student's."""
+    said: dict[str, Any] = {}
+    if plan.teacher_template is not None:
+        said |= {"teacher_template": plan.teacher_template, "untaught": list(plan.untaught)}
+    if plan.excluded:
+        said["excluded"] = _runs(plan.excluded)
+    return said
 
 
-def _describe_view(view: str, plan: ViewPlan, config: Config) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _runs(ids: Sequence[int]) -> list[list[int]]:
+    """Ascending ids as runs [first, last]."""
+    runs: list[list[int]] = []
+    for token in ids:
+        if runs and token == runs[-1][1] + 1:
+            runs[-1][1] = token
+        else:
+            runs.append([token, token])
+    return runs
+
+
+def _describe_view(view: str, whole: TeacherPlan, config: Config) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    plan = whole.views[view]
     identity = {"prompts": plan.prompt_hash, "selection": config.fewshot.selection if view != "zeroshot" else None}
     dropped = {f"{task}/{language}": count for (task, language), count in sorted(plan.dropped.items()) if count}
-    details = {"demonstrations": int(sum(plan.demonstrations)), "demonstrations_dropped": dropped}
+    details: dict[str, Any] = {"demonstrations": int(sum(plan.demonstrations)), "demonstrations_dropped": dropped}
+    if whole.teacher_tokenizer is not None:
+        details["teacher_tokenizer_hash"] = whole.teacher_tokenizer
     return identity, details

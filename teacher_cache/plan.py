@@ -63,6 +63,8 @@ class TeacherPlan:
         teacher_template: hash of the teacher's chat template, where it is another than the student's.
         untaught: answer tokens that the teacher was not asked for, because it ends a turn with another: where one
             of them is the gold token, its row says nothing to a student.
+        excluded: ids below the tokenizer's length that are another token for the teacher, or none: never ranked.
+        teacher_tokenizer: hash of the teacher's tokenizer, for information, where it is another model.
     """
 
     examples: list[ExampleRecord]
@@ -72,6 +74,8 @@ class TeacherPlan:
     absent: list[Cell]
     teacher_template: str | None = None
     untaught: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
+    teacher_tokenizer: str | None = None
 
     @property
     def answer_tokens(self) -> int:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from logitbank.storage import LOG_MASS_FLOOR, TeacherRows
+from logitbank.teacher_cache.signal import rankable
 
 WEIGHT_ONE = float(1 << 32)  # integer weight of the likeliest token; V · 2^32 · M stays below 2^63
 
@@ -56,9 +57,15 @@ def uniforms(seed: int, example_id: str, length: int) -> NDArray[np.float64]:
     return np.asarray(bits, dtype=np.float64) / (1 << 53)
 
 
-def add_samples(rows: TeacherRows, logits_TV: torch.Tensor, sampling: Sampling, tokenizer_size: int) -> TeacherRows:
-    """The rows with draws from the logits that they were read from; only ids below `tokenizer_size` are drawn."""
-    real_TV = logits_TV[:, :tokenizer_size].float()
+def add_samples(
+    rows: TeacherRows,
+    logits_TV: torch.Tensor,
+    sampling: Sampling,
+    tokenizer_size: int,
+    excluded: torch.Tensor | None = None,
+) -> TeacherRows:
+    """The rows with draws from the logits that they were read from; only ids that may enter the top K are drawn."""
+    real_TV = rankable(logits_TV, tokenizer_size, excluded).float()
     if sampling.beyond_top:
         top_TK = torch.from_numpy(rows.token_ids.astype(np.int64)).to(real_TV.device)
         real_TV = real_TV.scatter(1, top_TK, -torch.inf)

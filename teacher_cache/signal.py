@@ -33,34 +33,46 @@ def rows_at_once(device: torch.device, vocab_size: int) -> int:
     return max(1, LOGIT_ELEMENTS.get(device.type, LOGIT_ELEMENTS_ACCELERATOR) // vocab_size)
 
 
-def read_signal(logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, tokenizer_size: int) -> Signal:
+def read_signal(
+    logits_TV: torch.Tensor,
+    gold_T: torch.Tensor,
+    top_k: int,
+    tokenizer_size: int,
+    excluded: torch.Tensor | None = None,
+) -> Signal:
     """Top K and exact scalars of full logits, computed in float32 on the logits' device.
 
     Args:
         logits_TV: (T, V) raw logits, any float dtype; left as they are.
         gold_T: (T,) int64, gold answer tokens.
-        top_k: K, at most `tokenizer_size`.
+        top_k: K, at most `tokenizer_size` less the excluded ids.
         tokenizer_size: only ids below this enter the top K and the gold rank; `logsumexp` and
             `entropy` range over all V rows.
+        excluded: (X,) int64, ids below `tokenizer_size` that enter neither; None for none.
     """
     parts = []
     step = rows_at_once(logits_TV.device, logits_TV.shape[1])
     scratch = logits_TV.new_empty((2, min(step, len(logits_TV)), logits_TV.shape[1]), dtype=torch.float32)
     for start in range(0, len(logits_TV), step):
         part_TV = logits_TV[start : start + step]
-        parts.append(
-            _read_part(part_TV.float(), gold_T[start : start + step], top_k, tokenizer_size, scratch[:, : len(part_TV)])
-        )
+        gold = gold_T[start : start + step]
+        parts.append(_read_part(part_TV.float(), gold, top_k, tokenizer_size, excluded, scratch[:, : len(part_TV)]))
     return Signal(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def _read_part(
-    logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, tokenizer_size: int, scratch: torch.Tensor
+    logits_TV: torch.Tensor,
+    gold_T: torch.Tensor,
+    top_k: int,
+    tokenizer_size: int,
+    excluded: torch.Tensor | None,
+    scratch: torch.Tensor,
 ) -> Signal:
     """`read_signal` of a few rows, in two buffers (2, T, V): new memory for each would cost more than the sums."""
-    real_TV = logits_TV[:, :tokenizer_size]
+    real_TV = rankable(logits_TV, tokenizer_size, excluded)
     values_TK, ids_TK = exact_top_k(real_TV, top_k)
-    peak_T1 = torch.cat([values_TK[:, :1], logits_TV[:, tokenizer_size:]], dim=1).amax(dim=-1, keepdim=True)
+    others = [logits_TV[:, tokenizer_size:], *([] if excluded is None else [logits_TV[:, excluded]])]
+    peak_T1 = torch.cat([values_TK[:, :1], *others], dim=1).amax(dim=-1, keepdim=True)
     # H = log Σ e^d − Σ d·e^d / Σ e^d with d = logit − peak.
     below_TV = torch.sub(logits_TV, peak_T1, out=scratch[0])
     weight_TV = torch.exp(below_TV, out=scratch[1])
@@ -77,6 +89,12 @@ def _read_part(
         gold_logit_T=gold_logit_T,
         gold_rank_T=_gold_rank(real_TV, values_TK, gold_logit_T, scratch[0]),
     )
+
+
+def rankable(logits_TV: torch.Tensor, tokenizer_size: int, excluded: torch.Tensor | None) -> torch.Tensor:
+    """The logits of ids below `tokenizer_size`, -inf at the excluded ones; a view of the given ones or a copy."""
+    real_TV = logits_TV[:, :tokenizer_size]
+    return real_TV if excluded is None else real_TV.index_fill(1, excluded, -torch.inf)
 
 
 def _gold_rank(
@@ -109,6 +127,13 @@ def exact_top_k(logits_TV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torc
     return values_TK, column_TC.gather(1, place_TK)
 
 
-def signal(logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, tokenizer_size: int) -> TeacherRows:
+def signal(
+    logits_TV: torch.Tensor,
+    gold_T: torch.Tensor,
+    top_k: int,
+    tokenizer_size: int,
+    excluded: torch.Tensor | None = None,
+) -> TeacherRows:
     """`read_signal` as the rows that a store takes."""
-    return TeacherRows(*(tensor.cpu().numpy() for tensor in read_signal(logits_TV, gold_T, top_k, tokenizer_size)))
+    found = read_signal(logits_TV, gold_T, top_k, tokenizer_size, excluded)
+    return TeacherRows(*(tensor.cpu().numpy() for tensor in found))

@@ -78,6 +78,7 @@ class Opening:
         config: the whole configuration; an engine reads `teacher.*` and the keys of its own.
         model: the teacher.
         tokenizer_size: rows of the `lm_head` at and above this are padding and never enter the top K.
+        excluded: token ids below it that never do either: the student means other tokens by them, or none.
         longest: tokens of the longest prompt and answer together.
         environment: of the process, for what a launcher says there.
     """
@@ -87,6 +88,7 @@ class Opening:
     tokenizer_size: int
     longest: int
     environment: Mapping[str, str]
+    excluded: tuple[int, ...] = ()
 
 
 class TeacherOpener(Protocol):

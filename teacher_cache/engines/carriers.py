@@ -20,7 +20,14 @@ CARRIERS = 8  # four scalars of 32 bits, 16 bits in each
 LARGEST_EXPONENT = 120  # carrier c is in [2^(120-c), 2^(121-c)): above any logit, below the largest float32
 
 
-def pack(logits_TV: torch.Tensor, signal: Signal, gold_T: torch.Tensor, top_k: int, tokenizer_size: int) -> None:
+def pack(
+    logits_TV: torch.Tensor,
+    signal: Signal,
+    gold_T: torch.Tensor,
+    top_k: int,
+    tokenizer_size: int,
+    excluded: torch.Tensor | None = None,
+) -> None:
     """Write a signal into the logits that it was read from, in place.
 
     The C + K largest entries are then the carriers, in order, and the K largest logits of other tokens than gold.
@@ -31,6 +38,7 @@ def pack(logits_TV: torch.Tensor, signal: Signal, gold_T: torch.Tensor, top_k: i
         gold_T: (T,) int64, gold answer tokens.
         top_k: K.
         tokenizer_size: rows at and above this are padding, and ruled out.
+        excluded: (X,) int64, ids below it that are ruled out too; None for none.
     """
     tail_TC = signal.token_ids_TK[:, top_k:].long()
     # One fewer than there are: the gold token, which has a carrier already, or else the last.
@@ -48,6 +56,8 @@ def pack(logits_TV: torch.Tensor, signal: Signal, gold_T: torch.Tensor, top_k: i
     halves_TC = torch.stack([bits_T4 >> 16 & 0xFFFF, bits_T4 & 0xFFFF], dim=2).flatten(1)
     scale_C = 2.0 ** (LARGEST_EXPONENT - torch.arange(CARRIERS, device=logits_TV.device))
     logits_TV[:, tokenizer_size:] = -torch.inf
+    if excluded is not None:
+        logits_TV.index_fill_(1, excluded, -torch.inf)
     logits_TV.scatter_(1, carrier_ids_TC, scale_C * (1 + halves_TC / 65536))
 
 

@@ -40,6 +40,7 @@ class HFTeacher:
         device_map: spread the model over all devices (`auto` …) instead.
         load_in_8bit: quantise linear layers to 8 bits.
         load_in_4bit: quantise linear layers to 4 bits.
+        excluded: token ids that never enter the top K either.
 
     Raises:
         ConfigError: transformers is too old, the model cannot be opened or quantised, or its state is not one of
@@ -60,6 +61,7 @@ class HFTeacher:
         device_map: str | None = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
+        excluded: Sequence[int] = (),
     ) -> None:
         _require_masks()
         self._config = model
@@ -77,6 +79,7 @@ class HFTeacher:
         self._device: torch.device = self._model.get_input_embeddings().weight.device
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._tokenizer_size = min(tokenizer_size, self.vocab_size)
+        self._excluded = torch.tensor(excluded) if excluded else None
         self._prefixes = PrefixCache(self._model, model.name, self._device) if prefix_reuse else None
 
     @staticmethod
@@ -106,6 +109,7 @@ class HFTeacher:
             device_map=teacher.device_map,
             load_in_8bit=teacher.load_in_8bit,
             load_in_4bit=teacher.load_in_4bit,
+            excluded=opening.excluded,
         )
 
     @property
@@ -175,7 +179,8 @@ class HFTeacher:
                 f"(expected {len(gold_T)} rows of logits, got {len(logits_TV)}); "
                 "its architecture cannot be a teacher"
             )
-        rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size)
+        excluded = None if self._excluded is None else self._excluded.to(logits_TV.device)
+        rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size, excluded)
         sampling = joined([item.sampling for item in batch])
         if sampling is None:
             return rows
@@ -184,7 +189,7 @@ class HFTeacher:
         for start in range(0, len(gold_T), step):
             part = slice(start, start + step)
             own = rows.take(np.arange(len(gold_T))[part])
-            parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size))
+            parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size, excluded))
         return concatenate(parts)
 
 

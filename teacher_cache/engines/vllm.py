@@ -40,6 +40,7 @@ class VllmTeacher:
         batch_tokens: most tokens in one forward pass.
         max_tokens: longest prompt and answer together.
         prefix_reuse: compute what prompts begin with alike once.
+        excluded: token ids that never enter the top K either.
 
     Raises:
         ConfigError: vLLM is not installed, or cannot open the model.
@@ -60,12 +61,14 @@ class VllmTeacher:
         batch_tokens: int,
         max_tokens: int,
         prefix_reuse: bool = True,
+        excluded: Sequence[int] = (),
     ) -> None:
         self._config = model
         self._prefix_reuse = prefix_reuse
         self._tensor_parallel = settings.tensor_parallel
         self.vocab_size = lm_head_rows(model)
         self._tokenizer_size = min(tokenizer_size, self.vocab_size)
+        self._excluded = list(excluded)
         # The other model runner has another interface for logits processors, which no CPU runs; and a
         # scheduler in this process takes the same steps every time, so that a shard has the same bytes.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
@@ -128,6 +131,7 @@ class VllmTeacher:
             batch_tokens=teacher.batch_tokens,
             max_tokens=opening.longest,
             prefix_reuse=teacher.prefix_reuse,
+            excluded=opening.excluded,
         )
 
     def identity(self) -> Mapping[str, Any]:
@@ -170,7 +174,12 @@ class VllmTeacher:
                     flat_logprobs=True,
                     detokenize=False,
                     extra_args={
-                        "logitbank": {"answer_ids": answers[i], "top_k": top_k, "tokenizer_size": self._tokenizer_size}
+                        "logitbank": {
+                            "answer_ids": answers[i],
+                            "top_k": top_k,
+                            "tokenizer_size": self._tokenizer_size,
+                            "excluded": self._excluded,
+                        }
                     },
                 )
                 for i in order

@@ -19,11 +19,12 @@ class _Request(NamedTuple):
     answer_ids: list[int]
     top_k: int
     tokenizer_size: int
+    excluded: list[int]
     generated: list[int]
 
 
 class SignalProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]  # untyped where vLLM is not installed
-    """Every request brings its answer, K and the size of the tokenizer in `extra_args`."""
+    """Every request brings its answer, K and the ids that may be stored in `extra_args`."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._requests: dict[int, _Request] = {}
@@ -51,11 +52,13 @@ class SignalProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]  # u
         if not self._requests:
             return logits
         requests = [self._requests[row] for row in range(len(logits))]
-        _, top_k, tokenizer_size, _ = requests[0]
+        _, top_k, tokenizer_size, excluded_ids, _ = requests[0]
+        excluded = torch.tensor(excluded_ids, device=logits.device) if excluded_ids else None
         gold = [request.answer_ids[len(request.generated)] for request in requests]
         gold_B = torch.tensor(gold, device=logits.device)
         step = rows_at_once(logits.device, logits.shape[1])
         for start in range(0, len(logits), step):
             part, gold_T = logits[start : start + step], gold_B[start : start + step]
-            pack(part, read_signal(part, gold_T, top_k + CARRIERS, tokenizer_size), gold_T, top_k, tokenizer_size)
+            signal = read_signal(part, gold_T, top_k + CARRIERS, tokenizer_size, excluded)
+            pack(part, signal, gold_T, top_k, tokenizer_size, excluded)
         return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -105,15 +106,17 @@ def test_a_half_built_view_is_refused(
     main(command(tiny_model, str(broken), tmp_path / "run", view="zeroshot"))  # the other view is whole
 
 
-def test_another_tokenizer_is_refused(
+def test_another_tokenizer_is_refused_where_an_id_in_the_store_is_another_token(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path
 ) -> None:
     other = tmp_path / "other-model"
     shutil.copytree(tiny_model, other)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(other)
-    tokenizer.add_tokens(["entirely-new"])
-    tokenizer.save_pretrained(other)
-    assert "tokenizer" in refused(capsys, command(other, small_store.url, tmp_path / "run"))
+    saved = json.loads((other / "tokenizer.json").read_text())
+    words = saved["model"]["vocab"]
+    words["w5"], words["w6"] = words["w6"], words["w5"]
+    (other / "tokenizer.json").write_text(json.dumps(saved))
+    line = refused(capsys, command(other, small_store.url, tmp_path / "run"))
+    assert f"model.name: id 7 is 'w5' for {tiny_model} and 'w6' for {other}, whose 'w5' is id 8" in line
 
 
 def test_a_store_of_another_chat_template_is_refused(

@@ -228,15 +228,6 @@ def test_going_on_with_other_settings_names_the_field_and_both_values(
         assert field in capsys.readouterr().err
 
 
-def test_a_teacher_with_another_tokenizer_is_refused(
-    make_model: Callable[..., Path], arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = make_model(control=("<another>",))
-    with pytest.raises(SystemExit):
-        build_command.main(["--store", str(tmp_path / "s"), *arguments, f"teacher.model={other}"])
-    assert "teacher.model: expected the tokenizer of" in capsys.readouterr().err
-
-
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     run = processes.run("inspect-cache", "--store", str(tmp_path / "none"))
     assert run.returncode == 2

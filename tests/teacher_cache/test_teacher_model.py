@@ -64,7 +64,7 @@ def test_the_store_says_which_tokens_it_was_not_asked_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     teacher = make_model(OWN_END)
-    with caplog.at_level("INFO", logger="logitbank.teacher_cache.build"):
+    with caplog.at_level("INFO", logger="logitbank.teacher_cache.pairing"):
         build_store(config(f"teacher.model={teacher}"), str(tmp_path / "own"), ("zeroshot",))
     said = [record.getMessage() for record in caplog.records if "end of turn" in record.getMessage()]
     assert said == [
