@@ -3,6 +3,7 @@
 __all__ = [
     "batches",
     "devices",
+    "head",
     "huggingface",
     "precision",
     "vllm",

@@ -5,51 +5,47 @@ Shapes: B sequences, L padded length, T answer tokens, K teacher logits, V rows 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from logitbank.models.head import backbone_of, causal_lm, find_head
 from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
 from logitbank.student_train.losses.base import StudentLogits
 
 logger = logging.getLogger(__name__)
 
-Transform = Callable[[torch.Tensor], torch.Tensor]
-
 
 class StudentModule(nn.Module):
     """A causal language model whose forward returns logits at answer positions alone.
 
-    Most architectures compute `logits = transform(lm_head(backbone(ids)))`, the transform being nothing, a
-    soft cap (Gemma) or a scale (Cohere, Granite, Falcon-H1). Whether this one does, and with which
-    transform, is measured once on four tokens (`find_head`); the head is then applied in chunks. For
-    any other architecture the model's own forward computes the answer logits, unchunked.
+    Whether logits are the head's output, and what is done to it, is measured once on four tokens
+    (`models.head.find_head`); the head is then applied in chunks. For any other architecture the model's
+    own forward computes the answer logits, unchunked.
     """
 
     def __init__(self, model: nn.Module, *, chunk_tokens: int) -> None:
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
-        self.transform = find_head(_causal_lm(model))
+        self.transform = find_head(causal_lm(model))
         # an adapter's dropout may be in any other class; a plain head has nothing to draw
-        self.head_draws = type(_causal_lm(model).get_output_embeddings()) is not nn.Linear
+        self.head_draws = type(causal_lm(model).get_output_embeddings()) is not nn.Linear
         if self.transform is None:
             logger.info(
                 "student: %s computes its logits in its own way; answer logits are not chunked",
-                type(_causal_lm(model)).__name__,
+                type(causal_lm(model)).__name__,
             )
 
     @property
     def _no_split_modules(self) -> list[str]:
         """Classes of the layers that FSDP shards one by one; Accelerate asks for them by this name."""
         present = {type(module).__name__ for module in self.modules()}
-        return sorted(present & set(_causal_lm(self.model)._no_split_modules or []))
+        return sorted(present & set(causal_lm(self.model)._no_split_modules or []))
 
     def forward(
         self,
@@ -72,9 +68,9 @@ class StudentModule(nn.Module):
             with_argmax: also return the id of the largest logit.
             with_rest: also return the logsumexp of all rows but the teacher's ids.
         """
-        lm = _causal_lm(self.model)
+        lm = causal_lm(self.model)
         if self.transform is not None:
-            backbone, head, transform = _backbone(lm), lm.get_output_embeddings(), self.transform
+            backbone, head, transform = backbone_of(lm), lm.get_output_embeddings(), self.transform
             output = backbone(input_ids=input_ids_BL, attention_mask=attention_mask_BL, use_cache=False)
             hidden_TD = output.last_hidden_state.flatten(0, 1).index_select(0, answer_index_T)
             return answer_logits(
@@ -117,72 +113,3 @@ def run_student(
         with_rest=with_rest,
     )
     return logits
-
-
-def find_head(lm: Any) -> Transform | None:
-    """What the model does to the output of its `lm_head`, or None where its logits are not of that form.
-
-    The model is asked, not its class name: one forward pass over four tokens in which a hook replaces
-    the head's output by a ramp shows the transform itself, and the head's input shows whether the
-    backbone's last hidden state is all there is before it. The configuration only names the candidates.
-    """
-    head, backbone = lm.get_output_embeddings(), _backbone(lm)
-    if head is None or backbone is None or backbone is lm:
-        return None
-    ids_BL = torch.arange(1, 5, device=next(lm.parameters()).device)[None]
-    seen: list[torch.Tensor] = []
-    ramp: list[torch.Tensor] = []
-
-    def replace_output(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        seen.append(inputs[0])
-        ramp.append(torch.linspace(-80, 80, output.shape[-1]).to(output).expand_as(output))
-        return ramp[-1]
-
-    with torch.no_grad(), _evaluating(lm):
-        hook = head.register_forward_hook(replace_output)
-        try:
-            logits = lm(input_ids=ids_BL, use_cache=False).logits
-        finally:
-            hook.remove()
-        hidden = backbone(input_ids=ids_BL, use_cache=False).last_hidden_state
-    if len(seen) != 1 or seen[0].shape != hidden.shape or logits.shape != ramp[0].shape:
-        return None
-    if not torch.allclose(seen[0].float(), hidden.float(), rtol=1e-2, atol=1e-2):
-        return None
-    tolerance = 1e-5 if logits.dtype == torch.float32 else 1e-2
-    for transform in _candidates(lm.config.get_text_config()):
-        if torch.allclose(transform(ramp[0]).float(), logits.float(), rtol=tolerance, atol=tolerance):
-            return transform
-    return None
-
-
-def _candidates(config: Any) -> list[Transform]:
-    """Transforms that the configuration speaks of; the first is none at all."""
-    candidates: list[Transform] = [lambda logits: logits]
-    if cap := getattr(config, "final_logit_softcapping", None):
-        candidates.append(lambda logits: cap * torch.tanh(logits / cap))
-    for name in ("logit_scale", "lm_head_multiplier"):
-        if scale := getattr(config, name, None):
-            candidates.append(lambda logits, scale=scale: logits * scale)  # type: ignore[misc]
-    if divisor := getattr(config, "logits_scaling", None):
-        candidates.append(lambda logits: logits / divisor)
-    return candidates
-
-
-def _causal_lm(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def _backbone(lm: Any) -> Any:
-    return getattr(lm, lm.base_model_prefix, None) if lm.base_model_prefix else None
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
