@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore
 from logitbank.student_train.losses.base import TeacherLogits
 from logitbank.student_train.order import SHARDS_PER_WINDOW, BatchPlan, ExampleOrder
@@ -30,7 +31,7 @@ class Batch:
     """One micro-batch on one rank.
 
     Attributes:
-        input_ids_BL: prompt and answer without its last token (nothing is predicted from it).
+        input_ids_BL: each sequence without its last token (nothing is predicted from it).
         attention_mask_BL: 1 on real tokens.
         answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
         gold_T: the answer tokens.
@@ -143,16 +144,14 @@ class MicroBatches(Dataset[Batch]):
         examples: ExampleTable = getattr(store, self._table)
         step, accumulation = divmod(index, self._plan.accumulation_steps)
         whole = self._order.step(step, self._plan.global_batch_size)
-        lengths = np.array([examples.prompt_length[i] + examples.answer_length[i] for i in whole])
-        longest_first = [whole[i] for i in np.argsort(-lengths, kind="stable")]
+        longest_first = [whole[i] for i in np.argsort(-examples.input_length[whole], kind="stable")]
         first = (accumulation * self._plan.world_size + self._plan.rank) * self._plan.micro_batch_size
         chosen = longest_first[first : first + self._plan.micro_batch_size]
         rows = store.read(chosen, self._view, self._top_k) if self._view is not None else None
         zeroshot = store.read(chosen, "zeroshot", 1) if self._with_zeroshot else None
         task_of = {name: number for number, name in enumerate(self._order.tasks)}
         return collate(
-            [np.asarray(examples.prompt_ids(i)) for i in chosen],
-            [np.asarray(examples.answer_ids(i)) for i in chosen],
+            [examples.sequence(i) for i in chosen],
             [task_of[store.info.tasks[int(examples.task[i])]] for i in chosen],
             rows,
             zeroshot,
@@ -172,8 +171,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 def collate(
-    prompts: Sequence[NDArray[np.integer]],
-    answers: Sequence[NDArray[np.integer]],
+    sequences: Sequence[AnsweredSequence],
     tasks: Sequence[int],
     rows: TeacherRows | None,
     zeroshot: TeacherRows | None = None,
@@ -185,8 +183,7 @@ def collate(
     """Pad sequences on the right and say where their answers are predicted.
 
     Args:
-        prompts: token ids of each example's prompt.
-        answers: token ids of each example's answer, end of turn included.
+        sequences: of each example, with its answer spans.
         tasks: task index of each example.
         rows: teacher rows of these examples in this order, or None.
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
@@ -194,27 +191,25 @@ def collate(
         signal: of the store that the rows are from.
         untaught: answer tokens whose rows carry no teacher term.
     """
-    sequences = [np.concatenate([p, a[:-1]]) for p, a in zip(prompts, answers, strict=True)]
-    length = max(len(sequence) for sequence in sequences)
+    length = max(len(sequence) for sequence in sequences) - 1  # nothing is predicted from a last token
     input_ids_BL = np.full((len(sequences), length), PAD_ID, dtype=np.int64)
     attention_mask_BL = np.zeros_like(input_ids_BL)
     answer_index: list[NDArray[np.int64]] = []
-    for row, (sequence, prompt, answer) in enumerate(zip(sequences, prompts, answers, strict=True)):
-        input_ids_BL[row, : len(sequence)] = sequence
-        attention_mask_BL[row, : len(sequence)] = 1
-        # answer token j is predicted at position len(prompt) + j - 1
-        answer_index.append(row * length + len(prompt) - 1 + np.arange(len(answer)))
-    gold_T = torch.from_numpy(np.concatenate(answers).astype(np.int64))
+    for row, sequence in enumerate(sequences):
+        input_ids_BL[row, : len(sequence) - 1] = sequence.ids[:-1]
+        attention_mask_BL[row, : len(sequence) - 1] = 1
+        answer_index.append(row * length + sequence.logit_positions)
+    gold_T = torch.from_numpy(np.concatenate([sequence.answer_ids for sequence in sequences]).astype(np.int64))
     return Batch(
         input_ids_BL=torch.from_numpy(input_ids_BL),
         attention_mask_BL=torch.from_numpy(attention_mask_BL),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
         top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
-        task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [len(a) for a in answers])),
+        task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [s.answer_length for s in sequences])),
         teacher=_teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
         step_tokens=step_tokens,
-        real_tokens=sum(len(sequence) for sequence in sequences),
+        real_tokens=sum(len(sequence) - 1 for sequence in sequences),
     )
 
 

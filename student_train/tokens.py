@@ -73,8 +73,7 @@ def _examples(store: TeacherStore) -> Iterator[NDArray[np.int32]]:
     """All ids of contexts and answers."""
     for table in (store.examples, store.validation):
         for position in range(len(table)):
-            yield table.prompt_ids(position)
-            yield table.answer_ids(position)
+            yield table.sequence(position).ids
 
 
 def _ranked(store: TeacherStore, view: str, top_k: int | None) -> Iterator[NDArray[np.int32]]:

@@ -83,9 +83,9 @@ def estimate(config: Config, plan: TeacherPlan) -> Estimate:
     answers: Counter[Cell] = Counter()
     tokens = {view: Counter[Cell]() for view in plan.views}
     for position, (cell, record) in enumerate(zip(cells, plan.examples, strict=True)):
-        answers[cell] += len(record.answer_ids)
+        answers[cell] += record.sequence.answer_length
         for view, view_plan in plan.views.items():
-            tokens[view][cell] += len(view_plan.prompts[position]) + len(record.answer_ids) - 1
+            tokens[view][cell] += len(view_plan.prompts[position]) + record.sequence.answer_length - 1
     ranks, draws = stored_ranks(config), 0 if config.teacher.signal == "topk" else config.teacher.draws
     return Estimate(
         cells=tuple(

@@ -89,7 +89,7 @@ def _run(
 ) -> None:
     """Score shard after shard; a thread encodes and writes one while the teacher runs the next."""
     total = sum(
-        len(plan.views[view].prompts[i]) + len(plan.examples[i].answer_ids) - 1
+        len(plan.views[view].prompts[i]) + plan.examples[i].sequence.answer_length - 1
         for view, shard in todo
         for i in builder.plan.examples_of(shard)
     )
@@ -121,15 +121,14 @@ def _run(
 
 
 def _sequence(plan: TeacherPlan, view: str, example: int, shared: int = 0) -> Sequenced:
-    answer_ids = np.asarray(plan.examples[example].answer_ids, dtype=np.int32)
-    return Sequenced(plan.views[view].prompts[example], answer_ids, shared)
+    return Sequenced(plan.views[view].prompts[example], plan.examples[example].answer_ids, shared)
 
 
 def _with_sampling(sequence: Sequenced, example: ExampleRecord, config: Config) -> Sequenced:
     """The sequence with what to draw for it: numbers of its own, whichever view, worker or run asks."""
     if config.teacher.signal == "topk":
         return sequence
-    numbers = uniforms(config.seed, example.example_id, len(example.answer_ids))
+    numbers = uniforms(config.seed, example.example_id, example.sequence.answer_length)
     return replace(sequence, sampling=Sampling(config.teacher.draws, config.teacher.signal == "hybrid", numbers))
 
 
@@ -155,7 +154,7 @@ def _first_tokens(examples: Sequence[ExampleRecord], tokens: int) -> Iterator[in
     for position, record in enumerate(examples):
         if tokens <= 0:
             return
-        tokens -= len(record.answer_ids)
+        tokens -= record.sequence.answer_length
         yield position
 
 

@@ -15,6 +15,7 @@ from logitbank.configs import data_settings
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.experiment import VIEWS
 from logitbank.progress import Progress
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord
 from logitbank.tasks import TASKS, Example
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
@@ -80,13 +81,13 @@ class TeacherPlan:
     @property
     def answer_tokens(self) -> int:
         """Answer tokens of all training examples."""
-        return sum(len(record.answer_ids) for record in self.examples)
+        return sum(record.sequence.answer_length for record in self.examples)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer together, over all views."""
         return max(
-            len(prompt) + len(record.answer_ids)
+            len(prompt) + record.sequence.answer_length
             for view in self.views.values()
             for prompt, record in zip(view.prompts, self.examples, strict=True)
         )
@@ -208,7 +209,8 @@ def _record(example: Example, encoder: PromptEncoder, config: Config, plan: Teac
     if prompt is None:
         plan.too_long[(example.task, example.language)] += 1
         return None
-    return ExampleRecord(example.example_id, example.task, example.language, prompt.ids, answer)
+    sequence = AnsweredSequence.answering(prompt.ids, answer)
+    return ExampleRecord(example.example_id, example.task, example.language, sequence)
 
 
 def _view_prompt(
@@ -222,10 +224,10 @@ def _view_prompt(
 ) -> tuple[NDArray[np.int32], int, int] | None:
     """The view's prompt, how many demonstrations it holds, how many were wanted; None if it cannot fit."""
     if view == "zeroshot" and teacher is None:
-        return np.asarray(record.prompt_ids, dtype=np.int32), 0, 0
+        return record.prompt_ids, 0, 0
     task = TASKS[example.task]
     encoder = teacher or encoder
-    room = (config.data.max_teacher_tokens or task.max_teacher_tokens) - len(record.answer_ids)
+    room = (config.data.max_teacher_tokens or task.max_teacher_tokens) - record.sequence.answer_length
     if view == "zeroshot":
         alone = encoder.encode_prompt(task, example, [], max_tokens=room)
         return None if alone is None else (np.asarray(alone.ids, dtype=np.int32), 0, 0)

@@ -116,8 +116,8 @@ class _StoreReader:
     def prompt_and_answer(self, example_id: str) -> tuple[str, str]:
         """The student's prompt and the gold answer."""
         table = self._store.examples
-        index = table.index_of(example_id)
-        return self._joined(table.prompt_ids(index)), self._joined(table.answer_ids(index))
+        sequence = table.sequence(table.index_of(example_id))
+        return self._joined(sequence.prompt_ids), self._joined(sequence.answer_ids)
 
     def _joined(self, ids: Any) -> str:
         return "".join(self.text(int(token)) for token in ids)

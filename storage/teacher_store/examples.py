@@ -1,6 +1,7 @@
 """The examples of a store: written once with the base, read lazily and in bounded memory.
 
-Shape letters: N examples, P prompt tokens of all examples, T rows of the answer-token axis.
+Shape letters: N examples, S answer spans of all examples, C context tokens of all examples, T rows of the
+answer-token axis.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
-from logitbank.storage.teacher_store.layout import FLAT_CHUNK, create_flat_array
+from logitbank.sequences import AnsweredSequence, Span
+from logitbank.storage.teacher_store.layout import FLAT_CHUNK, FORMAT_VERSION, create_flat_array
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,33 @@ class ExampleRecord:
         example_id: unique in the store, no line breaks.
         task: one of the store's tasks.
         language: one of the store's languages.
-        prompt_ids: the student's zero-shot prompt.
-        answer_ids: answer and end-of-turn token; the same ids end every view's sequence.
+        sequence: what the student reads, its answer spans marked.
     """
 
     example_id: str
     task: str
     language: str
-    prompt_ids: Sequence[int]
-    answer_ids: Sequence[int]
+    sequence: AnsweredSequence
+
+    @property
+    def input_ids(self) -> NDArray[np.int32]:
+        """(L,) int32, the whole sequence."""
+        return self.sequence.ids
+
+    @property
+    def answer_ids(self) -> NDArray[np.int32]:
+        """(T,) int32, the answer tokens, span after span."""
+        return self.sequence.answer_ids
+
+    @property
+    def answer_positions(self) -> NDArray[np.int64]:
+        """(T,) int64, where the answer tokens stand in `input_ids`."""
+        return self.sequence.answer_positions
+
+    @property
+    def prompt_ids(self) -> NDArray[np.int32]:
+        """What stands before the first span."""
+        return self.sequence.prompt_ids
 
 
 def write_examples(
@@ -47,8 +67,7 @@ def write_examples(
     """Fill a group with the columns that `ExampleTable` reads.
 
     Raises:
-        StoreError: an id that repeats or holds a line break, an empty prompt, or a task or language
-            that the store does not name.
+        StoreError: an id that repeats or holds a line break, or a task or language that the store does not name.
     """
     ids = [record.example_id for record in records]
     seen: set[str] = set()
@@ -62,65 +81,107 @@ def write_examples(
                 f"example {record.example_id!r}: expected a task of {', '.join(tasks)} and a language of "
                 f"{', '.join(languages)}, got {record.task} in {record.language}"
             )
-        if not len(record.prompt_ids):
-            raise StoreError(f"example {record.example_id!r}: expected a prompt of at least one token, got none")
-    prompt_length = np.array([len(record.prompt_ids) for record in records], dtype=np.int32)
-    answer_length = np.array([len(record.answer_ids) for record in records], dtype=np.int32)
-    answer_rows = int(answer_start[-1] + answer_length[-1]) if len(records) else 0
-    answer_ids = np.zeros(answer_rows, dtype=np.int32)
-    for start, record in zip(answer_start, records, strict=True):
-        answer_ids[start : start + len(record.answer_ids)] = record.answer_ids
-    prompt_ids = np.concatenate(
-        [np.asarray(record.prompt_ids, dtype=np.int32) for record in records] or [np.zeros(0, np.int32)]
-    )
+    task_of, language_of = ({name: i for i, name in enumerate(names)} for names in (tasks, languages))
     joined = np.frombuffer("\n".join(ids).encode(), dtype=np.uint8)
     create_flat_array(group, "example_ids", joined, "zstd")
-    create_flat_array(group, "task", np.array([tasks.index(r.task) for r in records], np.uint16), "pcodec")
-    create_flat_array(group, "language", np.array([languages.index(r.language) for r in records], np.uint16), "pcodec")
-    create_flat_array(group, "prompt_start", np.cumsum(prompt_length, dtype=np.int64) - prompt_length, "pcodec")
-    create_flat_array(group, "prompt_length", prompt_length, "pcodec")
-    create_flat_array(group, "prompt_ids", prompt_ids, "zstd")
+    create_flat_array(group, "task", np.array([task_of[r.task] for r in records], np.uint16), "pcodec")
+    create_flat_array(group, "language", np.array([language_of[r.language] for r in records], np.uint16), "pcodec")
+    write_sequences(group, [record.sequence for record in records], answer_start)
+
+
+def write_sequences(group: zarr.Group, sequences: Sequence[AnsweredSequence], answer_start: NDArray[np.int64]) -> None:
+    """Write the columns that hold the tokens of N sequences."""
+    spans = np.array([span for sequence in sequences for span in sequence.spans], dtype=np.int64).reshape(-1, 2)
+    span_count = np.array([len(sequence.spans) for sequence in sequences], dtype=np.int32)
+    span_position, span_length = np.ascontiguousarray(spans.T, dtype=np.int32)
+    length = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    answer_length = np.array([sequence.answer_length for sequence in sequences], dtype=np.int32)
+    ids = np.concatenate([sequence.ids for sequence in sequences] or [np.zeros(0, np.int32)])
+    answer_at = _runs(np.repeat(_starts(length), span_count) + spans[:, 0], spans[:, 1])
+    is_answer = np.zeros(len(ids), dtype=np.bool_)
+    is_answer[answer_at] = True
+    rows = int(answer_start[-1] + answer_length[-1]) if len(sequences) else 0
+    answer_ids = np.zeros(rows, dtype=np.int32)
+    answer_ids[_runs(answer_start, answer_length)] = ids[answer_at]
+    context_length = (length - answer_length).astype(np.int32)
+    create_flat_array(group, "context_start", _starts(context_length), "pcodec")
+    create_flat_array(group, "context_length", context_length, "pcodec")
+    create_flat_array(group, "context_ids", ids[~is_answer], "zstd")
     create_flat_array(group, "answer_start", answer_start, "pcodec")
     create_flat_array(group, "answer_length", answer_length, "pcodec")
     create_flat_array(group, "answer_ids", answer_ids, "zstd")
+    create_flat_array(group, "span_start", _starts(span_count), "pcodec")
+    create_flat_array(group, "span_count", span_count, "pcodec")
+    create_flat_array(group, "span_position", span_position, "pcodec")
+    create_flat_array(group, "span_length", span_length, "pcodec")
+
+
+def _starts(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where runs of these lengths begin that lie end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
+    return starts
+
+
+def _runs(starts: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """The numbers start, start + 1 … of each run, run after run."""
+    runs: NDArray[np.int64] = np.repeat(starts - _starts(lengths), lengths) + np.arange(int(lengths.sum()))
+    return runs
 
 
 class ExampleTable:
-    """N examples: small columns in memory, token ids read in chunks as they are asked for.
+    """N examples: small columns in memory, the rest read in chunks as it is asked for.
 
     Attributes:
         example_id: (N,) list of str.
         task: (N,) uint16, index into the store's tasks.
         language: (N,) uint16, index into the store's languages.
-        prompt_length: (N,) int32, tokens.
-        answer_length: (N,) int32, tokens.
+        input_length: (N,) int32, tokens of the whole sequence.
+        answer_length: (N,) int32, tokens of all spans.
         answer_start: (N,) int64, first row on the answer-token axis.
     """
 
-    def __init__(self, open_array: Callable[[str], zarr.Array[Any]]) -> None:
+    def __init__(self, open_array: Callable[[str], zarr.Array[Any]], format_version: int = FORMAT_VERSION) -> None:
         """Args: `open_array` opens one of the group's arrays by name."""
         joined = _read_all(open_array("example_ids")).tobytes().decode()
+        context = "prompt" if format_version == 3 else "context"
         self.task = _read_all(open_array("task"))
         self.language = _read_all(open_array("language"))
-        self.prompt_length = _read_all(open_array("prompt_length"))
         self.answer_length = _read_all(open_array("answer_length"))
         self.answer_start = _read_all(open_array("answer_start"))
+        self.input_length: NDArray[np.int32] = _read_all(open_array(f"{context}_length")) + self.answer_length
         self.example_id: list[str] = joined.split("\n") if len(self.task) else []
-        self._prompt_start = _read_all(open_array("prompt_start"))
-        self._prompts = _ChunkedReader(open_array("prompt_ids"))
+        self._context_start = _ChunkedReader(open_array(f"{context}_start"))
+        self._context = _ChunkedReader(open_array(f"{context}_ids"))
         self._answers = _ChunkedReader(open_array("answer_ids"))
+        spans = ("span_start", "span_count", "span_position", "span_length") if format_version > 3 else ()
+        self._spans = tuple(_ChunkedReader(open_array(name)) for name in spans)
         self._index: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.task)
 
-    def prompt_ids(self, example: int) -> NDArray[np.int32]:
-        """The example's zero-shot prompt, (prompt_length,) int32."""
-        return self._prompts.read(int(self._prompt_start[example]), int(self.prompt_length[example]))
+    def sequence(self, example: int) -> AnsweredSequence:
+        """What the student reads, its answer spans marked."""
+        context_length = int(self.input_length[example]) - int(self.answer_length[example])
+        context_ids = self._context.read(self._context_start.one(example), context_length)
+        return AnsweredSequence.interleaved(context_ids, self.answer_ids(example), self._spans_of(example))
 
     def answer_ids(self, example: int) -> NDArray[np.int32]:
-        """The example's answer tokens, end of turn included, (answer_length,) int32."""
+        """The example's answer tokens, ends of turn included, span after span, (answer_length,) int32."""
         return self._answers.read(int(self.answer_start[example]), int(self.answer_length[example]))
+
+    def _spans_of(self, example: int) -> list[Span]:
+        if not self._spans:  # format 3: one answer behind one prompt
+            length = int(self.answer_length[example])
+            return [Span(int(self.input_length[example]) - length, length)]
+        starts, counts, positions, lengths = self._spans
+        first, count = starts.one(example), counts.one(example)
+        return [
+            Span(position, length)
+            for position, length in zip(
+                positions.read(first, count).tolist(), lengths.read(first, count).tolist(), strict=True
+            )
+        ]
 
     def index_of(self, example_id: str) -> int:
         """Position of an example.
@@ -142,9 +203,14 @@ class _ChunkedReader:
     def __init__(self, array: zarr.Array[Any], keep: int = 64) -> None:
         self._array = array
         self._keep = keep
-        self._chunks: OrderedDict[int, NDArray[np.int32]] = OrderedDict()
+        self._chunks: OrderedDict[int, NDArray[Any]] = OrderedDict()
 
-    def read(self, start: int, length: int) -> NDArray[np.int32]:
+    def one(self, position: int) -> int:
+        """One value."""
+        return int(self._chunk(position // FLAT_CHUNK)[position % FLAT_CHUNK])
+
+    def read(self, start: int, length: int) -> NDArray[Any]:
+        """`length` ≥ 1 values from `start` on."""
         stop = start + length
         parts = []
         for chunk in range(start // FLAT_CHUNK, (stop - 1) // FLAT_CHUNK + 1):
@@ -152,7 +218,7 @@ class _ChunkedReader:
             parts.append(self._chunk(chunk)[max(start - origin, 0) : stop - origin])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _chunk(self, chunk: int) -> NDArray[np.int32]:
+    def _chunk(self, chunk: int) -> NDArray[Any]:
         if chunk not in self._chunks:
             origin = chunk * FLAT_CHUNK
             self._chunks[chunk] = np.asarray(self._array[origin : origin + FLAT_CHUNK])

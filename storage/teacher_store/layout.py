@@ -15,7 +15,8 @@ from zarr.codecs.numcodecs import PCodec
 from logitbank.errors import StoreError
 
 FORMAT = "logitbank-store"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (3, FORMAT_VERSION)
 RANK_BLOCK = 16  # ranks per object: the first k ranks cost the bytes of ceil(k / 16) blocks
 FLAT_CHUNK = 1 << 18  # elements per chunk of arrays that are not on the answer-token axis
 

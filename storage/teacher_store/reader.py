@@ -39,7 +39,7 @@ from logitbank.storage.objects import (
 from logitbank.storage.teacher_store.chunks import decode_object
 from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
-from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, RANK_BLOCK, ShardPlan, rank_blocks
+from logitbank.storage.teacher_store.layout import FORMAT, RANK_BLOCK, READABLE_VERSIONS, ShardPlan, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
 from logitbank.storage.teacher_store.spec import StoreInfo
@@ -76,16 +76,17 @@ class TeacherStore:
         # Metadata that no array needs is checked as well.
         self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
         attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
-        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+        version = attributes.get("format_version")
+        if attributes.get("format") != FORMAT or version not in READABLE_VERSIONS:
             raise StoreError(
-                f"{place}: expected {FORMAT} version {FORMAT_VERSION}, "
-                f"got {attributes.get('format')} version {attributes.get('format_version')}; build it again"
+                f"{place}: expected {FORMAT} version {' or '.join(map(str, READABLE_VERSIONS))}, "
+                f"got {attributes.get('format')} version {version}; build it again"
             )
         self.info = StoreInfo.from_attributes(attributes)
         self._zarr = MemoryStore(self._source, read_only=True)
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"))
-        self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"))
+        self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"), version)
+        self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"), version)
         self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
         shard_of = self.examples.answer_start // self.info.shard_tokens
         first = np.searchsorted(shard_of, np.arange(self.info.shards + 1))
@@ -144,8 +145,7 @@ class TeacherStore:
             example_id=table.example_id[position],
             task=self.info.tasks[table.task[position]],
             language=self.info.languages[table.language[position]],
-            prompt_ids=table.prompt_ids(position).tolist(),
-            answer_ids=table.answer_ids(position).tolist(),
+            sequence=table.sequence(position),
         )
 
     def missing_shards(self, view: str) -> list[int]:

@@ -210,7 +210,6 @@ def _hash_records(records: Sequence[ExampleRecord]) -> str:
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{record.example_id}\n{record.task}\n{record.language}\n".encode())
-        digest.update(np.asarray([len(record.prompt_ids), len(record.answer_ids)], "<i8").tobytes())
-        digest.update(np.asarray(record.prompt_ids, "<i4").tobytes())
-        digest.update(np.asarray(record.answer_ids, "<i4").tobytes())
+        digest.update(np.asarray([(len(record.sequence), 0), *record.sequence.spans], "<i8").tobytes())
+        digest.update(record.sequence.ids.astype("<i4").tobytes())
     return digest.hexdigest()

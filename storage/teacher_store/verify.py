@@ -107,7 +107,11 @@ def _check_plan(store: TeacherStore) -> Iterator[str]:
         if (table.task >= len(store.info.tasks)).any() or (table.language >= len(store.info.languages)).any():
             yield f"{name}: a task or language that the store does not name"
         for example in range(len(table)):
-            ids = np.concatenate([table.prompt_ids(example), table.answer_ids(example)])
+            try:
+                ids = table.sequence(example).ids
+            except ValueError as error:
+                yield f"{name} {table.example_id[example]}: {error}"
+                continue
             if ids.min() < 0 or ids.max() >= store.info.vocab_size:
                 yield f"{name} {table.example_id[example]}: a token id outside 0 to {store.info.vocab_size - 1}"
     size = store.plan.shard_tokens

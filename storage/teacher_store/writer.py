@@ -37,6 +37,7 @@ from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, write_examples
 from logitbank.storage.teacher_store.layout import (
     FORMAT_VERSION,
+    READABLE_VERSIONS,
     ShardPlan,
     array_of,
     create_flat_array,
@@ -194,7 +195,7 @@ def open_builder(
     """
     objects = open_objects(url)
     plan, chunk_tokens = plan_shards(
-        [len(record.answer_ids) for record in examples], spec.shard_tokens, spec.chunk_tokens
+        [record.sequence.answer_length for record in examples], spec.shard_tokens, spec.chunk_tokens
     )
     identity = identity_of(spec, plan, chunk_tokens, examples, validation)
     with objects.builder_lock(worker, workers):
@@ -228,7 +229,7 @@ def _create(
     for name, values in vocabulary.arrays().items():
         create_flat_array(group, name, values, "pcodec")
     write_examples(root.create_group("examples"), examples, plan.answer_start, spec.tasks, spec.languages)
-    lengths = np.array([len(record.answer_ids) for record in validation], dtype=np.int64)
+    lengths = np.array([record.sequence.answer_length for record in validation], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     write_examples(root.create_group("validation"), validation, starts, spec.tasks, spec.languages)
     contents = _sorted_bytes(made)
@@ -245,10 +246,10 @@ def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str
     where = f"--store {shlex.quote(objects.url)}"
     entries, _ = read_manifest(objects, BASE_KEY)
     root = json.loads(read_object(objects, "zarr.json", entries["zarr.json"]))["attributes"]
-    if root.get("format_version") != FORMAT_VERSION:
+    if (version := root.get("format_version")) != FORMAT_VERSION:
+        readable = "which is read but not built on" if version in READABLE_VERSIONS else "which is not known here"
         raise StoreError(
-            f"{where}: expected format version {FORMAT_VERSION}, got {root.get('format_version')}; "
-            "build into another --store"
+            f"{where}: has format version {version}, {readable}; expected {FORMAT_VERSION}: build into another --store"
         )
     refuse_difference(where, root["identity"], identity)
     documents = {key: read_object(objects, key, entry) for key, entry in entries.items() if "vocabulary/" in key}

@@ -140,7 +140,7 @@ def show_example(store: TeacherStore, example_id: str, output: str) -> None:
     if output == "json":
         print(json.dumps({"example_id": example_id, "tokens": tokens}, indent=2, ensure_ascii=False))
         return
-    prompt = "".join(text(int(token)) for token in store.examples.prompt_ids(example))
+    prompt = "".join(text(int(token)) for token in store.examples.sequence(example).prompt_ids)
     print(f"{example_id}\n{prompt}")
     for view in store.views:
         if view not in views:

@@ -100,8 +100,7 @@ def records(store: TeacherStore, name: str) -> list[ExampleRecord]:
             table.example_id[i],
             store.info.tasks[table.task[i]],
             store.info.languages[table.language[i]],
-            table.prompt_ids(i).tolist(),
-            table.answer_ids(i).tolist(),
+            table.sequence(i),
         )
         for i in range(len(table))
     ]

@@ -66,7 +66,7 @@ def main() -> None:
         prefix_reuse=True,
     )
     layers = Stopwatch(engine._model.base_model)
-    answers = [np.asarray(record.answer_ids, dtype=np.int32) for record in plan.examples]
+    answers = [record.answer_ids for record in plan.examples]
     for view in views:
         ids = plan.views[view].prompts
         shared = shared_prefixes(ids, np.zeros(len(ids), dtype=np.int64))

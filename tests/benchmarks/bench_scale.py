@@ -44,12 +44,16 @@ def write_columns(group: zarr.Group, lengths: np.ndarray, starts: np.ndarray) ->
     create_flat_array(group, "example_ids", ids, "zstd")
     create_flat_array(group, "task", np.zeros(count, dtype=np.uint16), "pcodec")
     create_flat_array(group, "language", np.zeros(count, dtype=np.uint16), "pcodec")
-    create_flat_array(group, "prompt_start", np.arange(count, dtype=np.int64), "pcodec")
-    create_flat_array(group, "prompt_length", short, "pcodec")
-    create_flat_array(group, "prompt_ids", short, "zstd")
+    create_flat_array(group, "context_start", np.arange(count, dtype=np.int64), "pcodec")
+    create_flat_array(group, "context_length", short, "pcodec")
+    create_flat_array(group, "context_ids", short, "zstd")
     create_flat_array(group, "answer_start", starts, "pcodec")
     create_flat_array(group, "answer_length", lengths.astype(np.int32), "pcodec")
     create_flat_array(group, "answer_ids", short[:1], "zstd")
+    create_flat_array(group, "span_start", np.arange(count, dtype=np.int64), "pcodec")
+    create_flat_array(group, "span_count", short, "pcodec")
+    create_flat_array(group, "span_position", short, "pcodec")
+    create_flat_array(group, "span_length", lengths.astype(np.int32), "pcodec")
 
 
 def main() -> None:

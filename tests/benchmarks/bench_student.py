@@ -27,6 +27,7 @@ import transformers
 
 from logitbank.configs import Config, load_config
 from logitbank.configs.schema import DistillationConfig
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.student_train.batch import Batch, MicroBatches, collate, micro_batch_loader
 from logitbank.student_train.losses.mse import Mse
@@ -97,13 +98,13 @@ class Bench:
             self.teacher = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
             self.teacher.to(self.device).eval()
         table = self.store.examples
-        prompts = []
+        sequences = []
         for i in examples:
             same_task = np.flatnonzero(table.task == table.task[i])[:DEMONSTRATIONS]
-            shots = [part for j in same_task for part in (table.prompt_ids(int(j)), table.answer_ids(int(j)))]
-            prompts.append(np.concatenate([*shots, table.prompt_ids(i)]))
-        answers = [np.asarray(table.answer_ids(i)) for i in examples]
-        batch = collate(prompts, answers, [0] * len(answers), None, step_tokens=1).to(self.device)
+            shots = [table.sequence(int(j)).ids for j in same_task]
+            own = table.sequence(i)
+            sequences.append(AnsweredSequence.answering(np.concatenate([*shots, own.prompt_ids]), own.answer_ids))
+        batch = collate(sequences, [0] * len(sequences), None, step_tokens=1).to(self.device)
         keep = torch.zeros_like(batch.input_ids_BL, dtype=torch.bool)
         keep.view(-1)[batch.answer_index_T] = True
         with torch.inference_mode():
@@ -115,8 +116,7 @@ def prompt_dominates(bench: Bench, kind: str) -> Batch:
     """4 sequences of 192 tokens, 24 of them answers, random ids and teacher rows."""
     rng = np.random.default_rng(0)
     vocabulary, k = bench.store.info.tokenizer_size, min(256, bench.store.info.top_k)
-    answers = [rng.integers(0, vocabulary, 24) for _ in range(4)]
-    prompts = [rng.integers(0, vocabulary, 169) for _ in range(4)]
+    sequences = [AnsweredSequence(rng.integers(0, vocabulary, 193), [(169, 24)]) for _ in range(4)]
     rows = None
     if kind == "distilled":
         logits = -np.sort(-rng.standard_normal((96, k)).astype(np.float32), axis=1)
@@ -130,7 +130,7 @@ def prompt_dominates(bench: Bench, kind: str) -> Batch:
             gold_rank=scalars.astype(np.int32),
             log_tail=scalars - 3,
         )
-    return collate(prompts, answers, [0] * 4, rows, step_tokens=96)
+    return collate(sequences, [0] * 4, rows, step_tokens=96)
 
 
 def clock(device: torch.device) -> float:

@@ -35,7 +35,7 @@ def sequences(plan: TeacherPlan, view: str, shares: bool) -> list[Sequenced]:
     if shares:
         depths = shared_prefixes(prompts, np.zeros(len(prompts), dtype=np.int64))
     return [
-        Sequenced(prompt, np.asarray(record.answer_ids, dtype=np.int32), int(depth))
+        Sequenced(prompt, record.answer_ids, int(depth))
         for prompt, record, depth in zip(prompts, plan.examples, depths, strict=True)
     ]
 

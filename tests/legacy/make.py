@@ -1,9 +1,10 @@
-"""Write `version-0.1.0.tar.xz` and `recorded.json` with the code of that version (commit 095309e).
+"""Write `version-X.tar.xz` and `version-X.json` with the code of an earlier version.
 
-    python tests/legacy/make.py CHECKOUT
+    python tests/legacy/make.py X CHECKOUT
 
-CHECKOUT is a clone of that commit. The archive holds a model, a mirror of two datasets, teacher stores, a student
-and result rows; `recorded.json` holds what the old code read from them. Tests read both with the code of today.
+CHECKOUT is a clone of that version's commit, see `COMMITS`. The archive holds a model, a mirror of two datasets,
+teacher stores, a student and result rows; the JSON holds what the old code read from them. Tests read both with the
+code of today.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ARCHIVE = HERE / "version-0.1.0.tar.xz"
+COMMITS = {"0.1.0": "095309e", "0.2.0": "dfdf6eb"}  # stores of format 3, both
+PACKAGE = {"0.1.0": "", "0.2.0": "logitbank."}  # before the modules' names
 TEMPLATE = (
     "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
@@ -38,6 +40,7 @@ STORES = {
     "float16": ["store.encoding=float16"],
     "exact": ["store.encoding=exact"],
     "hybrid": ["store.encoding=compact", "teacher.signal=hybrid", "teacher.draws=8"],
+    "sampled": ["store.encoding=compact", "teacher.signal=sampled", "teacher.draws=8"],
 }
 TRAIN = [
     *(*TEACHER, "training.max_steps=6", "training.save_steps=2", "training.logging_steps=1"),
@@ -75,7 +78,7 @@ PUBLISHED = "model,condition,task,lang,value\n" + "".join(
 )
 DECODE = """
 import hashlib, json, sys
-from storage import TeacherStore
+from PACKAGEstorage import TeacherStore
 
 read = {}
 for url in sys.argv[1:]:
@@ -110,19 +113,17 @@ built = {}
 for name, changes in json.loads(sys.argv[2]).items():
     root = Path(sys.argv[1]) / name
     stores.build(str(root), stores.records(20), validation=stores.records(3, seed=1, prefix="held"), **changes)
-    files = [p for p in sorted(root.rglob("*")) if p.is_file() and not p.name.startswith(".lock")]
-    built[name] = {"documents": hashlib.sha256(), "objects": hashlib.sha256()}
-    for path in files:
-        digest = built[name]["documents" if path.name == "zarr.json" else "objects"]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (root / "teachers").rglob("c/**/*") if path.is_file()):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    built[name] = {part: digest.hexdigest() for part, digest in built[name].items()}
+    built[name] = digest.hexdigest()
 print(json.dumps(built))
 """
 EVALUATIONS = """
 import datetime
 from itertools import product
 from pathlib import Path
-from storage.results import write_rows
+from PACKAGEstorage.results import write_rows
 
 # Scores that a random model does not reach: two students of two seeds and two λ, their base and control.
 for condition, weight, seed in (
@@ -146,23 +147,35 @@ for condition, weight, seed in (
 BUILDS: dict[str, dict[str, Any]] = {name: {"encoding": name} for name in ("compact", "float16", "exact")}
 
 
-def main(checkout: Path) -> None:
-    """Write both files anew."""
+def archive_of(version: str) -> Path:
+    """The files of a version."""
+    return HERE / f"version-{version}.tar.xz"
+
+
+def recorded_of(version: str) -> dict[str, Any]:
+    """What a version read from its files."""
+    recorded: dict[str, Any] = json.loads((HERE / f"version-{version}.json").read_text(encoding="utf-8"))
+    return recorded
+
+
+def main(version: str, checkout: Path) -> None:
+    """Write both files of a version anew."""
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch) / "files"
         files.mkdir()
-        recorded = write_files(files, checkout)
-        with tarfile.open(ARCHIVE, "w:xz") as archive:
+        recorded = write_files(files, version, checkout)
+        with tarfile.open(archive_of(version), "w:xz") as archive:
             for path in sorted(files.iterdir()):
                 archive.add(path, path.name)
-    (HERE / "recorded.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
+    (HERE / f"version-{version}.json").write_text(json.dumps(recorded, ensure_ascii=False) + "\n")
 
 
-def write_files(files: Path, checkout: Path) -> dict[str, Any]:
+def write_files(files: Path, version: str, checkout: Path) -> dict[str, Any]:
     """Fill an empty directory; returns what the old code reads from it."""
     write_model(files / "model")
     write_hub(files / "hub")
     (files / "published.csv").write_text(PUBLISHED)
+    package = PACKAGE[version]
 
     def run(*command: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -173,25 +186,28 @@ def write_files(files: Path, checkout: Path) -> dict[str, Any]:
             sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         return done.stdout
 
+    def run_code(code: str, *arguments: str) -> str:
+        return run("-c", code.replace("PACKAGE", package), *arguments)
+
     for name, settings in STORES.items():
         views = ("--view", "zeroshot") if name in ("float16", "exact") else ("--view", "fewshot", "--view", "zeroshot")
-        run("-m", "teacher_cache.build_command", "--store", f"stores/{name}", *views, *TEACHER, *settings)
-    train_student = ("-m", "student_train.train_command", "--store", "stores/compact", "--results", "results")
+        run("-m", f"{package}teacher_cache.build_command", "--store", f"stores/{name}", *views, *TEACHER, *settings)
+    train_student = ("-m", f"{package}student_train.train_command", "--store", "stores/compact", "--results", "results")
     run(*train_student, "--view", "fewshot", "--output", "distilled", *TRAIN)
     run(*train_student, "--view", "none", "--output", "finetuned", *TRAIN)
-    evaluate_model = ("-m", "evaluation.evaluate_command", "--results", "results", *EVALUATE, "--condition")
+    evaluate_model = ("-m", f"{package}evaluation.evaluate_command", "--results", "results", *EVALUATE, "--condition")
     for condition in ("base", "fewshot"):
         run(*evaluate_model, condition)
     run(*evaluate_model, "finetuned", "--checkpoint", "finetuned/final")
     run(*evaluate_model, "distilled", "--checkpoint", "distilled", "--steps", "4")
     run(*evaluate_model, "distilled", "--checkpoint", "distilled/final")
-    query_results = ("-m", "evaluation.query_command", "--results", "results")
+    query_results = ("-m", f"{package}evaluation.query_command", "--results", "results")
     run(*query_results, "import", "published.csv")
-    run("-c", EVALUATIONS)
+    run_code(EVALUATIONS)
     queries = {name: json.loads(run(*query_results, "sql", q, "--format", "json")) for name, q in QUERIES.items()}
     recorded = {
         "versions": {name: importlib.metadata.version(name) for name in ("zarr", "numcodecs", "pcodec")},
-        "stores": json.loads(run("-c", DECODE, *(f"stores/{name}" for name in STORES))),
+        "stores": json.loads(run_code(DECODE, *(f"stores/{name}" for name in STORES))),
         "built": json.loads(run("-c", BUILD, str(files / "built"), json.dumps(BUILDS))),
         "queries": queries,
     }
@@ -252,4 +268,4 @@ def write_hub(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(sys.argv[1], Path(sys.argv[2]).resolve())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, TeacherRows, Vocabulary, open_builder
 
 VOCAB_SIZE = 520
@@ -26,8 +27,10 @@ def records(count: int, *, seed: int = 0, longest: int = 9, prefix: str = "train
             example_id=f"{('nli', 'pos')[i % 2]}/{('en', 'hi')[i % 3 % 2]}/{prefix}/{i}",
             task=("nli", "pos")[i % 2],
             language=("en", "hi")[i % 3 % 2],
-            prompt_ids=rng.integers(0, TOKENIZER_SIZE, rng.integers(1, 30)).tolist(),
-            answer_ids=rng.integers(0, TOKENIZER_SIZE, rng.integers(1, longest + 1)).tolist(),
+            sequence=AnsweredSequence.answering(
+                rng.integers(0, TOKENIZER_SIZE, rng.integers(1, 30)),
+                rng.integers(0, TOKENIZER_SIZE, rng.integers(1, longest + 1)),
+            ),
         )
         for i in range(count)
     ]
@@ -86,7 +89,7 @@ def write_missing(builder: StoreBuilder, view: str, examples: list[ExampleRecord
     """Let the stand-in teacher fill every missing shard of a view."""
     for shard in builder.missing_shards(view):
         members = [examples[i] for i in builder.plan.examples_of(shard)]
-        answer_ids = np.concatenate([np.asarray(record.answer_ids) for record in members])
+        answer_ids = np.concatenate([record.answer_ids for record in members])
         builder.write_shard(view, shard, teacher_rows(answer_ids, top_k, seed=len(view)))
 
 

@@ -36,7 +36,7 @@ def everything(url: str) -> list[bytes]:
     for table in (store.examples, store.validation):
         seen += [table.task.tobytes(), table.language.tobytes(), table.answer_start.tobytes()]
         for i in range(len(table)):
-            seen += [table.prompt_ids(i).tobytes(), table.answer_ids(i).tobytes()]
+            seen += [table.sequence(i).ids.tobytes(), table.answer_ids(i).tobytes()]
     store.require_view("zeroshot")
     seen.append(repr(store.view_attributes("zeroshot")).encode())
     for example in range(len(store.examples)):

@@ -45,4 +45,4 @@ def test_the_documented_calls_print_a_row_for_each_answer_token(
     exec(compile(calls.group(1), str(DOCUMENT), "exec"), {})  # noqa: S102
     about, *rows = capsys.readouterr().out.splitlines()
     assert about == "tiny ('fewshot', 'zeroshot') 5"
-    assert [int(row.split()[0]) for row in rows] == examples[0].answer_ids
+    assert [int(row.split()[0]) for row in rows] == examples[0].answer_ids.tolist()

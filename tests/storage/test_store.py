@@ -62,14 +62,16 @@ def test_reads_what_the_teacher_said(tmp_path: Path, encoding: str, top_k: int) 
     assert verify(path) == []
     store = TeacherStore.open(path)
     assert store.views == ("fewshot", "zeroshot")
-    assert [store.examples.answer_ids(i).tolist() for i in range(len(EXAMPLES))] == [e.answer_ids for e in EXAMPLES]
-    assert [store.examples.prompt_ids(i).tolist() for i in range(len(EXAMPLES))] == [e.prompt_ids for e in EXAMPLES]
-    assert [store.validation.answer_ids(i).tolist() for i in range(5)] == [e.answer_ids for e in VALIDATION]
+    for table, records in ((store.examples, EXAMPLES), (store.validation, VALIDATION)):
+        assert [table.sequence(i) for i in range(len(table))] == [record.sequence for record in records]
+        for i, record in enumerate(records):
+            np.testing.assert_array_equal(table.answer_ids(i), record.answer_ids)
+            assert (table.input_length[i], table.answer_length[i]) == (len(record.input_ids), len(record.answer_ids))
     assert store.examples.example_id == [e.example_id for e in EXAMPLES]
     for view in store.views:
         for shard in range(store.info.shards):
             members = store.plan.examples_of(shard)
-            answers = np.concatenate([np.asarray(EXAMPLES[i].answer_ids) for i in members])
+            answers = np.concatenate([EXAMPLES[i].answer_ids for i in members])
             said = stores.teacher_rows(answers, top_k, seed=len(view))
             rows = store.read(list(members), view)
             if encoding != "float16":
@@ -205,7 +207,7 @@ def write_some(builder: Any, view: str, count: int) -> None:
 
 def shard_rows(builder: Any, view: str, shard: int) -> Any:
     """What the stand-in teacher says about a shard."""
-    answers = np.concatenate([np.asarray(EXAMPLES[i].answer_ids) for i in builder.plan.examples_of(shard)])
+    answers = np.concatenate([EXAMPLES[i].answer_ids for i in builder.plan.examples_of(shard)])
     return stores.teacher_rows(answers, 96, seed=len(view))
 
 

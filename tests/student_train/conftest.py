@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from logitbank.configs import Config, load_config
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 from logitbank.tasks.prompts import PromptEncoder
 from tests import tiny
@@ -63,13 +64,14 @@ def make_store(
 
         def record(i: int, name: str) -> ExampleRecord:
             answer = [*words(1, max_answer), 1]
-            return ExampleRecord(f"{TASKS[i % 2]}/{name}/{i}", TASKS[i % 2], "en", words(4, 12), answer)
+            sequence = AnsweredSequence.answering(words(4, 12), answer)
+            return ExampleRecord(f"{TASKS[i % 2]}/{name}/{i}", TASKS[i % 2], "en", sequence)
 
         records = [record(i, "train") for i in range(count)]
         validation = [record(i, "validation") for i in range(8)]
         prompts = {
-            "zeroshot": [list(r.prompt_ids) for r in records],
-            "fewshot": [words(6, 14) + list(r.prompt_ids) for r in records],
+            "zeroshot": [r.prompt_ids.tolist() for r in records],
+            "fewshot": [words(6, 14) + r.prompt_ids.tolist() for r in records],
         }
         url = str(tmp_path_factory.mktemp("store") / "tiny.zarr")
         spec = StoreSpec(
@@ -95,7 +97,7 @@ def make_store(
                 builder.add_view(view, {"view": view}, {})
                 for shard in range(builder.plan.shards):
                     rows = [
-                        teacher_rows(teacher, view_prompts[i], list(records[i].answer_ids), spec)
+                        teacher_rows(teacher, view_prompts[i], records[i].answer_ids.tolist(), spec)
                         for i in builder.plan.examples_of(shard)
                     ]
                     joined = {

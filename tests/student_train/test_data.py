@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitbank.configs import Config
+from logitbank.sequences import AnsweredSequence
 from logitbank.student_train.batch import MicroBatches, collate, micro_batch_loader
 from logitbank.student_train.order import BatchPlan, ExampleOrder, example_order
 
@@ -101,8 +102,7 @@ def test_micro_batches_hold_the_stores_rows_of_their_own_examples(
 
 def test_padding_and_predicting_positions_by_hand() -> None:
     batch = collate(
-        [np.array([10, 11, 12]), np.array([20])],
-        [np.array([13, 14, 1]), np.array([21, 1])],
+        [AnsweredSequence.answering([10, 11, 12], [13, 14, 1]), AnsweredSequence.answering([20], [21, 1])],
         [0, 1],
         None,
         step_tokens=5,

@@ -75,8 +75,8 @@ def live_loss(student: Any, teacher: Any, store: SimpleNamespace, rows: list[int
     total, count = torch.zeros(()), 0
     for i in rows:
         record = store.records[i]
-        seen_student, seen_teacher = list(record.prompt_ids), list(store.prompts["fewshot"][i])
-        for token in record.answer_ids:
+        seen_student, seen_teacher = record.prompt_ids.tolist(), list(store.prompts["fewshot"][i])
+        for token in record.answer_ids.tolist():
             ours = student(torch.tensor([seen_student])).logits[0, -1]
             with torch.no_grad():
                 theirs = teacher(torch.tensor([seen_teacher])).logits[0, -1]

@@ -12,6 +12,7 @@ import torch
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import DistillationConfig
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
 from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.checks import check_store_fits
@@ -118,7 +119,10 @@ def sampled_store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, to
         rng = np.random.default_rng(1)
         size = len(tokenizer)
         records = [
-            ExampleRecord(f"nli/{i}", "nli", "en", rng.integers(2, size, 6).tolist(), [*rng.integers(2, size, 3), 1])
+            ExampleRecord(
+                *(f"nli/{i}", "nli", "en"),
+                AnsweredSequence.answering(rng.integers(2, size, 6), [*rng.integers(2, size, 3), 1]),
+            )
             for i in range(16)
         ]
         top_k = 4 if signal == "hybrid" else 1

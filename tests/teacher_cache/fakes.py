@@ -13,6 +13,7 @@ import torch
 
 from logitbank.configs import Config, load_config
 from logitbank.models.workers import Worker
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.fill import fill as fill_store
@@ -39,9 +40,9 @@ def small_plan(examples: int = 100) -> TeacherPlan:
     records, fewshot, zeroshot = [], [], []
     for i in range(examples):
         query = rng.integers(0, TOKENS, rng.integers(1, 30)).astype(np.int32)
-        answer = rng.integers(0, TOKENS, rng.integers(1, 10)).tolist()
+        answer = rng.integers(0, TOKENS, rng.integers(1, 10))
         task = ("nli", "pos")[i % 2]
-        records.append(ExampleRecord(f"{task}/en/train/{i}", task, "en", query.tolist(), answer))
+        records.append(ExampleRecord(f"{task}/en/train/{i}", task, "en", AnsweredSequence.answering(query, answer)))
         zeroshot.append(query)
         fewshot.append(np.concatenate([prefixes[i % 2], query]).astype(np.int32))
     views = {"fewshot": ViewPlan(fewshot, [5] * examples), "zeroshot": ViewPlan(zeroshot, [0] * examples)}

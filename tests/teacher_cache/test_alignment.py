@@ -113,7 +113,7 @@ def test_stored_signal_stands_at_the_answer_tokens(
         for view, shots in (("fewshot", 2), ("zeroshot", 0)):
             prompt = rendered_prompt(tokenizer, store.examples.example_id[example], shared / "hub", shots)
             if view == "zeroshot":
-                assert prompt == store.examples.prompt_ids(example).tolist()
+                assert prompt == store.examples.sequence(example).prompt_ids.tolist()
             rows = store.read([example], view)
             assert len(rows) == len(answer)
             so_far = list(prompt)

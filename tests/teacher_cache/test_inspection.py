@@ -154,7 +154,7 @@ def test_an_example_shows_the_top_five_of_both_views(url: str, capsys: pytest.Ca
     store = TeacherStore.open(url)
     inspect_command.main(["--store", url, "--example", EXAMPLES[3].example_id, "--format", "json"])
     tokens = json.loads(capsys.readouterr().out)["tokens"]
-    assert [entry["token_id"] for entry in tokens] == list(EXAMPLES[3].answer_ids)
+    assert [entry["token_id"] for entry in tokens] == EXAMPLES[3].answer_ids.tolist()
     for view in ("fewshot", "zeroshot"):
         rows = store.read([3], view)
         for position, entry in enumerate(tokens):

@@ -116,7 +116,7 @@ def test_running_out_of_memory_halves_the_budget_of_that_shard_and_records_it(
 def test_the_rows_after_running_out_of_memory_are_those_of_the_lower_budget() -> None:
     plan = small_plan(40)
     items = [
-        Sequenced(prompt, np.asarray(record.answer_ids, dtype=np.int32), PREFIX)
+        Sequenced(prompt, record.answer_ids, PREFIX)
         for prompt, record in zip(plan.views["fewshot"].prompts, plan.examples, strict=True)
     ]
     seen: list[list[int]] = []
