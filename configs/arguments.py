@@ -73,6 +73,6 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return [*getattr(arguments, "behind_options", []), *arguments.overrides]
 
 
-def load(arguments: argparse.Namespace) -> Config:
-    """The configuration that the arguments describe."""
-    return load_config(arguments.config, overrides_of(arguments))
+def load(arguments: argparse.Namespace, *, any_task: bool = False) -> Config:
+    """The configuration that the arguments describe; see `load_config`."""
+    return load_config(arguments.config, overrides_of(arguments), any_task=any_task)

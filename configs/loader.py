@@ -16,24 +16,33 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from logitbank.configs.keys import config_keys
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.configs.validate import validate
+from logitbank.registry import TASKS
+from logitbank.tasks import LANGUAGES, TaskError
+from logitbank.tasks.outside import languages_of, open_tasks
 
 SHIPPED = Path(__file__).parent
 
 
-def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task: bool = False) -> Config:
     """Merge the schema's defaults, the files (left to right) and the overrides into a `Config`.
+
+    Tasks that are named by file or module are opened; `tasks` has their names.
 
     Args:
         files: paths of YAML files, or names of shipped ones (`qwen3-1.7b`, `demo`).
         overrides: `dotted.key=value` strings, values in YAML syntax.
+        any_task: whether a name in `tasks` may be unknown here, because a store says what there is.
 
     Raises:
         ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known
             one), a value of the wrong type or outside its range, a mandatory key not given.
+        TaskError: a task that cannot be opened.
     """
     merged = OmegaConf.structured(Config)
+    given: set[str] = set()
     for layer in [*map(_read_file, files), *map(_read_override, overrides)]:
         values = cast(dict[str, Any], OmegaConf.to_container(layer))
+        given |= values.keys()
         if (key := _misshapen(values, Config())) is not None:
             raise ConfigError(_wrong_type_message(key, values))
         try:
@@ -48,7 +57,8 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{error.full_key}: mandatory and not given; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.msg).splitlines()[0]) from None
-    validate(config)
+    config = _with_tasks(config, languages_given="languages" in given, any_task=any_task)
+    validate(config, any_task=any_task)
     return config
 
 
@@ -60,6 +70,20 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def shipped_configs() -> list[str]:
     """Names of the YAML files that ship with the package, usable as `--config NAME`."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _with_tasks(config: Config, *, languages_given: bool, any_task: bool) -> Config:
+    """The configuration with the names of its tasks, and their languages where it asks for none."""
+    try:
+        names = open_tasks(config.tasks)
+    except TaskError as error:
+        instead = "; or name the task as the store does, for training needs no more: tasks=[NAME]" if any_task else ""
+        raise TaskError(f"{error}{instead}") from error
+    own = languages_of(names)
+    if languages_given or not own:
+        return dataclasses.replace(config, tasks=names)
+    study = LANGUAGES if any(name in TASKS.shipped for name in names) else ()
+    return dataclasses.replace(config, tasks=names, languages=list(dict.fromkeys([*study, *own])))
 
 
 def _read_file(name: str) -> Any:

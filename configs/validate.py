@@ -10,6 +10,7 @@ from logitbank.configs.schema import Config, ConfigError, DistillationConfig
 from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
 from logitbank.storage import MOST_DRAWS, SIGNALS
 from logitbank.tasks import LANGUAGES
+from logitbank.tasks.outside import languages_of
 
 CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -77,9 +78,16 @@ AT_LEAST: dict[str, float] = {
     "evaluation.max_prompt_tokens": 8,
 }
 
+_OTHERWISE = {"tasks": "; name a task of your own by its file: tasks=[./FILE.py:NAME]"}  # for a value like no other
 
-def validate(config: Config) -> None:
-    """Raise `ConfigError` for the first field whose value is not one of those allowed."""
+
+def validate(config: Config, *, any_task: bool = False) -> None:
+    """Raise `ConfigError` for the first field whose value is not one of those allowed.
+
+    Args:
+        config: to be checked.
+        any_task: whether `tasks` may name tasks that are unknown here.
+    """
     for key, choices in CHOICES.items():
         value = value_of(config, key)
         if value is not None:
@@ -88,7 +96,9 @@ def validate(config: Config) -> None:
         value = value_of(config, key)
         if value is not None and not float(str(value)) >= least:
             raise ConfigError(f"{key}: expected a number of at least {least}, got {value}")
-    for key, names, known in (("tasks", config.tasks, TASKS), ("languages", config.languages, LANGUAGES)):
+    tasks = list(dict.fromkeys([*TASKS, *(config.tasks if any_task else ())]))
+    languages = list(dict.fromkeys([*LANGUAGES, *languages_of(config.tasks)]))
+    for key, names, known in (("tasks", config.tasks, tasks), ("languages", config.languages, languages)):
         if not names:
             raise ConfigError(f"{key}: expected at least one of {', '.join(known)}, got an empty list")
         for name in names:
@@ -102,9 +112,10 @@ def validate(config: Config) -> None:
         ("distillation.lambda_per_task", config.distillation.lambda_per_task),
     ):
         for name in per_task:
-            _check_choice(key, name, TASKS)
+            _check_choice(key, name, tasks)
     for name, source in config.data.sources.items():
-        _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
+        if name in TASKS:
+            _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
     if not config.chat.holdout < 1:
         raise ConfigError(f"chat.holdout: expected a share below 1, got {config.chat.holdout:g}")
     _check_distillation(config)
@@ -169,5 +180,5 @@ def _check_distillation(config: Config) -> None:
 def _check_choice(key: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, list(choices), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else _OTHERWISE.get(key, "")
         raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}{hint}")

@@ -14,6 +14,7 @@ from logitbank.experiment import CONDITIONS
 from logitbank.tasks import TASKS, DataSettings, Example, Task
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
+from logitbank.tasks.outside import source_hash
 from logitbank.tasks.prompts import PromptEncoder
 
 
@@ -36,7 +37,8 @@ class Contents:
 
     Attributes:
         examples: how many.
-        examples_hash: of ids, questions and gold answers, in the order they are asked.
+        examples_hash: of ids, questions and gold answers, in the order they are asked; for a task from outside, a
+            plus and the hash of its source, which reads and scores what is answered, follow.
         demonstrations_hash: of what is shown before them, system prompt included.
     """
 
@@ -97,7 +99,9 @@ def contents_of(task: Task, questions: Sequence[Question]) -> Contents:
     shown = [
         [[task.user_message(example), example.answer] for example in question.demonstrations] for question in questions
     ]
-    return Contents(len(questions), _hash(asked), _hash([task.system_prompt, shown]))
+    source = source_hash(task)
+    scored = _hash(asked) if source is None else f"{_hash(asked)}+{source}"
+    return Contents(len(questions), scored, _hash([task.system_prompt, shown]))
 
 
 def asked_and_gold(task: Task, example: Example) -> tuple[str, str, str]:

@@ -208,9 +208,17 @@ def _current(job: Evaluation, identity: Identity, contents: Mapping[Place, Conte
             asked.examples_hash,
             asked.demonstrations_hash,
         ):
-            print(f"{job.condition}: the examples of {cell[0]}/{cell[1]} have changed; all cells are evaluated again")
+            changed = _what_changed(rows[0]["examples_hash"], asked.examples_hash, cell)
+            print(f"{job.condition}: {changed}; all cells are evaluated again")
             return identity.generation(number + 1)
     return latest
+
+
+def _what_changed(before: str | None, now: str, cell: Place) -> str:
+    """Why a finished cell does not count, to read: the source of a task from outside, or its examples."""
+    if before is not None and before != now and before.partition("+")[0] == now.partition("+")[0]:
+        return f"the source of the task {cell[0]} has changed"
+    return f"the examples of {cell[0]}/{cell[1]} have changed"
 
 
 def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | None:

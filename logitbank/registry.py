@@ -2,13 +2,16 @@
 
 Each registry maps names to `module:attribute`, imported when it is asked for: names are known without
 importing torch. Adding a choice is one file and one line here, or a `register` call from outside the package;
-validation, help and documentation take their lists from here.
+tasks also come from installed packages, by their entry points. Validation, help and documentation take their lists
+from here.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any, Generic, TypeVar
 
 from logitbank.errors import ConfigError
@@ -21,11 +24,25 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Attributes:
         key: the configuration key or option whose values these names are, for messages.
+        shipped: the names that the package itself brings.
     """
 
-    def __init__(self, key: str, targets: Mapping[str, str]) -> None:
+    def __init__(
+        self, key: str, targets: Mapping[str, str], *, group: str | None = None, opener: str | None = None
+    ) -> None:
+        """Names of the package itself, and of those that are installed beside it.
+
+        Args:
+            key: see above.
+            targets: names and what they stand for, each `module:attribute`.
+            group: entry point group in which other packages name choices of theirs.
+            opener: `module:function` that makes the choice of a name and its entry point.
+        """
         self.key = key
+        self.shipped = tuple(targets)
         self._targets: dict[str, str | T] = dict(targets)
+        self._group = group
+        self._opener = opener
 
     def register(self, name: str, target: str | T) -> None:
         """Add a choice.
@@ -37,7 +54,7 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             ConfigError: the name is taken.
         """
-        if name in self._targets and self._targets[name] != target:
+        if (name in self._targets and self._targets[name] != target) or name in self._installed:
             raise ConfigError(f"{self.key}: {name} is registered already; choose another name")
         self._targets[name] = target
 
@@ -46,25 +63,57 @@ class Registry(Mapping[str, T], Generic[T]):
         del self._targets[name]
 
     def __getitem__(self, name: str) -> T:
-        """What a name stands for; KeyError where it is unknown."""
-        target = self._targets[name]
-        if isinstance(target, str):
-            module, _, attribute = target.partition(":")
-            target = getattr(importlib.import_module(module), attribute)
-            self._targets[name] = target
-        return target
+        """What a name stands for; KeyError where it is unknown.
+
+        Raises:
+            ConfigError: an installed package gives the name too.
+        """
+        target = self._targets.get(name)
+        if target is not None and not isinstance(target, str):
+            return target
+        found = self._installed.get(name, [])
+        if len(found) + (target is not None) > 1:
+            places = [*([] if target is None else ["logitbank"]), *map(package_of, found)]
+            raise ConfigError(f"{self.key}: {name} is a name in {' and in '.join(places)}; uninstall one of them")
+        if target is None:
+            if not found:
+                raise KeyError(name)
+            assert self._opener is not None  # a registry with a group has one
+            opened: T = _import(self._opener)(name, found[0])
+        else:
+            opened = _import(target)
+        self._targets[name] = opened
+        return opened
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._targets)
+        return iter({**self._targets, **self._installed})
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._targets.keys() | self._installed.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._targets
+        return name in self._targets or name in self._installed
+
+    @functools.cached_property
+    def _installed(self) -> dict[str, list[metadata.EntryPoint]]:
+        """Entry points of installed packages, by name; looks at their metadata and imports none of them."""
+        found: dict[str, list[metadata.EntryPoint]] = {}
+        for point in metadata.entry_points(group=self._group) if self._group is not None else ():
+            found.setdefault(point.name, []).append(point)
+        return found
 
 
-# -> a `Task` of `tasks.common`
+def package_of(point: metadata.EntryPoint) -> str:
+    """The installed package that an entry point belongs to."""
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _import(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+# -> a `Task` of `tasks.common`; those that a configuration names by file or module join while a command runs
 TASKS: Registry[Any] = Registry(
     "tasks",
     {
@@ -76,6 +125,8 @@ TASKS: Registry[Any] = Registry(
         "pos": "logitbank.tasks.pos:TASK",
         "chat": "logitbank.tasks.chat:TASK",
     },
+    group="logitbank.tasks",
+    opener="logitbank.tasks.outside:open_installed",
 )
 # -> an `Encoding` of `storage`
 ENCODINGS: Registry[Any] = Registry(

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from logitbank.student_train.train import train
 
         run = Run(
-            config=load(arguments),
+            config=load(arguments, any_task=True),  # the store says which tasks it has
             store_url=arguments.store,
             view=view_of_argument(arguments.view),
             output=arguments.output,

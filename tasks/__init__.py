@@ -23,6 +23,7 @@ __all__ = [
     "encoding",
     "ner",
     "nli",
+    "outside",
     "pos",
     "prompts",
     "settings",

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import logging
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,24 +40,25 @@ def cells(tasks: Sequence[str], languages: Sequence[str]) -> Cells:
         TaskError: an unknown task or language, or a task that exists in none of the languages.
     """
     found = Cells([], [])
+    _check_languages(languages, map(get_task, tasks))
     for name in tasks:
         task = get_task(name)
         if task.languages == (UNDETERMINED,):
             found.present.append((name, UNDETERMINED))
             continue
-        known = [language for language in languages if _known_language(language) in task.languages]
-        if not known:
+        if not set(languages) & set(task.languages):
             raise TaskError(_no_cell(task, languages))
         for language in languages:
-            (found.present if language in known else found.absent).append((name, language))
+            (found.present if language in task.languages else found.absent).append((name, language))
     return found
 
 
 def require_cell(task: str, language: str) -> None:
     """Raise `TaskError` unless the task exists in the language."""
-    known = get_task(task).languages
-    if language not in known and (language == UNDETERMINED or _known_language(language) not in known):
-        raise TaskError(_no_cell(get_task(task), [language]))
+    found = get_task(task)
+    if language not in found.languages:
+        _check_languages([language], [found])
+        raise TaskError(_no_cell(found, [language]))
 
 
 def get_task(name: str) -> Task:
@@ -182,7 +183,8 @@ def training_examples(
         task: key of `tasks.TASKS`.
         languages: those that are evaluated; with `in_language` also those that are trained on.
         train_languages: `english`, or `in_language`: the languages' own training splits, each an equal
-            share where it has the rows, and English for the languages that have none.
+            share where it has the rows, and English for the languages that have none. A task without English
+            training data is trained in its own languages either way.
         data: where they come from.
         limit: at most so many, drawn at random by the seed of `data`; default all.
         limited_by: the configuration key that `limit` comes from, for the log.
@@ -194,12 +196,15 @@ def training_examples(
     if requested == [UNDETERMINED]:
         return load_examples(task, "train", UNDETERMINED, data, limit=limit, limited_by=limited_by)
     own = get_source(task, data.sources.get(task)).train_languages
-    if train_languages == "english":
-        chosen = ["en"]
-    elif train_languages == "in_language":
-        chosen = list(dict.fromkeys(language if language in own else "en" for language in requested))
-    else:
+    if train_languages not in ("english", "in_language"):
         raise TaskError(f"data.train_languages: expected one of english, in_language, got {train_languages!r}")
+    if train_languages == "english" and "en" in own:
+        chosen = ["en"]
+    else:
+        found = (language if language in own else "en" for language in requested)
+        chosen = [language for language in dict.fromkeys(found) if language in own]
+    if not chosen:
+        raise TaskError(f"languages: {task} has no training data in {', '.join(requested)}, only in {', '.join(own)}")
     per_language = [load_examples(task, "train", language, data, limit=limit) for language in chosen]
     if limit is None:
         return [example for examples in per_language for example in examples]
@@ -214,9 +219,10 @@ def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: s
         task: key of `tasks.TASKS`.
         language: the query's language.
         data: where they come from; its seed does not matter.
-        stage: `train` for the teacher stage: the language's training split, or English training where
-            it has none; `eval` for evaluation: the language's validation split, or the training split
-            where the data set has no validation. Training conversations for both where a task reads files.
+        stage: `train` for the teacher stage: the language's training split, or where it has none English
+            training, or that of the task's first language; `eval` for evaluation: the language's validation
+            split, or the training split where the data set has no validation. Training conversations for both
+            where a task reads files.
 
     Raises:
         TaskError: a cell, stage or data set that does not exist.
@@ -229,7 +235,8 @@ def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: s
         return load_examples(task, "train", language, unseeded, limit=MAX_POOL)
     origin = get_source(task, data.sources.get(task))
     if stage == "train":
-        split, pool_language = "train", language if language in origin.train_languages else "en"
+        own = origin.train_languages
+        split, pool_language = "train", next((name for name in (language, "en") if name in own), own[0])
     else:
         split, pool_language = origin.eval_demonstrations, language
     return load_examples(task, split, pool_language, unseeded, limit=MAX_POOL)
@@ -393,10 +400,12 @@ def _class_name(value: Any, names: Sequence[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def _known_language(language: str) -> str:
-    if language not in LANGUAGES:
-        raise TaskError(f"language: expected one of {', '.join(LANGUAGES)}, got {language!r}")
-    return language
+def _check_languages(languages: Sequence[str], tasks: Iterable[Task]) -> None:
+    """Raise `TaskError` for a language that is neither the study's nor a task's own."""
+    known = dict.fromkeys([*LANGUAGES, *(language for task in tasks for language in task.languages)])
+    for language in languages:
+        if language not in known:
+            raise TaskError(f"language: expected one of {', '.join(known)}, got {language!r}")
 
 
 def _no_cell(task: Task, languages: Sequence[str]) -> str:
