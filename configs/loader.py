@@ -40,7 +40,9 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task
     """
     merged = OmegaConf.structured(Config)
     given: set[str] = set()
+    length = ""  # the key that decides how long a run is
     for layer in [*map(_read_file, files), *map(_read_override, overrides)]:
+        _take_one_name_for_a_list(layer)
         values = cast(dict[str, Any], OmegaConf.to_container(layer))
         given |= values.keys()
         if (key := _misshapen(values, Config())) is not None:
@@ -51,12 +53,15 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task
             raise ConfigError(_unknown_key_message(str(error.full_key or error.key))) from None
         except OmegaConfBaseException as error:
             raise ConfigError(_wrong_type_message(str(error.full_key), values)) from None
+        length = _length_given(values) or length
     try:
         config = cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: mandatory and not given; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.msg).splitlines()[0]) from None
+    if length == "max_steps":
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=None))
     config = _with_tasks(config, languages_given="languages" in given, any_task=any_task)
     validate(config, any_task=any_task)
     return config
@@ -116,6 +121,21 @@ def _read_override(text: str) -> Any:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"override {text!r}: {' '.join(str(error).split())}") from None
+
+
+def _take_one_name_for_a_list(layer: Any) -> None:
+    """`lora.target_modules=all-linear`, as PEFT spells it, is the list of that one name."""
+    if isinstance(OmegaConf.select(layer, "lora.target_modules"), str):
+        layer.lora.target_modules = [layer.lora.target_modules]
+
+
+def _length_given(values: Mapping[str, Any]) -> str | None:
+    """Which of `training.max_steps` and `training.epochs` a layer gives; the last layer that gives one decides."""
+    training = values.get("training")
+    given = [name for name in ("max_steps", "epochs") if isinstance(training, dict) and training.get(name) is not None]
+    if len(given) > 1:
+        raise ConfigError("training.epochs: training.max_steps is given beside it; expected one of the two")
+    return given[0] if given else None
 
 
 def _misshapen(values: Mapping[Any, Any], defaults: Any, prefix: str = "") -> str | None:

@@ -6,6 +6,7 @@ code only ever sees these plain, typed, immutable objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Flag, auto
@@ -16,6 +17,7 @@ from logitbank.errors import ConfigError
 __all__ = ["Config", "ConfigError", "Decides"]
 
 MISSING = "???"  # OmegaConf's marker for "must be given"
+ALL_LINEAR = "all-linear"  # of `lora.target_modules`: every linear layer but the `lm_head`, whatever they are called
 
 
 class Decides(Flag):
@@ -165,12 +167,14 @@ class TrainingConfig:
     """The optimizer loop of one student."""
 
     max_steps: int = key(1000, decides=STUDENT)
+    epochs: float | None = key(None, decides=STUDENT)
     global_batch_size: int = key(32, decides=STUDENT)
     micro_batch_size: int = key(4, decides=NOTHING)
     learning_rate: float = key(2e-4, decides=STUDENT)
     weight_decay: float = key(0.01, decides=STUDENT)
     warmup_steps: int = key(50, decides=STUDENT)
     grad_clip: float = key(1.0, decides=STUDENT)
+    loss_weight: str = key("token", decides=STUDENT)
     precision: str = key("auto", decides=STUDENT)
     gradient_checkpointing: bool = key(False, decides=NOTHING)
     use_lora: bool = key(True, decides=STUDENT)
@@ -181,6 +185,12 @@ class TrainingConfig:
     save_total_limit: int | None = key(None, decides=NOTHING)
     tensorboard: bool = key(False, decides=NOTHING)
     wandb_project: str | None = key(None, decides=NOTHING)
+
+    def steps_over(self, examples: int) -> int:
+        """Optimizer steps of a run over so many training examples; the last one of an epoch is whole."""
+        if self.epochs is None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * examples / self.global_batch_size - 1e-9))  # 0.1 · 30 is more than 3
 
 
 @dataclass(frozen=True)

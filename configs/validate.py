@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 
 from logitbank.configs.keys import value_of
-from logitbank.configs.schema import Config, ConfigError, DistillationConfig
+from logitbank.configs.schema import ALL_LINEAR, Config, ConfigError, DistillationConfig
 from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
 from logitbank.storage import MOST_DRAWS, SIGNALS
 from logitbank.tasks import LANGUAGES
@@ -28,6 +28,7 @@ CHOICES: dict[str, Collection[str]] = {
     "distillation.loss": LOSSES,
     "distillation.normalize_logits": ("none", "center", "standardize"),
     "distillation.meta_init": ("uniform", "per_task"),
+    "training.loss_weight": ("token", "conversation"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
     "evaluation.method": ("generate", "likelihood"),
     "evaluation.engine": EVALUATION_ENGINES,
@@ -129,6 +130,15 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         )
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
+    if config.training.epochs is not None and not config.training.epochs > 0:
+        raise ConfigError(f"training.epochs: expected a number above 0, got {config.training.epochs:g}")
+    if ALL_LINEAR in config.lora.target_modules and len(config.lora.target_modules) > 1:
+        raise ConfigError(
+            f"lora.target_modules: {ALL_LINEAR} names every linear layer already; expected it alone, got "
+            f"{', '.join(config.lora.target_modules)}"
+        )
+    if not config.lora.target_modules:
+        raise ConfigError(f"lora.target_modules: expected names of modules, or {ALL_LINEAR}, got an empty list")
     if config.training.global_batch_size % config.training.micro_batch_size:
         raise ConfigError(
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "

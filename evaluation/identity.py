@@ -28,7 +28,8 @@ from logitbank.models.weights import weights_hash
 from logitbank.tasks.prompts import PromptEncoder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
-NAMED = ("model.name", "model.revision", "seed", "evaluation.method")  # weights and columns of their own say these
+# weights and columns of their own say these; epochs are in a run's record as its steps
+NAMED = ("model.name", "model.revision", "seed", "evaluation.method", "training.epochs")
 
 
 @dataclass(frozen=True)

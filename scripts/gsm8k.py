@@ -17,7 +17,7 @@ from pathlib import Path
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.configs.arguments import add_config_arguments, overrides_of
 from logitbank.errors import ConfigError
-from logitbank.experiment import CONDITIONS, VIEWS
+from logitbank.experiment import CONDITIONS, VIEWS, TrainingRecord
 from logitbank.scripts.arguments import Size, add_output, add_processes, add_size, size_of
 from logitbank.scripts.ending import Ending
 from logitbank.scripts.stages import Stages
@@ -60,15 +60,18 @@ def run(output: Path, files: Sequence[str], size: Size, overrides: Sequence[str]
     """
     settings = [*size.overrides(), *overrides]
     stages = Stages("gsm8k", [*files, "gsm8k"], settings, str(output / "store"), output / "results", processes)
-    training = stages.config.training
+    save_steps = stages.config.training.save_steps
     ending = Ending(output)
     make_directory("--output", output)
     stages.build(VIEWS)
-    checkpoints = [*range(training.save_steps, training.max_steps, training.save_steps), training.max_steps]  # five
     for condition in CONDITIONS.values():
         if not condition.trained:
             stages.evaluate(condition.name)
             continue
-        stages.train(condition.view, output / condition.name)
-        stages.evaluate(None, output / condition.name, checkpoints)
+        student = output / condition.name
+        stages.train(condition.view, student)
+        trained = TrainingRecord.read(student / "final")
+        assert trained is not None
+        assert trained.step is not None
+        stages.evaluate(None, student, [*range(save_steps, trained.step, save_steps), trained.step])  # five
     ending.print()

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore
 from logitbank.student_train.losses.base import TeacherLogits
-from logitbank.student_train.order import SHARDS_PER_WINDOW, BatchPlan, ExampleOrder
+from logitbank.student_train.losses.step_loss import weighted
+from logitbank.student_train.order import SHARDS_PER_WINDOW, BatchPlan, ExampleOrder, Positions, conversation_tokens
 
 BYTES_PER_RANK = 8  # of a store's widest encoding in memory
 ALIGNMENT = 64  # bytes
@@ -40,6 +41,7 @@ class Batch:
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
         step_tokens: answer tokens of the whole optimizer step, over all ranks.
+        weight_T: how much each answer token counts, on average 1 over the step; None where all count the same.
         real_tokens: tokens of `input_ids_BL` that are not padding.
     """
 
@@ -52,6 +54,11 @@ class Batch:
     teacher: TeacherLogits | None
     step_tokens: int
     real_tokens: int
+    weight_T: torch.Tensor | None = None
+
+    def step_mean(self, values_T: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of a mean over the step's answer tokens: the mean is the sum of all shares."""
+        return weighted(values_T, self.weight_T).sum() / self.step_tokens
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies from pinned memory overlap with computation."""
@@ -121,6 +128,7 @@ class MicroBatches(Dataset[Batch]):
         top_k: int | None,
         with_zeroshot: bool = False,
         table: str = "examples",
+        loss_weight: str = "token",
     ) -> None:
         """Args beyond the obvious.
 
@@ -129,6 +137,7 @@ class MicroBatches(Dataset[Batch]):
         top_k: how many of the stored ranks to read; None for all.
         with_zeroshot: also read the gold token's log-probability under the view `zeroshot`.
         table: `examples`, or `validation`, which has no teacher rows.
+        loss_weight: what counts the same in the loss, each `token` or each `conversation`.
         """
         self._open_store = open_store
         self._order = order
@@ -137,7 +146,9 @@ class MicroBatches(Dataset[Batch]):
         self._top_k = top_k
         self._with_zeroshot = with_zeroshot
         self._table = table
+        self._loss_weight = loss_weight
         self._opened: TeacherStore | None = None
+        self._conversation_tokens: Positions | None = None
 
     def __getitem__(self, index: int) -> Batch:
         store = self._store()
@@ -156,9 +167,25 @@ class MicroBatches(Dataset[Batch]):
             rows,
             zeroshot,
             step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
+            weights=self._weights(examples, whole, chosen),
             signal=store.info.signal,
             untaught=store.info.untaught,
         )
+
+    def _weights(
+        self, examples: ExampleTable, whole: Sequence[int], chosen: Sequence[int]
+    ) -> NDArray[np.float64] | None:
+        """What a token of each chosen example counts for: 1 on average over the tokens of the whole step.
+
+        A token counts 1/n where its conversation has n answer tokens, those of parts in other steps included.
+        """
+        if self._loss_weight == "token":
+            return None
+        if self._conversation_tokens is None:
+            self._conversation_tokens = conversation_tokens(examples)
+        answers = examples.answer_length[whole].astype(np.float64)
+        scale = answers.sum() / (answers / self._conversation_tokens[whole]).sum()
+        return scale / self._conversation_tokens[chosen]
 
     def _store(self) -> TeacherStore:
         """Opened where it is used first, so that every worker process has its own handles and cache."""
@@ -167,7 +194,7 @@ class MicroBatches(Dataset[Batch]):
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": None, "_conversation_tokens": None}
 
 
 def collate(
@@ -177,6 +204,7 @@ def collate(
     zeroshot: TeacherRows | None = None,
     *,
     step_tokens: int,
+    weights: NDArray[np.float64] | None = None,
     signal: str = "topk",
     untaught: Sequence[int] = (),
 ) -> Batch:
@@ -188,6 +216,7 @@ def collate(
         rows: teacher rows of these examples in this order, or None.
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
+        weights: what a token of each example counts for, or None where all count the same.
         signal: of the store that the rows are from.
         untaught: answer tokens whose rows carry no teacher term.
     """
@@ -200,16 +229,18 @@ def collate(
         attention_mask_BL[row, : len(sequence) - 1] = 1
         answer_index.append(row * length + sequence.logit_positions)
     gold_T = torch.from_numpy(np.concatenate([sequence.answer_ids for sequence in sequences]).astype(np.int64))
+    answer_lengths = [sequence.answer_length for sequence in sequences]
     return Batch(
         input_ids_BL=torch.from_numpy(input_ids_BL),
         attention_mask_BL=torch.from_numpy(attention_mask_BL),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
         top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
-        task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), [s.answer_length for s in sequences])),
+        task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), answer_lengths)),
         teacher=_teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
         step_tokens=step_tokens,
         real_tokens=sum(len(sequence) - 1 for sequence in sequences),
+        weight_T=_tensor(np.repeat(weights, answer_lengths), torch.float32) if weights is not None else None,
     )
 
 

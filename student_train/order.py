@@ -6,6 +6,7 @@ accumulation, number of workers, and after a resume.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitbank.configs import Config
-from logitbank.storage import TeacherStore
+from logitbank.storage import ExampleTable, TeacherStore
 
 SHARDS_PER_WINDOW = 8
+PART_OF_CONVERSATION = re.compile(r"#\d+$")  # ends the id of an example that holds one turn of a conversation
 
 Positions = NDArray[np.int64]  # in a store's example table
 
@@ -41,6 +43,11 @@ class ExampleOrder:
     def counts(self) -> dict[str, int]:
         """Examples of each task."""
         return {task: len(examples) for task, examples in zip(self.tasks, self._examples, strict=True)}
+
+    def epochs_in(self, steps: int, batch_size: int) -> dict[str, float]:
+        """How often the steps see each task's examples: tasks take turns, so smaller ones more often."""
+        turns = steps * batch_size / len(self.tasks)
+        return {task: turns / count for task, count in self.counts().items()}
 
     def example(self, position: int) -> int:
         """Position in the example table of the example at a position of the stream."""
@@ -84,11 +91,30 @@ class BatchPlan:
 
 
 def example_order(store: TeacherStore, config: Config) -> ExampleOrder:
-    """The order of a run: the configured tasks, at most `data.max_train_per_task` examples of each."""
-    table = store.examples
-    per_task = {
-        task: np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task))[: config.data.max_train_per_task]
-        for task in config.tasks
-    }
+    """The order of a run: the configured tasks, of each at most `data.max_train_per_task` conversations."""
+    table, conversation = store.examples, conversations(store.examples)
+    per_task = {}
+    for task in config.tasks:
+        examples = np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task))
+        first = np.unique(conversation[examples])[: config.data.max_train_per_task]
+        per_task[task] = examples[np.isin(conversation[examples], first)]
     shard_of = np.asarray(table.answer_start) // store.info.shard_tokens
     return ExampleOrder(per_task, shard_of, config.seed)
+
+
+def conversations(table: ExampleTable) -> Positions:
+    """Which conversation each example is of, (N,), numbered as they first appear.
+
+    An example is a conversation of its own, or one of the parts that a conversation was split into by turns.
+    """
+    numbers: dict[str, int] = {}
+    names = (PART_OF_CONVERSATION.sub("", name) for name in table.example_id)
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+def conversation_tokens(table: ExampleTable) -> Positions:
+    """Answer tokens of the conversation that each example is of, all its parts together, (N,)."""
+    conversation = conversations(table)
+    tokens = np.zeros(len(table), dtype=np.int64)
+    np.add.at(tokens, conversation, table.answer_length)
+    return tokens[conversation]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -16,6 +17,7 @@ from logitbank.configs import Config, ConfigError, Decides, config_to_dict, keys
 from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of, flatten
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import names_of, withdraw_rows, write_rows
+from logitbank.student_train.order import ExampleOrder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "accelerate", "numpy", "zarr")
 
@@ -37,6 +39,12 @@ class Run:
     view: str | None
     output: Path
     results: Path
+
+    def of_steps(self, order: ExampleOrder) -> Run:
+        """The run whose `training.max_steps` says how many steps it has, where `training.epochs` decides them."""
+        training = self.config.training
+        training = dataclasses.replace(training, max_steps=training.steps_over(sum(order.counts().values())))
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, training=training))
 
 
 def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord:
@@ -97,12 +105,14 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
             before, after = getattr(earlier, name), getattr(now, name)
             if before != after:
                 raise _another("--store", checkpoint, f"{name} {before}", f"{name} {after}")
-    defaults = flatten(config_to_dict(Config()))
+    defaults, epochs = flatten(config_to_dict(Config())), run.config.training.epochs
     configs = [flatten(earlier.config), flatten(config_to_dict(run.config))]
     for key in keys_deciding(Decides.STUDENT):
         # a mapping of tasks is a key for each of them
         for name in sorted(n for n in configs[0].keys() | configs[1].keys() if n == key or n.startswith(f"{key}.")):
             before, after = (config.get(name, defaults.get(name)) for config in configs)
+            if name == "training.max_steps" and epochs is not None and now is None:
+                continue  # epochs decide the steps, and the store, which was not opened, how many they are
             if before != after:
                 raise _another(name, checkpoint, before, after)
 
@@ -136,7 +146,7 @@ def publish_run(run: Run, record: TrainingRecord) -> None:
         "lambda_distill": distillation.get("lambda_distill"),
         "strategy": distillation.get("strategy"),
         "training_run": record.run,
-        "max_steps": run.config.training.max_steps,
+        "max_steps": record.config["training"]["max_steps"],
         "config": config,
         "config_hash": hashlib.sha256(config.encode()).hexdigest(),
         "versions": json.dumps(record.versions, sort_keys=True),

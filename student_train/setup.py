@@ -74,6 +74,7 @@ def batch_loader(
         view=run.view,
         top_k=run.config.distillation.n_top_logits,
         with_zeroshot=run.view is not None and run.config.distillation.gate == "fewshot_gain",
+        loss_weight=training.loss_weight,
     )
     return micro_batch_loader(
         data,

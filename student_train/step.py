@@ -99,7 +99,14 @@ class Stepper:
     def _forward(self, batch: Batch, lambda_T: torch.Tensor, *, diagnose: bool = False) -> StepLoss:
         with_rest = self._kd_term is not None and self._kd_term.reads_rest
         logits = run_student(self._student, batch, with_argmax=diagnose, with_rest=with_rest)
-        return step_loss(logits, batch.teacher, kd_term=self._kd_term, lambda_T=lambda_T, step_tokens=batch.step_tokens)
+        return step_loss(
+            logits,
+            batch.teacher,
+            kd_term=self._kd_term,
+            lambda_T=lambda_T,
+            step_tokens=batch.step_tokens,
+            weight_T=batch.weight_T,
+        )
 
     def _backward(self, forward: Forward, batches: Sequence[Batch], lambdas: Sequence[torch.Tensor]) -> list[StepLoss]:
         """Forward and backward over the micro-batches; gradients of all ranks are summed in the last one."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+import transformers
 
-from logitbank.configs.schema import Config, ConfigError
+from logitbank.configs.schema import ALL_LINEAR, Config, ConfigError
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 
 
@@ -57,20 +59,42 @@ def build_student(
 
 
 def _add_adapter(base: Any, config: Config) -> Any:
+    targets = config.lora.target_modules
+    all_linear = targets == [ALL_LINEAR]
+    if not all_linear:
+        _require_modules(base, targets)
     lora = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora.target_modules),
+        target_modules=ALL_LINEAR if all_linear else list(targets),
         bias="none",
     )
     try:
         return peft.get_peft_model(base, lora)
     except ValueError as error:
-        modules = ", ".join(config.lora.target_modules)
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise ConfigError(
-            f"lora.target_modules: {modules} do not fit {type(base).__name__}: {reason}; "
-            "name this architecture's linear layers, or set training.use_lora=false"
+            f"lora.target_modules: {', '.join(targets)} do not fit {type(base).__name__}: {reason}; "
+            f"name some of {_linear_layers(base)}, or set training.use_lora=false"
         ) from error
+
+
+def _require_modules(base: Any, targets: Sequence[str]) -> None:
+    """Refuse names that no module has: PEFT is content where one of them is there, and leaves the others out."""
+    names = [name for name, _ in base.named_modules()]
+    missing = [target for target in targets if not any(n == target or n.endswith(f".{target}") for n in names)]
+    if missing:
+        raise ConfigError(
+            f"lora.target_modules: {type(base).__name__} has no {', '.join(missing)}; expected names among "
+            f"{_linear_layers(base)}, or {ALL_LINEAR}"
+        )
+
+
+def _linear_layers(base: Any) -> str:
+    """Names of the linear layers as `lora.target_modules` takes them, the head's aside."""
+    head = base.get_output_embeddings()
+    linear = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    found = [name for name, module in base.named_modules() if isinstance(module, linear) and module is not head]
+    return ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in found))

@@ -84,15 +84,15 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         """Open the store, build the student, take up the newest checkpoint of the same run where there is one."""
-        config, training = run.config, run.config.training
-        self._run = run
-        self._plan = split_batch(training)
+        config = run.config
+        self._plan = split_batch(config.training)
         self._tokenizer = load_tokenizer(config.model)
         encoder = PromptEncoder(self._tokenizer)
         self._store = TeacherStore.open(run.store_url)
         check_store_fits(self._store, config, run.view, encoder)
         self._order = example_order(self._store, config)
-        self._accelerator = make_accelerator(training, self._plan)
+        self._run = run = run.of_steps(self._order)
+        self._accelerator = make_accelerator(config.training, self._plan)
         if run.view is not None:
             refuse_sharding(self._accelerator, config.distillation.strategy)
         self._record = describe_run(run, self._store, encoder.template_hash)
@@ -236,10 +236,15 @@ def print_summary(
     counts = ", ".join(f"{task} {count:,}" for task, count in order.counts().items())
     logger.info(f"{run.config.model.name}: {trainable:,} of {total:,} parameters train; {teacher}")
     logger.info(f"examples: {counts}")
+    training = run.config.training
+    if training.epochs is not None:
+        seen = order.epochs_in(training.max_steps, plan.global_batch_size)
+        times = ", ".join(f"{task} {count:.3g}" for task, count in seen.items())
+        logger.info(f"training.epochs {training.epochs:g}: {training.max_steps:,} steps; times through: {times}")
     if run.view is not None and store.info.untaught:
         ids = ", ".join(map(str, store.info.untaught))
         logger.info(f"no teacher term where the answer token is {ids}: the teacher ends a turn with another token")
     logger.info(
         f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {plan.accumulation_steps} "
-        f"accumulation steps × {plan.micro_batch_size}{engine}; steps {start + 1} to {run.config.training.max_steps}"
+        f"accumulation steps × {plan.micro_batch_size}{engine}; steps {start + 1} to {training.max_steps}"
     )

@@ -22,21 +22,22 @@ from tqdm import tqdm
 from logitbank.errors import TrainingError
 from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.outcomes import teacher_log_tail
-from logitbank.student_train.losses.step_loss import StepLoss
+from logitbank.student_train.losses.step_loss import StepLoss, weighted
 from logitbank.student_train.step import StepDone
 
 logger = logging.getLogger(__name__)
 
 # per-task sums over answer tokens, in this order
-TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE, DIAGNOSED, TAIL_MASS, AGREE, TAUGHT, TAUGHT_CE = range(11)
-SUMS = 11
+TOKENS, CE, KD, WEIGHTED_KD, LAMBDA, TEACHER_CE, DIAGNOSED, TAIL_MASS, AGREE, TAUGHT, TAUGHT_CE, LOSS = range(12)
+SUMS = 12
 SUMS_OF_0_1_0 = 9  # a checkpoint of that version has the first of them; every row taught
 
 
 class TrainingLog:
     """Averages over the answer tokens since the last log step, per task and over all of them.
 
-    Rows are `step, task, metric, value`, the losses in nats per answer token, `tokens_per_second` over
+    Rows are `step, task, metric, value`, the losses in nats per answer token (`loss` weighs the tokens as training
+    does, all other means weigh them the same), `tokens_per_second` over
     all ranks without padding, `peak_memory` in bytes (device memory where there is a device, else
     resident memory) of the rank that needs most, `padding` and `data_wait` as fractions. `tail_mass` (the
     teacher's probability outside the top K) and `top1_agreement` (student's and teacher's first choice
@@ -84,6 +85,7 @@ class TrainingLog:
         terms = [zeros_T] * SUMS
         terms[:LAMBDA] = [zeros_T + 1, loss.ce_T, loss.kd_T, lambda_T * loss.kd_T]
         terms[LAMBDA] = zeros_T + lambda_T
+        terms[LOSS] = weighted(loss.ce_T + lambda_T * loss.kd_T, batch.weight_T)
         if batch.teacher is not None:
             taught_T = zeros_T + 1 if batch.teacher.taught_T is None else batch.teacher.taught_T.to(zeros_T)
             terms[TAUGHT] = taught_T
@@ -168,6 +170,8 @@ class TrainingLog:
         if self._accelerator.is_main_process:  # the sums of all ranks: one of them carries on
             sums = state["sums"][:-3].reshape(len(self._tasks), -1)
             self._sums[:, : sums.shape[1]] = sums
+            if sums.shape[1] <= LOSS:  # of a version in which all tokens counted the same
+                self._sums[:, LOSS] = sums[:, CE] + sums[:, WEIGHTED_KD]
             if sums.shape[1] == SUMS_OF_0_1_0 and self._has_teacher:
                 self._sums[:, TAUGHT], self._sums[:, TAUGHT_CE] = sums[:, TOKENS], sums[:, CE]
             self._real_tokens, self._padded_tokens, self._waited = state["sums"][-3:].tolist()
@@ -193,7 +197,7 @@ class TrainingLog:
         if sums[TAUGHT] > 0:
             values["student_ce"] = float(sums[TAUGHT_CE] / sums[TAUGHT])
         if task == "all":
-            values = {"loss": means[CE] + means[WEIGHTED_KD], **values}
+            values = {"loss": means[LOSS], **values}
         if self._has_teacher:
             values |= {"kd": means[KD], "teacher_ce": float(sums[TEACHER_CE] / sums[TAUGHT]), "lambda": means[LAMBDA]}
             if sums[DIAGNOSED] > 0:

@@ -98,12 +98,13 @@ def work_of(configs: Sequence[Config]) -> Work:
     from logitbank.teacher_cache.build import estimate_store
 
     estimates = [estimate_store(config) for config in configs]
+    steps = [c.training.steps_over(estimate.examples) for c, estimate in zip(configs, estimates, strict=True)]
     answers = [len(cells(config.tasks, config.languages).present) * config.evaluation.max_samples for config in configs]
     return Work(
         models=len(configs),
         teacher_tokens=sum(estimate.tokens for estimate in estimates),
         store_bytes=sum(estimate.bytes for estimate in estimates),
-        student_steps=len(STUDENTS) * sum(config.training.max_steps for config in configs),
+        student_steps=len(STUDENTS) * sum(steps),
         evaluated=len(STUDY_CONDITIONS) * sum(answers),
     )
 

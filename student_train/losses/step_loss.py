@@ -1,8 +1,9 @@
 """The loss of a step: per-token terms → one division by the step's answer tokens.
 
-    L = (Σ_t CE_t + Σ_t λ_t · KD_t) / N,   N = answer tokens of the whole optimizer step
+    L = (Σ_t w_t CE_t + Σ_t w_t λ_t KD_t) / N,   N = answer tokens of the whole optimizer step
 
-N counts all ranks and all accumulation steps, so L is never a mean of micro-batch means.
+N counts all ranks and all accumulation steps, so L is never a mean of micro-batch means. w_t is 1, or with
+`training.loss_weight=conversation` what makes each conversation count the same; its mean over the step is 1.
 
 Shapes: T answer tokens. Everything is in nats.
 """
@@ -37,6 +38,11 @@ def cross_entropy(student: StudentLogits) -> torch.Tensor:
     return student.logsumexp_T - student.gold_T
 
 
+def weighted(values_T: torch.Tensor, weight_T: torch.Tensor | None) -> torch.Tensor:
+    """The values times their weights, (T,); None weighs all of them 1."""
+    return values_T if weight_T is None else weight_T * values_T
+
+
 def step_loss(
     student: StudentLogits,
     teacher: TeacherLogits | None,
@@ -44,6 +50,7 @@ def step_loss(
     kd_term: Loss | None,
     lambda_T: torch.Tensor,
     step_tokens: int,
+    weight_T: torch.Tensor | None = None,
 ) -> StepLoss:
     """One micro-batch's share of the step's loss.
 
@@ -53,13 +60,14 @@ def step_loss(
         kd_term: of the run; None without a teacher.
         lambda_T: weight of each token's KD term; carries no gradient.
         step_tokens: N, answer tokens of the whole optimizer step over all ranks.
+        weight_T: w, see above; None where all are 1.
     """
     ce_T = cross_entropy(student)
     if teacher is None:
-        return StepLoss(ce_T.sum() / step_tokens, ce_T, torch.zeros_like(ce_T), student.argmax_T)
+        return StepLoss(weighted(ce_T, weight_T).sum() / step_tokens, ce_T, torch.zeros_like(ce_T), student.argmax_T)
     assert kd_term is not None
     kd_T = kd_term(student, teacher)
     if teacher.taught_T is not None:
         kd_T = torch.where(teacher.taught_T > 0, kd_T, 0.0)
-    total = (ce_T.sum() + (lambda_T * kd_T).sum()) / step_tokens
+    total = (weighted(ce_T, weight_T).sum() + weighted(lambda_T * kd_T, weight_T).sum()) / step_tokens
     return StepLoss(total, ce_T, kd_T, student.argmax_T)

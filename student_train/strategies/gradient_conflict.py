@@ -19,7 +19,7 @@ from logitbank.student_train.strategies.gradients import (
 
 
 class GradientConflict(Strategy):
-    """Multiplies λ by max(0, cos(∇CE, ∇KD)), once a step; ∇KD is that of Σ_t λ_t KD_t / N (arXiv:1812.02224).
+    """Multiplies λ by max(0, cos(∇CE, ∇KD)), once a step; ∇KD is that of Σ_t w_t λ_t KD_t / N (arXiv:1812.02224).
 
     The cosine is taken over all trainable parameters, or over those that `distillation.conflict_parameters` matches.
     """
@@ -82,8 +82,8 @@ class GradientConflict(Strategy):
         for batch, lambda_T in zip(work.batches, lambdas, strict=True):
             with accelerator.no_sync(student):
                 loss = (work.forward if logged else work.measure)(batch, lambda_T)
-            accumulate(of_ce, loss.ce_T.sum() / batch.step_tokens, parameters, retain_graph=True)
-            accumulate(of_kd, (lambda_T * loss.kd_T).sum() / batch.step_tokens, parameters)
+            accumulate(of_ce, batch.step_mean(loss.ce_T), parameters, retain_graph=True)
+            accumulate(of_kd, batch.step_mean(lambda_T * loss.kd_T), parameters)
             losses.append(loss.detached())
         sum_over_ranks(accelerator, of_ce + of_kd)
         return of_ce, of_kd, losses

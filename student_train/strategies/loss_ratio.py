@@ -63,8 +63,9 @@ class LossRatio(Strategy):
 
 
 def mean_losses(accelerator: Accelerator, losses: Sequence[StepLoss], batches: Sequence[Batch]) -> tuple[float, float]:
-    """Mean CE and KD per answer token of a whole step, over all ranks."""
-    ce = torch.stack([loss.ce_T.detach().sum() for loss in losses]).sum()
-    kd = torch.stack([loss.kd_T.detach().sum() for loss in losses]).sum()
-    total = accelerator.reduce(torch.stack([ce, kd]).double(), "sum") / batches[0].step_tokens
+    """Mean CE and KD per answer token of a whole step, over all ranks, weighted as in the loss."""
+    pairs = list(zip(batches, losses, strict=True))
+    ce = torch.stack([batch.step_mean(loss.ce_T.detach()) for batch, loss in pairs]).sum()
+    kd = torch.stack([batch.step_mean(loss.kd_T.detach()) for batch, loss in pairs]).sum()
+    total = accelerator.reduce(torch.stack([ce, kd]).double(), "sum")
     return total[0].item(), total[1].item()

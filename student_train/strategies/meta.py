@@ -26,8 +26,8 @@ class Meta(Strategy):
 
     A first-order bilevel step (DARTS, Liu et al. 2019, arXiv:1806.09055): a student step moves θ by −α λ_i ∇KD_i,
     so the held-out loss falls with λ_i where the two gradients agree. ∇KD_i is the gradient that λ_i multiplies:
-    of Σ_t f_t KD_t / N over the answer tokens of task i, f_t all that schedule, gate and the strategy's other parts
-    weigh token t with at this step. A step's alignment moves the λ of the steps after it.
+    of Σ_t w_t f_t KD_t / N over the answer tokens of task i, w_t as in the loss, f_t all that schedule, gate and the
+    strategy's other parts weigh token t with at this step. A step's alignment moves the λ of the steps after it.
     """
 
     sets_base = True
@@ -101,7 +101,7 @@ class Meta(Strategy):
         for batch in held_out:
             with accelerator.no_sync(student):
                 logits = run_student(student, batch)
-            accumulate(of_validation, cross_entropy(logits).sum() / batch.step_tokens, parameters)
+            accumulate(of_validation, batch.step_mean(cross_entropy(logits)), parameters)
         alignment = torch.zeros(len(self.setting.tasks), dtype=torch.float64, device=of_validation[0].device)
         for batch in work.batches:
             factor_T = factors(batch)
@@ -110,7 +110,7 @@ class Meta(Strategy):
             weighted_T = factor_T * loss.kd_T
             present = batch.task_T.unique().tolist()
             for task in present:
-                term = weighted_T[batch.task_T == task].sum() / batch.step_tokens
+                term = batch.step_mean(torch.where(batch.task_T == task, weighted_T, 0.0))
                 of_kd = torch.autograd.grad(term, parameters, retain_graph=task != present[-1], allow_unused=True)
                 pairs = [(v, kd.to(v)) for v, kd in zip(of_validation, of_kd, strict=True) if kd is not None]
                 alignment[task] += dot([v for v, _ in pairs], [kd for _, kd in pairs])
@@ -144,7 +144,10 @@ class HeldOut:
         order = ExampleOrder(of_task, np.zeros(len(table), dtype=np.int64), config.seed)
         size = config.distillation.meta_batch_size
         plan = BatchPlan(size, math.gcd(size, config.training.micro_batch_size), world_size=1, rank=0)
-        self._data = MicroBatches(lambda: store, order, plan, view=None, top_k=None, table="validation")
+        weight = config.training.loss_weight
+        self._data = MicroBatches(
+            lambda: store, order, plan, view=None, top_k=None, table="validation", loss_weight=weight
+        )
         self._per_step = plan.accumulation_steps
 
     def batches(self, outer_step: int, device: torch.device) -> Iterator[Batch]:

@@ -67,6 +67,12 @@ def test_the_study_s_settings_are_the_defaults() -> None:
         (["store.encoding=zip"], "store.encoding: expected one of"),
         (["data.sources={nli: snli}"], "data.sources.nli: expected one of"),
         (["training.global_batch_size=6", "training.micro_batch_size=4"], "expected a multiple of"),
+        (["training.epochs=0"], "training.epochs: expected a number above 0, got 0"),
+        (["training.epochs=all"], "training.epochs: expected a number or null, got 'all'"),
+        (["training.loss_weight=turn"], "training.loss_weight: expected one of token, conversation"),
+        (["lora.target_modules=[]"], "lora.target_modules: expected names of modules, or all-linear"),
+        (["lora.target_modules=[all-linear,x]"], "lora.target_modules: all-linear names every linear layer already"),
+        (["lora.target_modules={a: b}"], "lora.target_modules: expected a list"),
         (["seed"], "expected key=value"),
     ],
 )
@@ -74,6 +80,34 @@ def test_wrong_values_are_one_line_errors(overrides: list[str], says: str) -> No
     with pytest.raises(ConfigError, match=says.replace("?", r"\?").replace(r".*\?", ".*?")) as caught:
         load_config([], ["model.name=m", *overrides])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "epochs", "steps"),
+    [
+        ([], None, 1000),
+        (["training.epochs=2.5"], 2.5, 1000),
+        (["training.epochs=2", "training.max_steps=7"], None, 7),
+        (["training.max_steps=7", "training.epochs=2"], 2.0, 7),
+        (["training.epochs=2", "training.max_steps=7", "training.epochs=3"], 3.0, 7),
+        (["training.epochs=2", "training.epochs=null"], None, 1000),
+    ],
+)
+def test_the_length_of_a_run_is_the_one_given_last(layers: list[str], epochs: float | None, steps: int) -> None:
+    training = load_config([], ["model.name=m", *layers]).training
+    assert (training.epochs, training.max_steps) == (epochs, steps)
+
+
+def test_two_lengths_of_a_run_in_one_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "both.yaml"
+    file.write_text("training: {epochs: 2, max_steps: 10}\n")
+    with pytest.raises(ConfigError, match=r"training\.epochs: training\.max_steps is given beside it"):
+        load_config([str(file)], ["model.name=m"])
+
+
+@pytest.mark.parametrize("given", ["all-linear", "[all-linear]"])
+def test_all_linear_layers_are_named_as_in_peft(given: str) -> None:
+    assert load_config([], ["model.name=m", f"lora.target_modules={given}"]).lora.target_modules == ["all-linear"]
 
 
 def test_a_missing_model_name_says_how_to_give_it() -> None:

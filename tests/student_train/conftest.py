@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,7 @@ def make_store(
         shard_tokens: int = 32,
         max_answer: int = 7,
         identity: Mapping[str, Any] | None = None,
+        name_of: Callable[[ExampleRecord, int], str] = lambda record, i: record.example_id,
     ) -> SimpleNamespace:
         generator = np.random.default_rng(7)
 
@@ -68,6 +70,7 @@ def make_store(
             return ExampleRecord(f"{TASKS[i % 2]}/{name}/{i}", TASKS[i % 2], "en", sequence)
 
         records = [record(i, "train") for i in range(count)]
+        records = [dataclasses.replace(r, example_id=name_of(r, i)) for i, r in enumerate(records)]
         validation = [record(i, "validation") for i in range(8)]
         prompts = {
             "zeroshot": [r.prompt_ids.tolist() for r in records],
