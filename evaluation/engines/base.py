@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from logitbank.configs import Config
 from logitbank.evaluation.checkpoints import Checkpoint
 from logitbank.registry import EVALUATION_ENGINES
+from logitbank.sequences import AnsweredSequence
+from logitbank.storage import TeacherRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,8 +42,44 @@ class Answer:
     cut_short: bool
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds the answers of one sequence, teacher-forced; sums over its answer tokens.
+
+    Attributes:
+        tokens: how many answer tokens there are.
+        negative_log_likelihood: Σ −log p(token | all before it), nats.
+        correct: how many are the model's first choice.
+        compared: how many the teacher says something of; 0 without a teacher.
+        kl: Σ KL(teacher ‖ model) over those, nats.
+        agreement: how many of those have the teacher's first choice as the model's.
+    """
+
+    tokens: int
+    negative_log_likelihood: float
+    correct: int
+    compared: int = 0
+    kl: float = 0.0
+    agreement: int = 0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a teacher said of the sequences to be scored.
+
+    Attributes:
+        rows: positions of sequences -> its rows for their answer tokens, end to end.
+        vocab_size: rows of its `lm_head`.
+        untaught: answer tokens that it was not asked for, since it ends a turn with another.
+    """
+
+    rows: Callable[[Sequence[int]], TeacherRows]
+    vocab_size: int
+    untaught: Sequence[int] = ()
+
+
 class Engine(Protocol):
-    """Greedy generation with one model.
+    """Greedy generation and likelihoods with one model.
 
     Attributes:
         context_tokens: longest prompt and answer together that the model can take, where known.
@@ -61,6 +99,24 @@ class Engine(Protocol):
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, progress: Callable[[int], object]
     ) -> list[float]:
         """Sum of log p(answer token | prompt, earlier answer tokens) of each pair, in nats."""
+
+    def score(
+        self,
+        sequences: Sequence[AnsweredSequence],
+        teacher: Teacher | None = None,
+        *,
+        progress: Callable[[int], object],
+    ) -> list[Likelihood]:
+        """The likelihood of each sequence's answers, in the order of the sequences.
+
+        Args:
+            sequences: of any lengths, in any order.
+            teacher: what to compare with.
+            progress: called with the number of sequences that have just become ready.
+
+        Raises:
+            ConfigError: a teacher, where the engine cannot compare.
+        """
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Answer:

@@ -1,6 +1,7 @@
 """Greedy generation and answer likelihoods with transformers.
 
-Shape legend: B rows of a batch, S positions of the longest row, V vocabulary.
+Shape legend: B rows of a batch, S (padded on the left) or L positions of the longest row, T answer tokens of a batch,
+D hidden size, V rows of the `lm_head`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from logitbank.configs import Config, ConfigError
 from logitbank.evaluation.checkpoints import Checkpoint, opened_models
-from logitbank.evaluation.engines.base import Answer, Request, decode_answer
+from logitbank.evaluation.engines.base import Answer, Likelihood, Request, Teacher, decode_answer
+from logitbank.evaluation.engines.likelihood import TokenScores, token_scores
 from logitbank.models.batches import batches_by_length
 from logitbank.models.devices import local_device
+from logitbank.models.head import Transform, backbone_of, causal_lm, find_head
 from logitbank.models.huggingface import load_causal_lm, load_tokenizer
+from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
 
 # What a batch of generation costs beside its tokens, in tokens: each of its new tokens is a forward pass of its own,
@@ -93,6 +99,53 @@ class HfEngine:
             progress(len(batch))
         return sums
 
+    @torch.inference_mode()
+    def score(
+        self,
+        sequences: Sequence[AnsweredSequence],
+        teacher: Teacher | None = None,
+        *,
+        progress: Callable[[int], object],
+    ) -> list[Likelihood]:
+        """See `Engine.score`; the head is applied to answer positions alone, a chunk of them at a time."""
+        found: dict[int, Likelihood] = {}
+        transform = find_head(causal_lm(self.model))
+        # what computes its logits in its own way is asked for one sequence at a time
+        budget = self.batch_tokens if transform is not None else 0
+        for batch in batches_by_length([len(sequence) for sequence in sequences], budget):
+            rows = None if teacher is None else teacher.rows(batch)
+            own = [sequences[index] for index in batch]
+            logits_of, vocab_size = self._answer_logits(own, transform)
+            gold = np.concatenate([sequence.answer_ids for sequence in own]).astype(np.int64)
+            gold_T = torch.from_numpy(gold).to(self.model.device)
+            scores = token_scores(logits_of, gold_T, vocab_size, rows, teacher.vocab_size if teacher else 0)
+            untaught = teacher.untaught if teacher is not None else ()
+            found.update(zip(batch, _by_sequence(own, gold, scores, untaught), strict=True))
+            progress(len(batch))
+        return [found[index] for index in range(len(sequences))]
+
+    def _answer_logits(
+        self, sequences: Sequence[AnsweredSequence], transform: Transform | None
+    ) -> tuple[Callable[[slice], torch.Tensor], int]:
+        """What gives the logits of a slice of all answer tokens of a batch, and how many a token has.
+
+        Sequences are padded on the right: no position looks there, so the padding needs no mask.
+        """
+        longest = max(len(sequence) for sequence in sequences) - 1  # the last token predicts nothing that counts
+        ids_BL = torch.full((len(sequences), longest), self.pad_id)
+        for row, sequence in enumerate(sequences):
+            ids_BL[row, : len(sequence) - 1] = torch.from_numpy(sequence.ids[:-1].astype(np.int64))
+        ids_BL = ids_BL.to(self.model.device)
+        places = [row * longest + sequence.logit_positions for row, sequence in enumerate(sequences)]
+        place_T = torch.from_numpy(np.concatenate(places)).to(self.model.device)
+        lm = causal_lm(self.model)
+        if transform is None:
+            logits_TV = self.model(input_ids=ids_BL, use_cache=False).logits.flatten(0, 1)
+            return lambda part: logits_TV[place_T[part]], logits_TV.shape[1]
+        hidden = backbone_of(lm)(input_ids=ids_BL, use_cache=False).last_hidden_state
+        hidden_TD, head = hidden.flatten(0, 1)[place_T], lm.get_output_embeddings()
+        return lambda part: transform(head(hidden_TD[part])), int(head.weight.shape[0])
+
     def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
         ids_BS, mask_BS = self._left_pad([request.prompt_ids for request in requests])
         longest = max(request.max_new_tokens for request in requests)
@@ -112,6 +165,29 @@ class HfEngine:
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _by_sequence(
+    sequences: Sequence[AnsweredSequence], gold: NDArray[np.int64], scores: TokenScores, untaught: Sequence[int]
+) -> list[Likelihood]:
+    """Sums over each sequence's tokens."""
+    found, start = [], 0
+    compared = ~np.isin(gold, np.asarray(untaught, dtype=np.int64))
+    for sequence in sequences:
+        own = slice(start, start + sequence.answer_length)
+        start = own.stop
+        tokens = (
+            sequence.answer_length,
+            float(scores.negative_log_likelihood[own].sum()),
+            int(scores.correct[own].sum()),
+        )
+        if not len(scores.kl):
+            found.append(Likelihood(*tokens))
+            continue
+        taught = torch.from_numpy(compared[own])
+        kl, agreement = scores.kl[own][taught], scores.agreement[own][taught]
+        found.append(Likelihood(*tokens, len(kl), float(kl.sum()), int(agreement.sum())))
+    return found
 
 
 def _with_adapter(model: Any, checkpoint: Checkpoint) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 
 from logitbank.configs import Config, ConfigError
 from logitbank.evaluation.checkpoints import ADAPTER_CONFIG, Checkpoint, opened_models
-from logitbank.evaluation.engines.base import Answer, Request, decode_answer
+from logitbank.evaluation.engines.base import Answer, Likelihood, Request, Teacher, decode_answer
 from logitbank.models.huggingface import load_tokenizer, text_config
 from logitbank.models.vllm import open_vllm
+from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM makes room for
+KL_REFUSED = "--store: vLLM gives no logits to compare with a teacher's; set evaluation.engine=hf, or leave --store out"
 ROOM_FOR_ANSWERS = 2048  # tokens after the longest prompt; more than any gold answer of the tasks has
 
 
@@ -108,6 +110,36 @@ class VllmEngine:
             sums[pair] += output.outputs[0].logprobs[0][token].logprob
         progress(len(prompts))
         return sums
+
+    def score(
+        self,
+        sequences: Sequence[AnsweredSequence],
+        teacher: Teacher | None = None,
+        *,
+        progress: Callable[[int], object],
+    ) -> list[Likelihood]:
+        """See `Engine.score`; by the log-probabilities of prompt tokens, which know no token but gold and likeliest.
+
+        Raises:
+            ConfigError: a teacher to compare with.
+        """
+        if teacher is not None:
+            raise ConfigError(KL_REFUSED)
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
+        prompts = [sequence.ids.tolist() for sequence in sequences]
+        outputs = self._run(prompts, [parameters] * len(sequences))
+        found = []
+        for sequence, output in zip(sequences, outputs, strict=True):
+            likelihood, correct = 0.0, 0
+            for position in sequence.answer_positions.tolist():
+                told = output.prompt_logprobs[position][int(sequence.ids[position])]
+                likelihood -= told.logprob
+                correct += told.rank == 1
+            found.append(Likelihood(sequence.answer_length, likelihood, correct))
+        progress(len(sequences))
+        return found
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         from vllm import TokensPrompt

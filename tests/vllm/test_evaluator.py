@@ -16,8 +16,9 @@ import transformers
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.evaluation import evaluate_command
 from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
-from logitbank.evaluation.engines.base import Answer, Request, open_engine
+from logitbank.evaluation.engines.base import Answer, Request, Teacher, open_engine
 from logitbank.evaluation.engines.huggingface import HfEngine
+from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
 
 QUESTIONS = ["What is 3 + 4?", "Name the people: Ada met Bob in Paris.", "Does rain follow from wet streets?"]
@@ -53,6 +54,17 @@ def _compare(settings: list[str], checkpoint: Checkpoint | None) -> list[Answer]
     columns = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
     expected = theirs.answer_logprobs(*columns, progress=lambda count: None)
     assert ours.answer_logprobs(*columns, progress=ready.append) == pytest.approx(expected, abs=2e-3)
+    answers_ids = [encoder.encode_answer(label) for label in LABELS]
+    sequences = []
+    for prompt, first, last in zip(prompts, answers_ids, reversed(answers_ids), strict=False):
+        second = 2 * len(prompt) + len(first)
+        spans = [(len(prompt), len(first)), (second, len(last))]
+        sequences.append(AnsweredSequence([*prompt, *first, *prompt, *last], spans))
+    for got, want in zip(*(engine.score(sequences, progress=ready.append) for engine in (ours, theirs)), strict=True):
+        assert (got.tokens, got.correct) == (want.tokens, want.correct)
+        assert got.negative_log_likelihood == pytest.approx(want.negative_log_likelihood, abs=2e-3)
+    with pytest.raises(ConfigError, match=r"--store: vLLM .*; set evaluation.engine=hf"):
+        ours.score(sequences, Teacher(lambda places: pytest.fail("never asked"), 1), progress=ready.append)
     assert ours.context_tokens == theirs.context_tokens
     return answers
 
