@@ -185,7 +185,7 @@ def _tasks(config: Config) -> list[str]:
     if not with_labels:
         raise ConfigError(
             f"evaluation.method: likelihood compares the labels of a task, and {', '.join(config.tasks)} "
-            f"have none; tasks with labels are {', '.join(name for name, task in TASKS.items() if task.labels)}"
+            f"have none; tasks with labels are {', '.join(name for name in TASKS.shipped if TASKS[name].labels)}"
         )
     if others := [name for name in config.tasks if name not in with_labels]:
         print(f"not scored by likelihood, these have no labels: {', '.join(others)}")

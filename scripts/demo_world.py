@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.tasks import LANGUAGES, TASKS
-from logitbank.tasks.common import Example
+from logitbank.tasks.common import Example, HubSource
 from logitbank.tasks.ner import TAGS as NER_TAGS
 from logitbank.tasks.nli import LABELS as NLI_LABELS
 from logitbank.tasks.pos import TAGS as POS_TAGS
@@ -173,18 +173,19 @@ def write_mirror(folder: Path, world: World) -> None:
 
 
 def drawn_tasks() -> list[str]:
-    """The tasks that this world has rows for: all but those that read files of the user's own."""
-    return [name for name, task in TASKS.items() if task.sources]
+    """The tasks that this world has rows for: our own, but those that read files of the user's."""
+    return [name for name in TASKS.shipped if TASKS[name].sources]
 
 
 def _splits() -> dict[tuple[str, str, str], tuple[str, str]]:
     """(repository, configuration, split) of every file that some task reads: a task and language that read it."""
     files: dict[tuple[str, str, str], tuple[str, str]] = {}
-    for name, task in TASKS.items():
-        for source in task.sources.values():
+    for name in drawn_tasks():
+        for source in TASKS[name].sources.values():
             for split in ("train", "validation", "test"):
                 for language in source.train_languages if split == "train" else source.eval_languages:
                     hub = source.hub(split, language)
+                    assert isinstance(hub, HubSource)  # our own tasks read no files here
                     files.setdefault((hub.path, hub.config, hub.split.partition("[")[0]), (name, language))
     return files
 

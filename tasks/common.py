@@ -59,12 +59,26 @@ class HubSource:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One way to fill a task: which hub data serve training, validation, test and demonstrations.
+class FileSource:
+    """A file of rows: JSON lines, JSON or Parquet.
 
     Attributes:
-        hub: `(split, language) -> HubSource`, split being `train`, `validation` or `test`; called only
-            for languages named below.
+        path: whole, or from the folder of the file that defines the task's class; a glob or URL will do.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"file {self.path}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way to fill a task: which hub data or files serve training, validation, test and demonstrations.
+
+    Attributes:
+        hub: `(split, language) -> HubSource`, or `FileSource`, split being `train`, `validation` or `test`; called
+            only for languages named below.
         train_languages: languages with a training split of their own.
         eval_languages: languages with validation and test data.
         eval_demonstrations: the split that demonstrations come from at evaluation time.
@@ -72,11 +86,23 @@ class Source:
             the task's own.
     """
 
-    hub: Callable[[str, str], HubSource]
+    hub: Callable[[str, str], HubSource | FileSource]
     train_languages: tuple[str, ...]
     eval_languages: tuple[str, ...]
     eval_demonstrations: str = "validation"
     protocol: str | None = None
+
+    @classmethod
+    def of_files(cls, path: str, *, languages: tuple[str, ...]) -> Source:
+        """Files of one's own: `reviews-{split}.jsonl`.
+
+        Args:
+            path: as `FileSource.path`, `{split}` and `{language}` standing for what is read.
+            languages: that have such files.
+        """
+        return cls(
+            lambda split, language: FileSource(path.format(split=split, language=language)), languages, languages
+        )
 
 
 class Task(Protocol):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from logitbank.errors import counted
 from logitbank.tasks import LANGUAGES, TASKS
-from logitbank.tasks.common import UNDETERMINED, Example, HubSource, ReadsFiles, Source, Task, TaskError
+from logitbank.tasks.common import UNDETERMINED, Example, FileSource, HubSource, ReadsFiles, Source, Task, TaskError
+from logitbank.tasks.files import open_rows
+from logitbank.tasks.outside import folder_of
 from logitbank.tasks.settings import DataSettings
 
 logger = logging.getLogger(__name__)
@@ -124,10 +126,12 @@ def load_examples(
     if language not in having:
         raise TaskError(f"{task} has no {split} split in {language!r}, only in {', '.join(having)}")
     hub = origin.hub(split, language)
-    rows = _open(hub, data.mirror)
     cell = f"{task}/{language}/{split}"
     if hub != get_source(task).hub(split, language):
         cell += f"@{source}"  # other rows than the default source's, so other ids
+    if isinstance(hub, FileSource):
+        return _from_file(get_task(task), hub, cell, split, language, data, limit)
+    rows = _open(hub, data.mirror)
     order = range(len(rows)) if limit is None else _random_order(len(rows), f"{data.seed}/{cell}")
     labels = _label_names(rows)
     examples: list[Example] = []
@@ -143,10 +147,40 @@ def load_examples(
             examples.append(example)
     if not examples and unusable:
         raise TaskError(f"{hub}: none of its {len(rows):,} rows has the text, label or answer that {task} needs")
-    if unusable and cell not in _reported:
-        _reported.add(cell)
-        logger.info("%s: skipped %s without text, label or answer: %s", cell, _count_rows(unusable), hub)
+    _report_unusable(cell, unusable, str(hub))
     return examples
+
+
+def _from_file(
+    task: Task, source: FileSource, cell: str, split: str, language: str, data: DataSettings, limit: int | None
+) -> list[Example]:
+    """Examples of one's own file, in its order; of a limit, those whose rows come first in an order of the seed's."""
+    file = source.path if "://" in source.path else str(folder_of(task) / Path(source.path).expanduser())
+    unusable: list[int] = []
+    lacking: list[TaskError] = []
+
+    def numbered() -> Iterator[tuple[int, Example]]:
+        for index, row in enumerate(open_rows(task.name, file)):
+            try:
+                example = _to_example(task, _Row(row.values), language, f"{cell}/{index}", row.place)
+            except _ColumnError as error:  # JSON leaves out what is null
+                lacking.append(error)
+                example = None
+            if example is None:
+                unusable.append(row.number)
+            else:
+                yield index, example
+
+    if limit is None:
+        found = list(numbered())
+    else:
+        found = heapq.nsmallest(limit, numbered(), key=lambda item: _rank(f"{data.seed}/{cell}/{item[0]}"))
+    if not found and lacking:
+        raise lacking[0]
+    if not found:
+        raise TaskError(f"{source}: none of its {len(unusable):,} rows has the text, label or answer of {task.name}")
+    _report_unusable(cell, unusable, str(source))
+    return [example for _, example in found]
 
 
 def _from_files(
@@ -242,6 +276,10 @@ def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: s
     return load_examples(task, split, pool_language, unseeded, limit=MAX_POOL)
 
 
+class _ColumnError(TaskError):
+    """A row without a column that a task asked for."""
+
+
 class _NoColumn(KeyError):
     """A task asked for a column that the data set has not."""
 
@@ -284,11 +322,18 @@ def _to_example(task: Task, row: _Row, language: str, example_id: str, place: st
     except _NoValue:
         return None
     except _NoColumn as error:
-        raise TaskError(f"{place}: expected a column {error}, got {', '.join(row)}") from None
+        raise _ColumnError(f"{place}: expected a column {error}, got {', '.join(row)}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TaskError(
             f"{place}: {task.name} cannot read it: {type(error).__name__}: {error}; compare the columns with the task"
         ) from error
+
+
+def _report_unusable(cell: str, unusable: Sequence[int], where: str) -> None:
+    """Say once which rows were left out."""
+    if unusable and cell not in _reported:
+        _reported.add(cell)
+        logger.info("%s: skipped %s without text, label or answer: %s", cell, _count_rows(unusable), where)
 
 
 def _count_rows(indices: Sequence[int]) -> str:

@@ -74,6 +74,12 @@ def is_outside(task: Task) -> bool:
     return not _is_ours(type(task).__module__)
 
 
+def folder_of(task: Task) -> Path:
+    """Where a task's own files are looked for: the folder of the file that defines its class."""
+    file = getattr(sys.modules[type(task).__module__], "__file__", None)
+    return Path.cwd() if file is None else Path(file).parent
+
+
 def source_hash(task: Task) -> str | None:
     """SHA-256, 16 digits, of the files that define a task, its class and what that inherits; None for our own.
 
