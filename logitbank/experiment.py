@@ -15,7 +15,9 @@ from typing import Any
 
 from logitbank.errors import ConfigError
 
-VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
+QUESTION_VIEWS = ("fewshot", "zeroshot", "shuffled_answers")
+CONVERSATION_VIEWS = ("fewshot", "zeroshot", "context")
+VIEWS = tuple(dict.fromkeys(QUESTION_VIEWS + CONVERSATION_VIEWS))
 DEFAULT_VIEWS = ("fewshot", "zeroshot")
 TELLING_VIEWS = ("fewshot", "context")  # these show the teacher more than the student sees
 NO_VIEW = "none"  # as `--view` spells cross-entropy alone

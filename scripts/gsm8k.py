@@ -17,7 +17,7 @@ from pathlib import Path
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.configs.arguments import add_config_arguments, overrides_of
 from logitbank.errors import ConfigError
-from logitbank.experiment import CONDITIONS, VIEWS, TrainingRecord
+from logitbank.experiment import CONDITIONS, QUESTION_VIEWS, TrainingRecord
 from logitbank.scripts.arguments import Size, add_output, add_processes, add_size, size_of
 from logitbank.scripts.ending import Ending
 from logitbank.scripts.stages import Stages
@@ -63,7 +63,7 @@ def run(output: Path, files: Sequence[str], size: Size, overrides: Sequence[str]
     save_steps = stages.config.training.save_steps
     ending = Ending(output)
     make_directory("--output", output)
-    stages.build(VIEWS)
+    stages.build(QUESTION_VIEWS)
     for condition in CONDITIONS.values():
         if not condition.trained:
             stages.evaluate(condition.name)

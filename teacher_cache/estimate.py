@@ -18,11 +18,11 @@ class CellEstimate:
 
     Attributes:
         task: its name.
-        language: ISO 639-1 code.
+        language: ISO 639-1 code, or `und`.
         examples: that the store will hold.
-        answer_tokens: of these examples, end of turn included.
+        answer_tokens: of these examples, ends of turn included.
         too_long: examples left out because the query alone does not fit.
-        tokens: view -> prompt and answer tokens that the teacher reads.
+        tokens: view -> tokens that the teacher reads.
         demonstrations_dropped: view -> demonstrations that had to go for length.
     """
 
@@ -85,7 +85,7 @@ def estimate(config: Config, plan: TeacherPlan) -> Estimate:
     for position, (cell, record) in enumerate(zip(cells, plan.examples, strict=True)):
         answers[cell] += record.sequence.answer_length
         for view, view_plan in plan.views.items():
-            tokens[view][cell] += len(view_plan.prompts[position]) + record.sequence.answer_length - 1
+            tokens[view][cell] += len(view_plan.sequences[position]) - 1
     ranks, draws = stored_ranks(config), 0 if config.teacher.signal == "topk" else config.teacher.draws
     return Estimate(
         cells=tuple(

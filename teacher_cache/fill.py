@@ -19,6 +19,7 @@ from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, Vocabulary
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine
 from logitbank.teacher_cache.estimate import stored_ranks
+from logitbank.teacher_cache.examples import TRAIN
 from logitbank.teacher_cache.plan import TeacherPlan
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from logitbank.teacher_cache.sampling import Sampling, uniforms
@@ -88,11 +89,7 @@ def _run(
     quiet: bool,
 ) -> None:
     """Score shard after shard; a thread encodes and writes one while the teacher runs the next."""
-    total = sum(
-        len(plan.views[view].prompts[i]) + plan.examples[i].sequence.answer_length - 1
-        for view, shard in todo
-        for i in builder.plan.examples_of(shard)
-    )
+    total = sum(len(plan.views[view].sequences[i]) - 1 for view, shard in todo for i in builder.plan.examples_of(shard))
     shared = _shared_tokens(builder, plan, engine, {view for view, _ in todo})
     with (
         ThreadPoolExecutor(max_workers=1) as writer,
@@ -121,7 +118,7 @@ def _run(
 
 
 def _sequence(plan: TeacherPlan, view: str, example: int, shared: int = 0) -> Sequenced:
-    return Sequenced(plan.views[view].prompts[example], plan.examples[example].answer_ids, shared)
+    return Sequenced(plan.views[view].sequences[example], shared)
 
 
 def _with_sampling(sequence: Sequenced, example: ExampleRecord, config: Config) -> Sequenced:
@@ -139,7 +136,7 @@ def _shared_tokens(
     if not engine.reuses_prefixes:
         return {}
     shards = builder.plan.answer_start // builder.plan.shard_tokens
-    return {view: shared_prefixes(plan.views[view].prompts, shards) for view in sorted(views)}
+    return {view: shared_prefixes(plan.views[view].sequences, shards) for view in sorted(views)}
 
 
 def _vocabulary(plan: TeacherPlan, view: str, engine: TeacherEngine, config: Config, tokenizer_size: int) -> Vocabulary:
@@ -161,6 +158,7 @@ def _first_tokens(examples: Sequence[ExampleRecord], tokens: int) -> Iterator[in
 def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: TeacherEngine) -> StoreSpec:
     # The students of `languages: [hi]` may learn from English examples.
     languages = dict.fromkeys([*config.languages, *(record.language for record in plan.examples)])
+    told = {"split": plan.split} if plan.split != TRAIN else {}
     return StoreSpec(
         model=config.model.name,
         tokenizer_size=len(encoder.tokenizer),
@@ -175,7 +173,7 @@ def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: Tea
         shard_tokens=config.store.shard_tokens,
         chunk_tokens=config.store.chunk_tokens,
         teacher={**engine.identity(), "batch_tokens": config.teacher.batch_tokens},
-        identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_teacher(plan)},
+        identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_teacher(plan), **told},
         config=config_to_dict(config),
     )
 

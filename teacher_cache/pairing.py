@@ -66,7 +66,7 @@ class Pairing:
             return
         answers = (np.asarray(record.answer_ids) for record in plan.examples)
         used = (ids[~np.isin(ids, plan.untaught)] for ids in answers)
-        contexts = (prompt for view in plan.views.values() for prompt in view.prompts)
+        contexts = (sequence.context_ids for view in plan.views.values() for sequence in view.sequences)
         token = self.tokens.first_used(used if self.own is not None else itertools.chain(used, contexts))
         if token is not None:
             raise ConfigError(

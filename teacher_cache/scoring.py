@@ -23,7 +23,7 @@ class Tally:
     """What a build did.
 
     Attributes:
-        tokens: of all sequences, prompt and answer.
+        tokens: of all sequences, context and answers.
         reused_tokens: those of them that stood in a shared prefix and were not computed again.
         padded_tokens: the others, padding included.
         answer_tokens: tokens that have teacher rows now.
@@ -110,7 +110,7 @@ def _score_within(
             rows = engine.score([sequences[i] for i in batch], top_k)
             start = 0
             for i in batch:
-                stop = start + len(sequences[i].answer_ids)
+                stop = start + sequences[i].sequence.answer_length
                 parts[i] = rows.take(np.arange(start, stop))
                 start = stop
             tokens = sum(len(sequences[i]) for i in batch)

@@ -99,7 +99,7 @@ class Oracle:
         return {"model": "oracle", "engine": "oracle"}
 
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        gold_T = torch.from_numpy(np.concatenate([item.answer_ids for item in batch]).astype(np.int64))
+        gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
         logits_TV = torch.zeros(len(gold_T), self.vocab_size).scatter(1, gold_T[:, None], 5.0)
         return signal(logits_TV, gold_T, top_k, self._tokenizer_size)
 

@@ -1,4 +1,4 @@
-"""What a teacher engine is: prompts and answers in, `TeacherRows` out."""
+"""What a teacher engine is: sequences with answers in, `TeacherRows` out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from logitbank.configs import Config
 from logitbank.configs.schema import ModelConfig
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import TeacherRows
 from logitbank.teacher_cache.sampling import Sampling
 
@@ -20,20 +21,24 @@ class Sequenced:
     """One sequence to score.
 
     Attributes:
-        prompt_ids: (P,) int32, ends where the answer begins.
-        answer_ids: (A,) int32, A >= 1; its logits stand at positions P - 1 to P + A - 2.
-        shared: leading prompt tokens, less than P, that other sequences begin with too: an engine may
-            compute them once. Sequences of one batch have the same number and the same such tokens.
+        sequence: what the teacher reads; rows are wanted for every token of its answer spans.
+        shared: leading tokens, fewer than stand before the first span, that other sequences begin with too: an
+            engine may compute them once. Sequences of one batch have the same number and the same such tokens.
         sampling: what to draw besides, the same kind for all sequences of a batch; None for no draws.
     """
 
-    prompt_ids: NDArray[np.int32]
-    answer_ids: NDArray[np.int32]
+    sequence: AnsweredSequence
     shared: int = 0
     sampling: Sampling | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids) - 1
+        """Tokens that the teacher reads: nothing is predicted from the last."""
+        return len(self.sequence) - 1
+
+    @property
+    def read_ids(self) -> NDArray[np.int32]:
+        """(len(self),) int32, the tokens that the teacher reads."""
+        return self.sequence.ids[:-1]
 
     @property
     def own(self) -> int:
@@ -43,7 +48,7 @@ class Sequenced:
     @property
     def prefix(self) -> bytes:
         """The shared tokens, to group sequences by."""
-        return self.prompt_ids[: self.shared].tobytes()
+        return self.sequence.ids[: self.shared].tobytes()
 
 
 class TeacherEngine(Protocol):
@@ -67,7 +72,7 @@ class TeacherEngine(Protocol):
         """What of the model and engine changes numbers: weights, dtype, engine, versions."""
 
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        """Teacher rows of all answer tokens, sequences in the given order."""
+        """Teacher rows of all answer tokens: sequences in the given order, in each span after span."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Opening:
         model: the teacher.
         tokenizer_size: rows of the `lm_head` at and above this are padding and never enter the top K.
         excluded: token ids below it that never do either: the student means other tokens by them, or none.
-        longest: tokens of the longest prompt and answer together.
+        longest: tokens of the longest sequence.
         environment: of the process, for what a launcher says there.
     """
 

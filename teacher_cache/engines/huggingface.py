@@ -140,8 +140,8 @@ class HFTeacher:
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
         """See `TeacherEngine.score`.
 
-        Sequences are padded on the right. No position looks to its right, so the padding needs no
-        mask; the logits of answer token j are those of position `len(prompt) + j - 1`.
+        All spans of a sequence are scored in one forward pass. Sequences are padded on the right. No position
+        looks to its right, so the padding needs no mask; the logits of an answer token stand one position before it.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the device.
@@ -159,17 +159,16 @@ class HFTeacher:
         input_ids_BL = torch.zeros(len(batch), longest, dtype=torch.long)
         keep_BL = torch.zeros(len(batch), longest, dtype=torch.bool)
         for row, item in enumerate(batch):
-            tokens = np.concatenate([item.prompt_ids[shared:], item.answer_ids[:-1]])
-            input_ids_BL[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-            keep_BL[row, len(item.prompt_ids) - 1 - shared : len(tokens)] = True
+            input_ids_BL[row, : len(item) - shared] = torch.from_numpy(item.read_ids[shared:].astype(np.int64))
+            keep_BL[row, item.sequence.logit_positions - shared] = True
         options: dict[str, Any] = {"use_cache": False}
         if self._prefixes is not None and shared:
             options = {
                 "use_cache": True,
-                "past_key_values": self._prefixes.get(batch[0].prompt_ids[:shared]),
+                "past_key_values": self._prefixes.get(batch[0].sequence.ids[:shared]),
                 "position_ids": torch.arange(shared, shared + longest, device=self._device)[None],
             }
-        gold_T = torch.from_numpy(np.concatenate([item.answer_ids for item in batch]).astype(np.int64))
+        gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
         logits_TV = self._model(
             input_ids=input_ids_BL.to(self._device), logits_to_keep=keep_BL.to(self._device), **options
         ).logits.reshape(-1, self.vocab_size)

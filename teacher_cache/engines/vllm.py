@@ -1,8 +1,8 @@
 """The vLLM teacher: the given answers are decoded step by step, with the whole signal of every step.
 
-One request per example: vLLM reads the prompt once, shares what prompts have in common, and "generates"
-the given answer, which its logits processor (`vllm_processor.py`) forces. So no prompt position has logits, and
-every token is computed once.
+One request per answer span: vLLM reads what stands before it, shares what requests have in common (a conversation's
+later turns begin with its earlier ones), and "generates" the given answer, which its logits processor
+(`vllm_processor.py`) forces. So no position of the context has logits, and every token is computed once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class VllmTeacher:
         tokenizer_size: rows at and above this are padding and never enter the top K.
         top_k: most ranks that will be asked for.
         batch_tokens: most tokens in one forward pass.
-        max_tokens: longest prompt and answer together.
-        prefix_reuse: compute what prompts begin with alike once.
+        max_tokens: of the longest sequence.
+        prefix_reuse: compute what requests begin with alike once.
         excluded: token ids that never enter the top K either.
 
     Raises:
@@ -160,39 +160,41 @@ class VllmTeacher:
         from vllm import SamplingParams, TokensPrompt
 
         self._llm.reset_prefix_cache()
-        # Long answers first, so that few of them are left over when the others are done.
-        order = sorted(range(len(batch)), key=lambda i: -len(batch[i].answer_ids))
-        answers = {i: batch[i].answer_ids.tolist() for i in order}
+        spans = [(i, number, *span) for i, item in enumerate(batch) for number, span in enumerate(item.sequence.spans)]
+        # First spans first: what they are asked is the beginning of what later ones are. Then long answers, so that
+        # few of them are left over when the others are done.
+        spans.sort(key=lambda span: (span[1], -span[3]))
+        answers = [batch[i].sequence.ids[start : start + length].tolist() for i, _, start, length in spans]
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=batch[i].prompt_ids.tolist()) for i in order],
+            [TokensPrompt(prompt_token_ids=batch[i].sequence.ids[:start].tolist()) for i, _, start, _ in spans],
             [
                 SamplingParams(
                     temperature=0,
-                    max_tokens=len(answers[i]),
+                    max_tokens=len(answer),
                     ignore_eos=True,
                     logprobs=top_k + CARRIERS,
                     flat_logprobs=True,
                     detokenize=False,
                     extra_args={
                         "logitbank": {
-                            "answer_ids": answers[i],
+                            "answer_ids": answer,
                             "top_k": top_k,
                             "tokenizer_size": self._tokenizer_size,
                             "excluded": self._excluded,
                         }
                     },
                 )
-                for i in order
+                for answer in answers
             ],
             use_tqdm=False,
         )
-        parts: dict[int, TeacherRows] = {}
-        for i, output in zip(order, outputs, strict=True):
+        parts: dict[tuple[int, int], TeacherRows] = {}
+        for (i, number, _, length), answer, output in zip(spans, answers, outputs, strict=True):
             completion = output.outputs[0]
-            if list(completion.token_ids) != answers[i]:
+            if list(completion.token_ids) != answer:
                 raise RuntimeError("vLLM generated other tokens than its logits processor forced; report this")
-            shape = (len(answers[i]), 1 + CARRIERS + top_k)  # the generated token comes first
+            shape = (length, 1 + CARRIERS + top_k)  # the generated token comes first
             token_ids = np.asarray(completion.logprobs.token_ids, dtype=np.int32).reshape(shape)
             values = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(shape)
-            parts[i] = unpack(token_ids[:, 1:], values[:, 1:])
-        return concatenate([parts[i] for i in range(len(batch))])
+            parts[i, number] = unpack(token_ids[:, 1:], values[:, 1:])
+        return concatenate([parts[key] for key in sorted(parts)])

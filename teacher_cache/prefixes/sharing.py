@@ -1,4 +1,4 @@
-"""Which prompts begin alike, so that their common beginning is computed once and reused.
+"""Which sequences begin alike, so that their common beginning is computed once and reused.
 
 With `fewshot.selection=fixed` all prompts of a task and language open with the same demonstrations;
 zero-shot prompts share a system prompt. Nothing here knows of either: it looks at token ids alone.
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from logitbank.sequences import AnsweredSequence
+
 # A group that saves less of its tokens than this is not worth batches of its own; see docs/benchmarks.md.
 LEAST_SAVED = 0.5
 # What a group costs per shard beside its tokens, in tokens: a pass for the prefix, one more batch.
@@ -21,7 +23,7 @@ GROUP_COST = 128
 
 @dataclass
 class _Node:
-    """Prompts `left` to `right` of the sorted order, which share their first `depth` tokens."""
+    """Sequences `left` to `right` of the sorted order, which share their first `depth` tokens."""
 
     depth: int
     left: int
@@ -31,36 +33,38 @@ class _Node:
 
 
 def shared_prefixes(
-    prompts: Sequence[NDArray[np.int32]],
+    sequences: Sequence[AnsweredSequence],
     units: NDArray[np.int64],
     *,
     least_saved: float = LEAST_SAVED,
     group_cost: int = GROUP_COST,
 ) -> NDArray[np.int32]:
-    """How many leading tokens of each prompt are worth sharing; prompts that share them are one group.
+    """How many leading tokens of each sequence are worth sharing; sequences that share them are one group.
 
-    Prompts are sorted, which makes those with a common prefix neighbours, and the tree of their common
-    prefixes is cut where most tokens are saved; a group takes in every prompt that has its prefix. A prefix
-    is counted as computed once per unit (a shard), so that a group scattered over many shards does not look
-    better than it is. The last token of a prompt is never shared: the first answer token is predicted there.
+    Only what stands before the first answer, the *prompt*, is shared. Prompts are sorted, which makes those with
+    a common prefix neighbours, and the tree of their common prefixes is cut where most tokens are saved; a group
+    takes in every prompt that has its prefix. A prefix is counted as computed once per unit (a shard), so that a
+    group scattered over many shards does not look better than it is. The last token of a prompt is never shared:
+    the first answer token is predicted there.
 
     Args:
-        prompts: token ids.
-        units: (N,) int64, the unit of work of each prompt, within which prefixes are surely kept.
-        least_saved: groups that save a smaller share of their prompts' tokens are left alone.
+        sequences: what a teacher reads.
+        units: (N,) int64, the unit of work of each sequence, within which prefixes are surely kept.
+        least_saved: groups that save a smaller share of their tokens, last answers aside, are left alone.
         group_cost: tokens that a group costs in each of its units.
 
     Returns:
-        (N,) int32, 0 where nothing is shared. Two prompts are in the same group exactly if their numbers
+        (N,) int32, 0 where nothing is shared. Two sequences are in the same group exactly if their numbers
         are equal and their first so many tokens are.
     """
+    prompts = [sequence.prompt_ids for sequence in sequences]
     shared = np.zeros(len(prompts), dtype=np.int32)
     if len(prompts) < 2:
         return shared
     keys = [prompt[:-1].astype(">i4").tobytes() for prompt in prompts]
     order = np.asarray(sorted(range(len(prompts)), key=keys.__getitem__), dtype=np.int64)
     common = [_common(prompts[a][:-1], prompts[b][:-1]) for a, b in itertools.pairwise(order)]
-    lengths = np.cumsum([0, *(len(prompts[i]) for i in order)])
+    lengths = np.cumsum([0, *(sequences[i].spans[-1].start for i in order)])
     root = _Node(0, 0)
     stack = [root]
 

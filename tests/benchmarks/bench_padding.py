@@ -21,15 +21,15 @@ VIEWS = ("fewshot", "zeroshot")
 
 
 def shards_of(plan: TeacherPlan, view: str, shard_tokens: int) -> list[list[int]]:
-    """Lengths of the sequences of each shard: prompt and answer without its last token, which predicts nothing."""
+    """Lengths of the sequences of each shard, without the last token, which predicts nothing."""
     shards: list[list[int]] = [[]]
     filled = 0
-    for record, prompt in zip(plan.examples, plan.views[view].prompts, strict=True):
-        if filled + len(record.answer_ids) > shard_tokens:
+    for sequence in plan.views[view].sequences:
+        if filled + sequence.answer_length > shard_tokens:
             shards.append([])
             filled = 0
-        filled += len(record.answer_ids)
-        shards[-1].append(len(prompt) + len(record.answer_ids) - 1)
+        filled += sequence.answer_length
+        shards[-1].append(len(sequence) - 1)
     return shards
 
 

@@ -66,13 +66,12 @@ def main() -> None:
         prefix_reuse=True,
     )
     layers = Stopwatch(engine._model.base_model)
-    answers = [record.answer_ids for record in plan.examples]
     for view in views:
-        ids = plan.views[view].prompts
-        shared = shared_prefixes(ids, np.zeros(len(ids), dtype=np.int64))
+        asked = plan.views[view].sequences
+        shared = shared_prefixes(asked, np.zeros(len(asked), dtype=np.int64))
         seconds, in_layers, rows = {}, {}, {}
         for name, depths in (("without", np.zeros_like(shared)), ("with", shared)):
-            items = [Sequenced(*item) for item in zip(ids, answers, depths.tolist(), strict=True)]
+            items = [Sequenced(*item) for item in zip(asked, depths.tolist(), strict=True)]
             tally = Tally()
             # Process time: what the machine does beside does not count.
             layers.seconds = 0.0

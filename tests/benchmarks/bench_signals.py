@@ -76,9 +76,9 @@ class Prompts:
 
     def logits(self, model: Any, view: str, example: int) -> torch.Tensor:
         """(A, V) float32."""
-        prompt, answer = self.plan.views[view].prompts[example], self.plan.examples[example].answer_ids
-        ids = torch.from_numpy(np.concatenate([prompt, np.asarray(answer[:-1], np.int32)]).astype(np.int64))[None]
-        logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(answer), use_cache=False).logits[0]
+        sequence = self.plan.views[view].sequences[example]
+        ids = torch.from_numpy(sequence.ids[:-1].astype(np.int64))[None]
+        logits: torch.Tensor = model(input_ids=ids, logits_to_keep=sequence.answer_length, use_cache=False).logits[0]
         return logits.float()
 
     def gold(self, example: int) -> torch.Tensor:

@@ -30,14 +30,11 @@ from tests.benchmarks.proxy import SHARED, proxy_settings
 
 def sequences(plan: TeacherPlan, view: str, shares: bool) -> list[Sequenced]:
     """The whole plan as one shard."""
-    prompts = plan.views[view].prompts
-    depths = np.zeros(len(prompts), dtype=np.int32)
+    asked = plan.views[view].sequences
+    depths = np.zeros(len(asked), dtype=np.int32)
     if shares:
-        depths = shared_prefixes(prompts, np.zeros(len(prompts), dtype=np.int64))
-    return [
-        Sequenced(prompt, record.answer_ids, int(depth))
-        for prompt, record, depth in zip(prompts, plan.examples, depths, strict=True)
-    ]
+        depths = shared_prefixes(asked, np.zeros(len(asked), dtype=np.int64))
+    return [Sequenced(sequence, int(depth)) for sequence, depth in zip(asked, depths, strict=True)]
 
 
 def main() -> None:

@@ -39,12 +39,12 @@ def small_plan(examples: int = 100) -> TeacherPlan:
     prefixes = rng.integers(0, TOKENS, (2, PREFIX))
     records, fewshot, zeroshot = [], [], []
     for i in range(examples):
-        query = rng.integers(0, TOKENS, rng.integers(1, 30)).astype(np.int32)
+        query = rng.integers(0, TOKENS, rng.integers(1, 30))
         answer = rng.integers(0, TOKENS, rng.integers(1, 10))
         task = ("nli", "pos")[i % 2]
         records.append(ExampleRecord(f"{task}/en/train/{i}", task, "en", AnsweredSequence.answering(query, answer)))
-        zeroshot.append(query)
-        fewshot.append(np.concatenate([prefixes[i % 2], query]).astype(np.int32))
+        zeroshot.append(records[-1].sequence)
+        fewshot.append(AnsweredSequence.answering(np.concatenate([prefixes[i % 2], query]), answer))
     views = {"fewshot": ViewPlan(fewshot, [5] * examples), "zeroshot": ViewPlan(zeroshot, [0] * examples)}
     return TeacherPlan(records, [], views, Counter(), [])
 
@@ -80,10 +80,11 @@ class FakeTeacher:
         return concatenate([self._rows(item, top_k) for item in batch])
 
     def _rows(self, item: Sequenced, top_k: int) -> TeacherRows:
-        rng = np.random.default_rng([*item.prompt_ids.tolist(), *item.answer_ids.tolist()])
-        logits = rng.normal(0, 3, (len(item.answer_ids), ROWS)).astype(np.float32)
+        answer_ids = item.sequence.answer_ids
+        rng = np.random.default_rng(item.sequence.ids.tolist())
+        logits = rng.normal(0, 3, (len(answer_ids), ROWS)).astype(np.float32)
         order = np.argsort(-logits[:, :TOKENS], axis=1)[:, :top_k]
-        gold = np.take_along_axis(logits, item.answer_ids[:, None].astype(np.int64), axis=1)
+        gold = np.take_along_axis(logits, answer_ids[:, None].astype(np.int64), axis=1)
         logsumexp = np.log(np.exp(logits).sum(axis=1))
         entropy = logsumexp - (np.exp(logits - logsumexp[:, None]) * logits).sum(axis=1)
         return TeacherRows(

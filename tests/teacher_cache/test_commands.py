@@ -181,7 +181,8 @@ def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["--view", "oneshot"], "--view: expected one of fewshot, zeroshot, shuffled_answers, got 'oneshot'"),
+        (["--view", "oneshot"], "--view: expected one of fewshot, zeroshot, shuffled_answers, context, got 'oneshot'"),
+        (["--view", "context"], "--view: expected one of fewshot, zeroshot, shuffled_answers for nli, got 'context'"),
         (["model.name=./nowhere"], "model.name: no directory ./nowhere"),
         (["teacher.model=./nowhere"], "teacher.model: no directory ./nowhere"),
         (["--store", "nosuch://x"], "--store nosuch://x: "),

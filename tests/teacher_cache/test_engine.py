@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from logitbank.configs.schema import ModelConfig
 from logitbank.models.batches import batches_by_length
 from logitbank.models.weights import weights_hash
+from logitbank.sequences import AnsweredSequence
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.signal import signal
@@ -55,14 +56,14 @@ def test_a_batch_gives_what_single_sequences_give(make_model: Callable[..., Path
     teacher = HFTeacher(model, dtype="float32", tokenizer_size=256, device=torch.device("cpu"))
     rng = np.random.default_rng(0)
     batch = [
-        Sequenced(rng.integers(0, 256, p).astype(np.int32), rng.integers(0, 256, a).astype(np.int32))
+        Sequenced(AnsweredSequence.answering(rng.integers(0, 256, p), rng.integers(0, 256, a)))
         for p, a in ((1, 1), (17, 4), (5, 9), (30, 1))
     ]
     together = teacher.score(batch, 10)
     start = 0
     for item in batch:
         alone = teacher.score([item], 10)
-        stop = start + len(item.answer_ids)
+        stop = start + item.sequence.answer_length
         np.testing.assert_allclose(together.logits[start:stop], alone.logits, atol=1e-4)
         np.testing.assert_allclose(together.logsumexp[start:stop], alone.logsumexp, atol=1e-4)
         np.testing.assert_allclose(together.gold_logit[start:stop], alone.gold_logit, atol=1e-4)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import ModelConfig
+from logitbank.sequences import AnsweredSequence
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
@@ -68,8 +69,8 @@ def sequences() -> list[Sequenced]:
     for shared in (23, 40, 0):
         prefix = rng.integers(0, 90, shared)
         for prompt, answer in ((1, 1), (30, 7), (12, 3), (25, 5)):
-            ids = np.concatenate([prefix, rng.integers(0, 90, prompt)]).astype(np.int32)
-            made.append(Sequenced(ids, rng.integers(0, 90, answer).astype(np.int32), shared))
+            ids = np.concatenate([prefix, rng.integers(0, 90, prompt)])
+            made.append(Sequenced(AnsweredSequence.answering(ids, rng.integers(0, 90, answer)), shared))
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -121,6 +122,10 @@ def test_a_model_with_another_kind_of_state_is_refused(tmp_path: Path) -> None:
         teacher(tmp_path, prefix_reuse=True)
 
 
+def asked(prompts: list[np.ndarray]) -> list[AnsweredSequence]:
+    return [AnsweredSequence.answering(prompt, [0]) for prompt in prompts]
+
+
 def saved(prompts: list[np.ndarray], units: np.ndarray, shared: np.ndarray) -> int:
     """Tokens not computed again, by counting: each group's prefix is computed once per unit."""
     seen = set()
@@ -149,7 +154,7 @@ def test_groups_save_as_much_as_any_choice_of_prefixes(drawn: list[tuple[list[in
             if depth and len(other) > depth and (other[:depth] == prompt[:depth]).all()
         )
 
-    shared = shared_prefixes(prompts, units, least_saved=0.0, group_cost=0)
+    shared = shared_prefixes(asked(prompts), units, least_saved=0.0, group_cost=0)
     assert all(depth < len(prompt) for depth, prompt in zip(shared, prompts, strict=True))
     choices = filter(takes_in_all, itertools.product(*(range(len(prompt)) for prompt in prompts)))
     assert takes_in_all(shared.tolist())
@@ -159,7 +164,7 @@ def test_groups_save_as_much_as_any_choice_of_prefixes(drawn: list[tuple[list[in
 def test_nothing_is_shared_where_it_saves_little() -> None:
     rng = np.random.default_rng(0)
     system = rng.integers(0, 1000, 10)
-    prompts = [np.concatenate([system, rng.integers(0, 1000, 90)]).astype(np.int32) for _ in range(50)]
+    prompts = asked([np.concatenate([system, rng.integers(0, 1000, 90)]) for _ in range(50)])
     units = np.zeros(50, dtype=np.int64)
     assert not shared_prefixes(prompts, units).any()
     assert (shared_prefixes(prompts, units, least_saved=0.05) == 10).all()

@@ -43,7 +43,7 @@ def config(student: Path, mirror: Path) -> Callable[..., Config]:
 
 def prompts(config: Config, view: str) -> list[str]:
     prepared = prepare(config, (view,))
-    return [str(prepared.encoder.tokenizer.decode(ids)) for ids in prepared.plan.views[view].prompts]
+    return [str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.plan.views[view].sequences]
 
 
 def test_it_is_prompted_by_its_own_template(make_model: Callable[..., Path], config: Callable[..., Config]) -> None:
@@ -117,7 +117,9 @@ def test_an_estimate_counts_what_a_build_reads(config: Callable[..., Config], tm
 def test_demonstrations_follow_the_seed(config: Callable[..., Config]) -> None:
     def shown(*overrides: str) -> dict[str, str]:
         prepared = prepare(config("data.max_train_per_task=24", *overrides), ("fewshot",))
-        texts = [str(prepared.encoder.tokenizer.decode(ids)) for ids in prepared.plan.views["fewshot"].prompts]
+        texts = [
+            str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.plan.views["fewshot"].sequences
+        ]
         return {record.example_id: text for record, text in zip(prepared.plan.examples, texts, strict=True)}
 
     first, again, other = shown(), shown(), shown("seed=7")

@@ -15,6 +15,7 @@ import pytest
 from logitbank.configs import ConfigError
 from logitbank.errors import MemoryExhaustedError
 from logitbank.models.workers import find_worker
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import TeacherStore, verify
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.scoring import Tally, score
@@ -115,10 +116,7 @@ def test_running_out_of_memory_halves_the_budget_of_that_shard_and_records_it(
 
 def test_the_rows_after_running_out_of_memory_are_those_of_the_lower_budget() -> None:
     plan = small_plan(40)
-    items = [
-        Sequenced(prompt, record.answer_ids, PREFIX)
-        for prompt, record in zip(plan.views["fewshot"].prompts, plan.examples, strict=True)
-    ]
+    items = [Sequenced(sequence, PREFIX) for sequence in plan.views["fewshot"].sequences]
     seen: list[list[int]] = []
     advanced: list[int] = []
     tally = Tally()
@@ -144,7 +142,7 @@ def test_a_sequence_that_does_not_fit_alone_is_one_clear_error(tmp_path: Path) -
 def test_padding_is_little_and_counted() -> None:
     rng = np.random.default_rng(0)
     items = [
-        Sequenced(rng.integers(0, 60, length).astype(np.int32), np.zeros(1, dtype=np.int32))
+        Sequenced(AnsweredSequence.answering(rng.integers(0, 60, length), [0]))
         for length in rng.lognormal(5, 0.5, 300).astype(int) + 10
     ]
     padded = 0

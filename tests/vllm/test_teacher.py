@@ -16,6 +16,7 @@ from logitbank.configs import Config, ConfigError, load_config
 from logitbank.configs.schema import ModelConfig, VllmConfig
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.workers import Worker
+from logitbank.sequences import AnsweredSequence
 from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced
@@ -119,7 +120,7 @@ def test_shared_prompts_and_single_tokens(teacher: Teacher) -> None:
     common = rng.integers(0, 1000, 300).astype(np.int32)
     answers = [rng.integers(0, most, size) for most, size in ((150_000, 1), (150_000, 9), (9, 3))]
     batch = [
-        Sequenced(np.concatenate([common, rng.integers(0, 1000, tail)]).astype(np.int32), answer.astype(np.int32))
+        Sequenced(AnsweredSequence.answering(np.concatenate([common, rng.integers(0, 1000, tail)]), answer))
         for tail, answer in zip((5, 5, 40), answers, strict=True)
     ]
     together = teacher.engine.score(batch, 20)
