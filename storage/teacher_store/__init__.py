@@ -7,6 +7,7 @@ from logitbank.storage.teacher_store.rows import TeacherRows, concatenate
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
 from logitbank.storage.teacher_store.spec import StoreInfo, StoreSpec
 from logitbank.storage.teacher_store.verify import parts_to_verify, verify
+from logitbank.storage.teacher_store.views import OtherTeacher, OwnSequences, Tokens
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 from logitbank.storage.teacher_store.writer import StoreBuilder, open_builder
 
@@ -17,11 +18,14 @@ __all__ = [
     "Encoding",
     "ExampleRecord",
     "ExampleTable",
+    "OtherTeacher",
+    "OwnSequences",
     "StoreBuilder",
     "StoreInfo",
     "StoreSpec",
     "TeacherRows",
     "TeacherStore",
+    "Tokens",
     "Vocabulary",
     "bytes_of_draws",
     "concatenate",

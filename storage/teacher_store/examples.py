@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
 from logitbank.sequences import AnsweredSequence, Span
+from logitbank.storage.teacher_store.example_ids import ExampleIds
 from logitbank.storage.teacher_store.layout import FLAT_CHUNK, FORMAT_VERSION, create_flat_array
 
 
@@ -128,11 +129,25 @@ def _runs(starts: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[np.int64]
     return runs
 
 
+def write_own(
+    group: zarr.Group,
+    examples: NDArray[np.int64],
+    sequences: Sequence[AnsweredSequence],
+    answer_start: NDArray[np.int64],
+) -> None:
+    """Fill the group of a view's own sequences: which of the store's examples each belongs to, and its tokens."""
+    create_flat_array(group, "example", examples, "pcodec")
+    write_sequences(group, sequences, answer_start)
+
+
 class ExampleTable:
     """N examples: small columns in memory, the rest read in chunks as it is asked for.
 
+    A view's own table holds sequences of its own for the store's examples, several for one or none at all.
+
     Attributes:
-        example_id: (N,) list of str.
+        example: (N,) positions in the store's examples: 0 to N − 1 but in a view's own table.
+        example_id: (N,) names, decoded as they are asked for.
         task: (N,) uint16, index into the store's tasks.
         language: (N,) uint16, index into the store's languages.
         input_length: (N,) int32, tokens of the whole sequence.
@@ -140,22 +155,38 @@ class ExampleTable:
         answer_start: (N,) int64, first row on the answer-token axis.
     """
 
-    def __init__(self, open_array: Callable[[str], zarr.Array[Any]], format_version: int = FORMAT_VERSION) -> None:
-        """Args: `open_array` opens one of the group's arrays by name."""
-        joined = _read_all(open_array("example_ids")).tobytes().decode()
+    def __init__(
+        self,
+        open_array: Callable[[str], zarr.Array[Any]],
+        format_version: int = FORMAT_VERSION,
+        of: ExampleTable | None = None,
+    ) -> None:
+        """Read the small columns.
+
+        Args:
+            open_array: opens one of the group's arrays by name.
+            format_version: of the store.
+            of: the store's examples, where the table is a view's own.
+        """
         context = "prompt" if format_version == 3 else "context"
-        self.task = _read_all(open_array("task"))
-        self.language = _read_all(open_array("language"))
+        self.example: NDArray[np.int64] | range
+        if of is None:
+            self.task = _read_all(open_array("task"))
+            self.language = _read_all(open_array("language"))
+            self.example = range(len(self.task))
+            self.example_id = ExampleIds.joined(_read_all(open_array("example_ids")), len(self.task))
+        else:
+            self.example = _read_all(open_array("example"))
+            self.task, self.language = of.task[self.example], of.language[self.example]
+            self.example_id = of.example_id.take(self.example)
         self.answer_length = _read_all(open_array("answer_length"))
         self.answer_start = _read_all(open_array("answer_start"))
         self.input_length: NDArray[np.int32] = _read_all(open_array(f"{context}_length")) + self.answer_length
-        self.example_id: list[str] = joined.split("\n") if len(self.task) else []
         self._context_start = _ChunkedReader(open_array(f"{context}_start"))
         self._context = _ChunkedReader(open_array(f"{context}_ids"))
         self._answers = _ChunkedReader(open_array("answer_ids"))
         spans = ("span_start", "span_count", "span_position", "span_length") if format_version > 3 else ()
         self._spans = tuple(_ChunkedReader(open_array(name)) for name in spans)
-        self._index: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.task)
@@ -184,17 +215,16 @@ class ExampleTable:
         ]
 
     def index_of(self, example_id: str) -> int:
-        """Position of an example.
+        """Position of an example, the first where a view has several sequences of it.
 
         Raises:
-            StoreError: the store has no example of that id.
+            StoreError: there is no example of that id.
         """
-        if self._index is None:
-            self._index = {name: position for position, name in enumerate(self.example_id)}
-        if example_id not in self._index:
+        found = self.example_id.positions_of(example_id)
+        if not len(found):
             some = ", ".join(self.example_id[:3])
             raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")
-        return self._index[example_id]
+        return int(found[0])
 
 
 class _ChunkedReader:

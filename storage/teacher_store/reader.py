@@ -11,27 +11,23 @@ from __future__ import annotations
 import json
 import shlex
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.buffer import Buffer
-from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
 from logitbank.registry import ENCODINGS
 from logitbank.storage.objects import (
     BASE_KEY,
-    ObjectEntry,
-    ObjectStore,
     covers,
     done_shards,
     open_objects,
     read_manifest,
-    read_object,
     read_objects,
     shard_key,
     view_key,
@@ -43,6 +39,8 @@ from logitbank.storage.teacher_store.layout import FORMAT, RANK_BLOCK, READABLE_
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
 from logitbank.storage.teacher_store.spec import StoreInfo
+from logitbank.storage.teacher_store.verified import VerifiedObjects
+from logitbank.storage.teacher_store.views import Tokens, ViewLayout
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
 _Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
@@ -65,7 +63,7 @@ class TeacherStore:
     def __init__(self, url: str, cache_bytes: int) -> None:
         self.url = url
         self.objects = open_objects(url)
-        self._source = _VerifiedObjects(self.objects)
+        self._source = VerifiedObjects(self.objects)
         place = f"--store {shlex.quote(url)}"
         try:
             self._source.add_manifest(BASE_KEY)
@@ -88,16 +86,10 @@ class TeacherStore:
         self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"), version)
         self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"), version)
         self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
-        shard_of = self.examples.answer_start // self.info.shard_tokens
-        first = np.searchsorted(shard_of, np.arange(self.info.shards + 1))
-        self.plan = ShardPlan(
-            self.info.shard_tokens,
-            self.examples.answer_start,
-            self.examples.answer_length,
-            first.astype(np.int64),
-        )
+        self.plan = _plan(self.examples, self.info.shard_tokens, self.info.shards)
         found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
         self.views = tuple(sorted(found))
+        self._layout = ViewLayout(self.plan, self.info.chunk_tokens, self.info.tokens, self.vocabulary)
         if self.info.encoding not in ENCODINGS:
             raise StoreError(
                 f"{place}: its encoding is {self.info.encoding}, "
@@ -106,6 +98,7 @@ class TeacherStore:
         self.encoding: Encoding = ENCODINGS[self.info.encoding]
         self._specs = self.encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.encoding)
         self._view_attributes: dict[str, dict[str, Any]] = {}
+        self._own: dict[str, tuple[ViewLayout, ExampleTable]] = {}
         self._shards = _Cache(cache_bytes)
 
     @classmethod
@@ -131,10 +124,53 @@ class TeacherStore:
             )
         if view not in self._view_attributes:
             entries, _ = read_manifest(self.objects, view_key(view))
-            keys = list(entries)  # the metadata of its arrays is checked as well, though nothing reads it here
+            # The metadata of its arrays is checked as well, though nothing reads it here.
+            keys = [key for key in entries if key.endswith("zarr.json")]
             documents = dict(zip(keys, read_objects(self.objects, keys, entries, f"view {view}"), strict=True))
             self._view_attributes[view] = json.loads(documents[f"teachers/{view}/zarr.json"])["attributes"]
         return self._view_attributes[view]
+
+    def table(self, view: str) -> ExampleTable:
+        """The examples that a view's rows are of: the store's, or the view's own."""
+        return self.examples if not self.has_own_sequences(view) else self._own_of(view)[1]
+
+    def plan_of(self, view: str) -> ShardPlan:
+        """Which rows of a view belong to which example of `table(view)`."""
+        return self._layout_of(view).plan
+
+    def tokens_of(self, view: str) -> Tokens:
+        """What the token ids of a view stand for."""
+        return self._layout_of(view).tokens
+
+    def has_own_sequences(self, view: str) -> bool:
+        """Whether the view's teacher saw other answers, or other token ids, than the store's examples hold."""
+        return self.view_attributes(view).get("sequences") == "own"
+
+    def require_examples(self, view: str) -> None:
+        """Raise `StoreError` where a view's rows are not of the store's examples, which students learn from."""
+        if self.has_own_sequences(view):
+            shared = ", ".join(name for name in self.views if not self.has_own_sequences(name)) or "none"
+            raise StoreError(
+                f"--view {view}: its teacher read sequences of its own, not those that a student learns from here; "
+                f"expected a view of the store's examples ({shared})"
+            )
+
+    def _layout_of(self, view: str) -> ViewLayout:
+        return self._layout if not self.has_own_sequences(view) else self._own_of(view)[0]
+
+    def _own_of(self, view: str) -> tuple[ViewLayout, ExampleTable]:
+        """Layout and examples of a view with sequences of its own, read when they are asked for first."""
+        if view not in self._own:
+            attributes, place = self.view_attributes(view), f"teachers/{view}"
+            self._source.add_manifest(view_key(view))
+            table = ExampleTable(lambda name: self._array(f"{place}/examples/{name}"), of=self.examples)
+            tokens, vocabulary = self.info.tokens, self.vocabulary
+            if "teacher" in attributes:
+                tokens = Tokens(**{field.name: attributes[field.name] for field in fields(Tokens)})
+                vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"{place}/vocabulary/{name}"))
+            plan = _plan(table, attributes["shard_tokens"], attributes["shards"])
+            self._own[view] = ViewLayout(plan, attributes["chunk_tokens"], tokens, vocabulary), table
+        return self._own[view]
 
     def example(self, position: int) -> ExampleRecord:
         """One training example; `position` counts as in `read`. IndexError beyond the last."""
@@ -150,16 +186,16 @@ class TeacherStore:
 
     def missing_shards(self, view: str) -> list[int]:
         """Shards of a view that are still to be written."""
-        self.view_attributes(view)
+        shards = self.plan_of(view).shards
         done = done_shards(self.objects, view)
-        return [shard for shard in range(self.info.shards) if shard not in done]
+        return [shard for shard in range(shards) if shard not in done]
 
     def require_view(self, view: str) -> None:
         """Raise `StoreError` where the view is absent, `IncompleteStoreError` where half-built."""
         missing = self.missing_shards(view)
         if missing:
             raise IncompleteStoreError(
-                f"--view {view}: {len(missing)} of {counted(self.info.shards, 'shard')} of "
+                f"--view {view}: {len(missing)} of {counted(self.plan_of(view).shards, 'shard')} of "
                 f"{shlex.quote(self.url)} still to be written; run the same build-teacher-cache command to resume"
             )
 
@@ -167,7 +203,7 @@ class TeacherStore:
         """Teacher rows of the given examples, end to end in the given order.
 
         Args:
-            examples: positions in `self.examples`, at least one.
+            examples: positions in `table(view)`, at least one.
             view: which view.
             top_k: how many ranks, up to the stored K (the default). Fewer come without draws.
 
@@ -179,17 +215,17 @@ class TeacherStore:
         if len(examples) == 0:
             raise StoreError("examples: expected at least one, got none")
         rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        total = 0
+        total, plan = 0, self.plan_of(view)
         for example in examples:
-            shard, row = divmod(int(self.plan.answer_start[example]), self.plan.shard_tokens)
-            length = int(self.plan.answer_length[example])
+            shard, row = divmod(int(plan.answer_start[example]), plan.shard_tokens)
+            length = int(plan.answer_length[example])
             rows[shard].append((row, total, length))
             total += length
         return self._decode(view, rows, total, top_k)
 
     def read_shard(self, view: str, shard: int, top_k: int | None = None) -> TeacherRows:
         """All used rows of one shard."""
-        used = self.plan.used_rows(shard)
+        used = self.plan_of(view).used_rows(shard)
         return self._decode(view, {shard: [(0, 0, used)]}, used, self._checked(top_k))
 
     def _checked(self, top_k: int | None) -> int:
@@ -216,17 +252,18 @@ class TeacherStore:
             columns = spec.columns_for(top_k, self.info.top_k)
             wide = gathered.pop(spec.name).reshape(total, -1)
             arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
-        decoded = self.encoding.decode(arrays, top_k, self.vocabulary)
+        vocabulary = self._layout_of(view).vocabulary
+        decoded = self.encoding.decode(arrays, top_k, vocabulary)
         # Draws complete all of the K ranks: to fewer they say nothing.
         complete = self.info.draws and top_k == self.info.top_k
-        return decode_samples(decoded, arrays, self.vocabulary, self.encoding) if complete else decoded
+        return decode_samples(decoded, arrays, vocabulary, self.encoding) if complete else decoded
 
     def _load(self, view: str, shard: int, top_k: int) -> _Shard:
         """The used rows of a shard, with the columns that the first `top_k` ranks need."""
         key = (view, shard, -(-top_k // RANK_BLOCK))
         if (cached := self._shards.get(key)) is not None:
             return cached
-        self.view_attributes(view)
+        layout = self._layout_of(view)
         try:
             entries, details = read_manifest(self.objects, shard_key(view, shard))
         except FileNotFoundError:
@@ -243,10 +280,10 @@ class TeacherStore:
             objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
             for spec in self._specs:
                 # Zarr fills a narrower last block up, so all objects of an array have as many columns.
-                shape = (len(keys[spec.name]), self.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
+                shape = (len(keys[spec.name]), layout.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
                 arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
                 for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
-                    self._decode_object(name, objects[name], out, shard)
+                    _decode_object(name, objects[name], out, shard, layout)
         except CorruptStoreError as error:
             raise CorruptStoreError(
                 f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
@@ -255,12 +292,6 @@ class TeacherStore:
         self._shards.put(key, arrays)
         return arrays
 
-    def _decode_object(self, key: str, data: bytes, out: NDArray[Any], shard: int) -> None:
-        try:
-            decode_object(data, out, shard_tokens=self.info.shard_tokens, chunk_tokens=self.info.chunk_tokens)
-        except Exception as error:  # a codec that chokes on bytes whose checksum matched
-            raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
-
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._arrays:
             opened = zarr.open_array(self._zarr, path=path, mode="r")
@@ -268,53 +299,16 @@ class TeacherStore:
         return self._arrays[path]
 
 
-class _VerifiedObjects(MutableMapping[str, Buffer]):
-    """Zarr's view of the store: whole objects that the manifests list, verified when fetched."""
+def _plan(table: ExampleTable, shard_tokens: int, shards: int) -> ShardPlan:
+    first = np.searchsorted(table.answer_start // shard_tokens, np.arange(shards + 1))
+    return ShardPlan(shard_tokens, table.answer_start, table.answer_length, first.astype(np.int64))
 
-    def __init__(self, objects: ObjectStore, keep_bytes: int = 1 << 26) -> None:
-        self._objects = objects
-        self._entries: dict[str, ObjectEntry] = {}
-        self._recent: OrderedDict[str, Buffer] = OrderedDict()
-        self._recent_bytes = 0
-        self._keep_bytes = keep_bytes
 
-    def add_manifest(self, key: str) -> None:
-        """Make the objects of one manifest readable."""
-        entries, _ = read_manifest(self._objects, key)
-        self._entries |= entries
-
-    def __getitem__(self, key: str) -> Buffer:
-        if key in self._recent:
-            return self._recent[key]
-        if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
-            raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
-        return self._keep(key, read_object(self._objects, key, self._entries[key]))
-
-    def fetch(self, keys: Sequence[str]) -> None:
-        """Read and keep several objects at once."""
-        for key, data in zip(keys, read_objects(self._objects, keys, self._entries, ""), strict=True):
-            self._keep(key, data)
-
-    def _keep(self, key: str, data: bytes) -> Buffer:
-        buffer: Buffer = default_buffer_prototype().buffer.from_bytes(data)
-        self._recent[key] = buffer
-        self._recent_bytes += len(data)
-        while self._recent_bytes > self._keep_bytes and len(self._recent) > 1:
-            _, dropped = self._recent.popitem(last=False)
-            self._recent_bytes -= len(dropped)
-        return buffer
-
-    def __setitem__(self, key: str, value: Buffer) -> None:
-        raise TypeError("a store is read-only here")
-
-    def __delitem__(self, key: str) -> None:
-        raise TypeError("a store is read-only here")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def _decode_object(key: str, data: bytes, out: NDArray[Any], shard: int, layout: ViewLayout) -> None:
+    try:
+        decode_object(data, out, shard_tokens=layout.plan.shard_tokens, chunk_tokens=layout.chunk_tokens)
+    except Exception as error:  # a codec that chokes on bytes whose checksum matched
+        raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
 
 
 class _Cache:

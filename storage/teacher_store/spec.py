@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from logitbank.errors import StoreError
 from logitbank.experiment import flatten
 from logitbank.storage.teacher_store.examples import ExampleRecord
 from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, ShardPlan
+from logitbank.storage.teacher_store.views import OwnSequences, Saw, Tokens, ViewLayout, add_sequence
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
 SHORT_DIGITS = 8  # of a fingerprint, where a person reads it
@@ -106,6 +105,11 @@ class StoreInfo(StoreFields):
         return self._text(self.teacher.get("model")) or self.model
 
     @property
+    def tokens(self) -> Tokens:
+        """What the ids of the examples, and of views without ids of their own, stand for."""
+        return Tokens(self.tokenizer_size, self.vocab_size, self.tokenizer_hash)
+
+    @property
     def short_fingerprint(self) -> str:
         """The fingerprint's first digits, for tables and messages."""
         return self.fingerprint[:SHORT_DIGITS]
@@ -154,17 +158,33 @@ def root_attributes(
     }
 
 
+def view_identity(identity: Mapping[str, Any], own: OwnSequences | None, layout: ViewLayout) -> dict[str, Any]:
+    """Every input that decides what a view holds, as JSON gives it back."""
+    found = dict(identity)
+    if own is not None:
+        sizes = {"shard_tokens": layout.plan.shard_tokens, "chunk_tokens": layout.chunk_tokens}
+        found["own"] = own.identity() | sizes
+    return dict(as_json(found))
+
+
 def view_attributes(
-    view: str, store_fingerprint: str, identity: Mapping[str, Any], details: Mapping[str, Any]
+    view: str,
+    store_fingerprint: str,
+    sequences: Saw,
+    identity: Mapping[str, Any],
+    details: Mapping[str, Any],
+    layout: ViewLayout,
 ) -> dict[str, Any]:
-    """Attributes of a new view's group."""
-    plain = as_json(identity)
-    return {
-        "view": view,
-        "identity": plain,
-        "details": as_json(details),
-        "fingerprint": hash_json([store_fingerprint, plain]),
-    }
+    """Attributes of a new view's group, from what `view_identity` gave."""
+    decides: list[Any] = [store_fingerprint, identity]
+    attributes: dict[str, Any] = {"view": view, "sequences": sequences}
+    if (own := identity.get("own")) is not None:
+        attributes["sequences"] = "own"
+        attributes |= {key: value for key, value in own.items() if key not in ("count", "hash")}
+        attributes |= {"shards": layout.plan.shards, "answer_tokens": int(layout.plan.answer_length.sum())}
+        if "teacher" in own:
+            decides.append(layout.vocabulary.hash())
+    return {**attributes, "identity": identity, "details": as_json(details), "fingerprint": hash_json(decides)}
 
 
 _UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
@@ -210,8 +230,5 @@ def _hash_records(records: Sequence[ExampleRecord]) -> str:
     digest = hashlib.sha256()
     for record in records:
         digest.update(f"{record.example_id}\n{record.task}\n{record.language}\n".encode())
-        spans = record.sequence.spans  # one answer is hashed as in format 3: the same content, the same fingerprint
-        header = spans if len(spans) == 1 else ((len(record.sequence), 0), *spans)
-        digest.update(np.asarray(header, "<i8").tobytes())
-        digest.update(record.sequence.ids.astype("<i4").tobytes())
+        add_sequence(digest, record.sequence)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -55,42 +55,65 @@ def spec(**changes: Any) -> StoreSpec:
     return StoreSpec(**{**fields, **changes})
 
 
-def teacher_rows(answer_ids: np.ndarray, top_k: int, *, seed: int = 0) -> TeacherRows:
-    """Rows of a random but reproducible teacher over `VOCAB_SIZE` rows, in float64 arithmetic."""
+def conversations(count: int, *, seed: int = 0, turns: int = 4, size: int = TOKENIZER_SIZE) -> list[AnsweredSequence]:
+    """Sequences with 1 to `turns` answer spans and random ids below `size`."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(count):
+        runs = rng.integers(1, 6, (rng.integers(1, turns + 1), 2))
+        ends = np.cumsum(runs.ravel()).reshape(-1, 2)
+        sequences.append(AnsweredSequence(rng.integers(0, size, ends[-1, 1]), zip(ends[:, 0], runs[:, 1], strict=True)))
+    return sequences
+
+
+def teacher_rows(
+    answer_ids: np.ndarray,
+    top_k: int,
+    *,
+    seed: int = 0,
+    vocab_size: int = VOCAB_SIZE,
+    tokenizer_size: int = TOKENIZER_SIZE,
+) -> TeacherRows:
+    """Rows of a random but reproducible teacher over `vocab_size` rows, in float64 arithmetic."""
     rng = np.random.default_rng([seed, len(answer_ids), *answer_ids.tolist()])
-    logits = rng.normal(0, 3, (len(answer_ids), VOCAB_SIZE)).astype(np.float32)
+    logits = rng.normal(0, 3, (len(answer_ids), vocab_size)).astype(np.float32)
     wide = logits.astype(np.float64)
     peak = wide.max(axis=1, keepdims=True)
     logsumexp = np.log(np.exp(wide - peak).sum(axis=1)) + peak[:, 0]
     probabilities = np.exp(wide - logsumexp[:, None])
     entropy = -(probabilities * (wide - logsumexp[:, None])).sum(axis=1)
     gold = np.take_along_axis(logits, answer_ids[:, None], axis=1)
-    order = np.argsort(-logits[:, :TOKENIZER_SIZE], axis=1, kind="stable")[:, :top_k]
+    order = np.argsort(-logits[:, :tokenizer_size], axis=1, kind="stable")[:, :top_k]
     return TeacherRows(
         token_ids=order.astype(np.int32),
         logits=np.take_along_axis(logits, order, axis=1),
         logsumexp=logsumexp.astype(np.float32),
         entropy=entropy.astype(np.float32),
         gold_logit=gold[:, 0],
-        gold_rank=(logits[:, :TOKENIZER_SIZE] > gold).sum(axis=1).astype(np.int32),
+        gold_rank=(logits[:, :tokenizer_size] > gold).sum(axis=1).astype(np.int32),
     )
 
 
 @functools.cache
-def vocabulary() -> Vocabulary:
+def vocabulary(tokenizer_size: int = TOKENIZER_SIZE) -> Vocabulary:
     """What the builder learns from a pilot that often ranks one of 40 tokens first."""
     rng = np.random.default_rng(3)
-    pilot = np.stack([rng.permutation(TOKENIZER_SIZE)[:70] for _ in range(200)])
+    pilot = np.stack([rng.permutation(tokenizer_size)[:70] for _ in range(200)])
     pilot[:, 0] = rng.integers(0, 40, len(pilot))
-    return Vocabulary.learn(pilot.astype(np.int32), TOKENIZER_SIZE)
+    return Vocabulary.learn(pilot.astype(np.int32), tokenizer_size)
 
 
-def write_missing(builder: StoreBuilder, view: str, examples: list[ExampleRecord], top_k: int) -> None:
+def write_missing(
+    builder: StoreBuilder,
+    view: str,
+    examples: Sequence[ExampleRecord] | Sequence[AnsweredSequence],
+    top_k: int,
+    **teacher: int,
+) -> None:
     """Let the stand-in teacher fill every missing shard of a view."""
     for shard in builder.missing_shards(view):
-        members = [examples[i] for i in builder.plan.examples_of(shard)]
-        answer_ids = np.concatenate([record.answer_ids for record in members])
-        builder.write_shard(view, shard, teacher_rows(answer_ids, top_k, seed=len(view)))
+        answer_ids = np.concatenate([examples[i].answer_ids for i in builder.plan_of(view).examples_of(shard)])
+        builder.write_shard(view, shard, teacher_rows(answer_ids, top_k, seed=len(view), **teacher))
 
 
 def build(

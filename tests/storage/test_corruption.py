@@ -32,7 +32,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everything(url: str) -> list[bytes]:
     """All that a reader can get out of a store."""
     store = TeacherStore.open(url)
-    seen = [repr(store.info).encode(), "\n".join(store.examples.example_id + store.validation.example_id).encode()]
+    seen = [repr(store.info).encode(), "\n".join([*store.examples.example_id, *store.validation.example_id]).encode()]
     for table in (store.examples, store.validation):
         seen += [table.task.tobytes(), table.language.tobytes(), table.answer_start.tobytes()]
         for i in range(len(table)):
