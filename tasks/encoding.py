@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.common import Example, Task
+from logitbank.tasks.conversations.conversation import Conversation
+from logitbank.tasks.conversations.encoder import ConversationEncoder
+from logitbank.tasks.encoded import StudentSequence, TeacherSequence
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
+from logitbank.tasks.settings import ChatSettings
+
+__all__ = ["ExampleEncoder", "StudentSequence", "TeacherSequence"]
 
 
-@dataclass(frozen=True)
-class StudentSequence:
-    """What a student learns from one example, or from a part of it.
-
-    Attributes:
-        sequence: the token ids and their answer spans.
-        suffix: goes behind the example's id: empty, or `#<turn>` where one example gives several sequences.
-    """
-
-    sequence: AnsweredSequence
-    suffix: str = ""
-
-
-class TeacherSequence(NamedTuple):
-    """What a teacher reads under a view.
-
-    Attributes:
-        sequence: the spans of the student's sequence behind another context.
-        demonstrations: how many it holds, after those dropped for length.
-    """
-
-    sequence: AnsweredSequence
-    demonstrations: int
+_DEFAULT_CHAT = ChatSettings()
 
 
 class ExampleEncoder:
@@ -46,10 +29,24 @@ class ExampleEncoder:
         counts: what was left out or changed so far, in words, for one line at the end.
     """
 
-    def __init__(self, encoder: PromptEncoder, teacher: PromptEncoder | None = None) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, teacher: PromptEncoder | None = None, chat: ChatSettings = _DEFAULT_CHAT
+    ) -> None:
+        """Take the encoders.
+
+        Args:
+            encoder: of the student.
+            teacher: of the teacher, where its chat template differs from the student's.
+            chat: which turns of conversations are learnt, and whether thinking is kept.
+        """
         self.encoder = encoder
         self.teacher_encoder = teacher
         self.counts: Counter[str] = Counter()
+        self._chat = chat
+
+    @functools.cached_property
+    def _conversations(self) -> ConversationEncoder:
+        return ConversationEncoder(self.encoder, self.teacher_encoder, self._chat, self.counts)
 
     def student(self, task: Task, example: Example, *, max_tokens: int) -> list[StudentSequence]:
         """The sequences that a student learns from; none where not even the query fits.
@@ -59,6 +56,8 @@ class ExampleEncoder:
             example: question and answer.
             max_tokens: the longest sequence allowed, answer included.
         """
+        if _is_conversation(example):
+            return self._conversations.student(example, max_tokens=max_tokens)
         answer = self.encoder.encode_answer(example.answer)
         prompt = self.encoder.encode_prompt(task, example, [], max_tokens=max_tokens - len(answer))
         return [] if prompt is None else [StudentSequence(AnsweredSequence.answering(prompt.ids, answer))]
@@ -86,6 +85,8 @@ class ExampleEncoder:
         Returns:
             None where it does not fit even without demonstrations.
         """
+        if _is_conversation(example):
+            return self._conversations.teacher(view, example, student, demonstrations, max_tokens=max_tokens)
         if view == "zeroshot" and self.teacher_encoder is None:
             return TeacherSequence(student.sequence, 0)
         encoder = self.teacher_encoder or self.encoder
@@ -106,4 +107,10 @@ class ExampleEncoder:
             demonstrations: shown before the query, dropped from the front where they do not fit.
             max_tokens: the longest prompt allowed, the answer not counted.
         """
+        if _is_conversation(example):
+            return self._conversations.generation(example, demonstrations, max_tokens=max_tokens)
         return self.encoder.encode_prompt(task, example, demonstrations, max_tokens=max_tokens)
+
+
+def _is_conversation(example: Example) -> bool:
+    return isinstance(example.fields.get("conversation"), Conversation)

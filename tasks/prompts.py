@@ -31,7 +31,7 @@ _STANDING_CLOCK = """\
 {{- text -}}
 {%- endmacro %}
 """
-_TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": PROMPT_DATE}
+TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": PROMPT_DATE}
 _PROBE_TEXTS = ("yes", "Probe answer", "B-PER O", "12", "#### 7", "是", "हाँ")
 _PROBE_SYSTEM, _PROBE_USER, _PROBE_ANSWER = "Probe of the system role.", "Probe question?", "Probeanswer"
 
@@ -50,6 +50,8 @@ class PromptEncoder:
     Attributes:
         tokenizer: the tokenizer.
         has_template: whether prompts go through its chat template; otherwise they are plain text.
+        system_role: whether the template takes a system message and shows it.
+        answer_space: spaces that stand between the generation prompt and an answer's first letter.
         end_of_turn_id: the token that ends an answer.
         stop_ids: tokens at which generation ends: end of turn and end of sequence.
     """
@@ -64,16 +66,16 @@ class PromptEncoder:
         self.has_template = tokenizer.chat_template is not None
         self._added_token = _added_token_pattern(tokenizer)
         self._template = ""
-        self._system_role = True
+        self.system_role = True
         self._answer_header = ""
-        self._answer_space = ""
+        self.answer_space = ""
         self._answer_anchor = ""
         end_of_turn: int | None = tokenizer.eos_token_id
         if self.has_template:
-            self._template = _without_clock(tokenizer.get_chat_template())
-            self._system_role = self._accepts_system_role()
+            self._template = without_clock(tokenizer.get_chat_template())
+            self.system_role = self._accepts_system_role()
             self._answer_header, written = self._study_answer_turn()
-            self._answer_space, self._answer_anchor = self._study_first_token()
+            self.answer_space, self._answer_anchor = self._study_first_token()
             end_of_turn = end_of_turn if written is None else written
         if end_of_turn is None:
             raise TaskError("tokenizer: expected an end-of-turn or end-of-sequence token, found neither")
@@ -113,6 +115,11 @@ class PromptEncoder:
         """Whether answers have the same ids as with another encoder, ends of turn aside."""
         return all(self._answer_text_ids(text) == other._answer_text_ids(text) for text in _PROBE_TEXTS)
 
+    @property
+    def opens_with(self) -> str:
+        """What the tokenizer puts before every text by itself: the beginning-of-sequence token, or nothing."""
+        return str(self.tokenizer.bos_token) if self._beginning_ids() else ""
+
     @functools.cached_property
     def tokenizer_hash(self) -> str:
         """Hash of all that decides which ids a text gets: equal for tokenizers that always agree."""
@@ -121,15 +128,15 @@ class PromptEncoder:
     @functools.cached_property
     def template_hash(self) -> str:
         """Hash of the chat template as used here, the standing date included."""
-        opening = [[self._answer_anchor, self._answer_space]] if self._answer_anchor or self._answer_space else []
-        return _hash([self._template, _TEMPLATE_ARGUMENTS, self._system_role, self._answer_header, *opening])
+        opening = [[self._answer_anchor, self.answer_space]] if self._answer_anchor or self.answer_space else []
+        return _hash([self._template, TEMPLATE_ARGUMENTS, self.system_role, self._answer_header, *opening])
 
     def _encode(self, task: Task, query: Example, demonstrations: Sequence[Example]) -> list[int]:
         if not self.has_template:
             return self._encode_plain(task, query, demonstrations)
         messages = self._messages(task, query, demonstrations)
-        header = self._ids(self._answer_header.removesuffix(self._answer_space)) if self._answer_header else []
-        own_space = "" if self._answer_header else self._answer_space  # of the generation prompt
+        header = self._ids(self._answer_header.removesuffix(self.answer_space)) if self._answer_header else []
+        own_space = "" if self._answer_header else self.answer_space  # of the generation prompt
         if any(self._added_token.search(message["content"]) for message in messages):
             # The text spells out a control token (`<|im_end|>`): it must stay text. Slower, so only here.
             ids = self.tokenizer.apply_chat_template(
@@ -138,7 +145,7 @@ class PromptEncoder:
                 add_generation_prompt=True,
                 sanitize_control_tokens=True,
                 return_dict=False,
-                **_TEMPLATE_ARGUMENTS,
+                **TEMPLATE_ARGUMENTS,
             )
             spaces = len(self._ids(f"a{own_space}")) - len(self._ids("a"))
             return [*ids[: len(ids) - spaces], *header]
@@ -163,7 +170,7 @@ class PromptEncoder:
         return self._with_system(task.system_prompt, turns)
 
     def _with_system(self, system_prompt: str, turns: list[dict[str, str]]) -> list[dict[str, str]]:
-        if self._system_role:
+        if self.system_role:
             return [{"role": "system", "content": system_prompt}, *turns]
         first = {"role": "user", "content": f"{system_prompt}\n\n{turns[0]['content']}"}
         return [first, *turns[1:]]
@@ -175,7 +182,7 @@ class PromptEncoder:
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **_TEMPLATE_ARGUMENTS,
+                **TEMPLATE_ARGUMENTS,
             )
         )
 
@@ -196,8 +203,8 @@ class PromptEncoder:
     def _answer_text_ids(self, text: str) -> list[int]:
         """Ids of an answer's text; see `encode_answer`."""
         if not self._answer_anchor:
-            return self._encode_text(self._answer_space + text)
-        return self._ids_behind(self._answer_anchor, self._answer_space + text)
+            return self._encode_text(self.answer_space + text)
+        return self._ids_behind(self._answer_anchor, self.answer_space + text)
 
     def _ids_behind(self, anchor: str, text: str) -> list[int]:
         """Ids of text as it stands behind an anchor; on its own where the two would share a token."""
@@ -286,7 +293,8 @@ def _digest(items: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(items).encode(errors="surrogatepass")).hexdigest()
 
 
-def _without_clock(template: str) -> str:
+def without_clock(template: str) -> str:
+    """A chat template whose `strftime_now` gives a standing date."""
     return _STANDING_CLOCK + template if "strftime_now" in template else template
 
 
