@@ -23,11 +23,16 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     """Refuse a store that this student cannot be trained from.
 
     Raises:
-        StoreError: the view is absent or half-built, the chat templates differ, or an id of the store is another
-            token for this student.
+        StoreError: it holds another split than the training split, the view is absent or half-built, the chat
+            templates differ, or an id of the store is another token for this student.
         ConfigError: more teacher logits asked for than stored, or a task that the store lacks.
     """
     info, top_k = store.info, config.distillation.n_top_logits
+    if info.split != "train":
+        raise StoreError(
+            f"--store: expected a store of the training split, but {store.url} holds the {info.split} split, "
+            "which is for evaluate-model"
+        )
     if view is not None:
         store.require_view(view)
         if top_k is not None and top_k > info.top_k:

@@ -15,6 +15,7 @@ from logitbank.storage.objects import open_objects
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Opening, TeacherOpener
 from logitbank.teacher_cache.estimate import Estimate, estimate
+from logitbank.teacher_cache.examples import TRAIN
 from logitbank.teacher_cache.fill import fill
 from logitbank.teacher_cache.pairing import pair
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
@@ -36,8 +37,13 @@ class Prepared:
     plan: TeacherPlan
 
 
-def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS) -> Prepared:
+def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = TRAIN) -> Prepared:
     """Check that the teacher fits, and encode all that it will be asked.
+
+    Args:
+        config: of the build.
+        views: which to fill.
+        split: whose examples: `train`, or `validation` or `test` for evaluation.
 
     Raises:
         ConfigError: a key that the engine cannot honour, a tokenizer or model configuration that cannot be
@@ -48,23 +54,28 @@ def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS) -> Prepared:
     opener.check(config)
     pairing = pair(config)
     _check_ranks(config, pairing.rankable, opener)
-    plan = make_plan(config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own)
+    plan = make_plan(config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own, split=split)
     pairing.check_plan(plan)
     plan.excluded, plan.teacher_tokenizer = pairing.excluded, pairing.teacher_tokenizer
     return Prepared(pairing.teacher, pairing.encoder, plan)
 
 
-def estimate_store(config: Config, views: Sequence[str] = DEFAULT_VIEWS) -> Estimate:
+def estimate_store(config: Config, views: Sequence[str] = DEFAULT_VIEWS, *, split: str = TRAIN) -> Estimate:
     """What `build_store` would do: tokens, bytes and examples, per task and language.
 
     Raises:
         ConfigError, TaskError: see `prepare`.
     """
-    return estimate(config, prepare(config, views).plan)
+    return estimate(config, prepare(config, views, split).plan)
 
 
 def build_store(
-    config: Config, url: str, views: Sequence[str] = DEFAULT_VIEWS, *, worker: Worker | None = None
+    config: Config,
+    url: str,
+    views: Sequence[str] = DEFAULT_VIEWS,
+    *,
+    split: str = TRAIN,
+    worker: Worker | None = None,
 ) -> Tally:
     """Write every shard that a store still lacks; one that is complete is left as it is.
 
@@ -72,6 +83,7 @@ def build_store(
         config: of the build; recorded in the store.
         url: directory or fsspec URL of the store.
         views: which to fill.
+        split: whose examples; see `prepare`.
         worker: which of several processes that fill one store this is; None for one on its own.
 
     Raises:
@@ -83,7 +95,7 @@ def build_store(
     opener.check(config)
     opener.require(config, os.environ)
     open_objects(url).require_writable()  # before prompts are encoded and a large model is loaded for nothing
-    prepared = prepare(config, views)
+    prepared = prepare(config, views, split)
     engine = opener.open(
         Opening(
             config=config,

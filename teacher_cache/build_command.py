@@ -29,6 +29,12 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)})",
     )
     parser.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        default="train",
+        help="whose examples: train, or another for evaluate-model --store (default: train)",
+    )
+    parser.add_argument(
         "--worker",
         metavar="I/N",
         help="this process is worker I (from 0) of N that fill one store (default: as torchrun or Slurm says)",
@@ -53,11 +59,11 @@ def _run(arguments: argparse.Namespace) -> None:
     worker = find_worker(arguments.worker, os.environ)
     if arguments.dry_run:
         open_objects(arguments.store)  # an URL that no file system knows is an error here too
-        _print_estimate(estimate_store(config, views))
+        _print_estimate(estimate_store(config, views, split=arguments.split))
         return
     if worker is not None:
         print(f"{worker}; --worker 0/1 would do all shards", flush=True)
-    _print_done(arguments.store, build_store(config, arguments.store, views, worker=worker))
+    _print_done(arguments.store, build_store(config, arguments.store, views, split=arguments.split, worker=worker))
 
 
 def _print_done(url: str, tally: Tally) -> None:

@@ -100,6 +100,11 @@ class StoreInfo(StoreFields):
         return tuple(self.identity.get("identity", {}).get("untaught", ()))
 
     @property
+    def split(self) -> str:
+        """Whose examples it holds."""
+        return self._text(self.identity.get("identity", {}).get("split")) or "train"
+
+    @property
     def teacher_model(self) -> str:
         """Hub id or path of the teacher; the student's base model where the builder recorded none."""
         return self._text(self.teacher.get("model")) or self.model

@@ -39,9 +39,10 @@ def show_summary(inspection: Inspection, output: str) -> None:
     if output == "json":
         print(json.dumps(facts, indent=2))
         return
+    split = "" if facts["split"] == "train" else f", {facts['split']} split"
     draws = f" and {facts['draws']} draws, {facts['signal']}" if facts["draws"] else ""
     print(
-        f"{facts['store']}: {facts['examples']:,} examples, {facts['answer_tokens']:,} answer tokens\n"
+        f"{facts['store']}: {facts['examples']:,} examples, {facts['answer_tokens']:,} answer tokens{split}\n"
         f"top {facts['top_k']}{draws} ({facts['encoding']}), {facts['bytes'] / 1e6:,.1f} MB = "
         f"{facts['bytes_per_answer_token_and_view']:,.0f} bytes per answer token and view\n"
         f"teacher {facts['teacher'].get('model', facts['model'])} ({facts['teacher'].get('dtype', '?')})\n"

@@ -82,6 +82,7 @@ class Inspection:
             "top_k": info.top_k,
             "signal": info.signal,
             "draws": info.draws,
+            "split": info.split,
             "examples": len(store.examples),
             "validation_examples": len(store.validation),
             "answer_tokens": info.answer_tokens,

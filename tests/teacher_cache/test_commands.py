@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from logitbank.configs import load_config
+from logitbank.evaluation.questions import draw_questions
 from logitbank.storage import TeacherStore
 from logitbank.storage.objects import open_objects
 from logitbank.student_train import train_command
@@ -215,6 +217,34 @@ def test_examples_of_a_language_that_was_not_asked_for_have_their_place(argument
     assert store.info.languages == ("hi", "en")
     assert {store.info.languages[i] for i in store.examples.language} == {"en"}
     assert {store.info.languages[i] for i in store.validation.language} == {"hi"}
+
+
+def test_a_store_of_the_test_split_holds_what_an_evaluation_asks(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [*arguments, "evaluation.max_samples=5", "evaluation.sample_seed=3", "data.max_train_per_task=2"]
+    url = str(tmp_path / "s")
+    build_command.main(["--store", url, "--view", "zeroshot", "--split", "test", *few])
+    store = TeacherStore.open(url)
+    config = load_config([], few)
+    asked = [
+        question.example.example_id
+        for task in config.tasks
+        for language in config.languages
+        for question in draw_questions(config, "base", task, language)
+    ]
+    assert len(asked) == 4 * 5
+    assert sorted(store.examples.example_id[i] for i in range(len(store.examples))) == sorted(asked)
+    assert len(store.validation) == 0
+    assert store.info.split == "test"
+    inspect_command.main(["--store", url])
+    assert "answer tokens, test split" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build_command.main(["--store", url, "--view", "zeroshot", *few])
+    assert "--store" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_command.main(["--store", url, "--view", "zeroshot", "--output", str(tmp_path / "student"), *few])
+    assert f"--store: expected a store of the training split, but {url} holds the test split" in capsys.readouterr().err
 
 
 def test_going_on_with_other_settings_names_the_field_and_both_values(
