@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from logitbank.scripts.study import GROUP as STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
 STRANGERS = ("configs", "tasks", "storage", "evaluation", "teacher_cache", "student_train", "models", "scripts")
+PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 HELP_SECONDS = 1.0  # of a processor
 
 
@@ -135,6 +137,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def shown(language: str) -> list[str]:
+    """The code blocks of docs/adding-a-task.md in a language."""
+    page = (ROOT / "docs" / "adding-a-task.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
 def alone(home: Path) -> dict[str, str]:
     """An environment that names nothing of this checkout."""
     return {"PATH": "/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -176,6 +184,38 @@ def test_every_command_runs_beside_strangers(bare: Path, folder: Path) -> None:
     before = weights.stat().st_mtime_ns
     run(folder, str(bare / "python"), "-m", "logitbank", "train-student", *student)
     assert weights.stat().st_mtime_ns == before
+
+
+def test_a_task_of_one_s_own_needs_no_edit_of_what_is_installed(bare: Path, folder: Path) -> None:
+    """By file in a study, by name from a package that is put beside the wheel."""
+    (rows,), code = shown("json"), shown("python")[0]
+    (folder / "mine").mkdir()
+    packages = Path(subprocess.check_output([bare / "python", "-c", PACKAGES], text=True).strip())
+    package = packages / "my_reviews"
+    for place, name in ((folder / "mine", "reviews"), (package, "tasks")):
+        place.mkdir(exist_ok=True)
+        (place / f"{name}.py").write_text(code if place != package else code.replace('"reviews"', '"my-reviews"'))
+        for split in ("train", "validation", "test"):
+            (place / f"reviews-{split}.jsonl").write_text(rows)
+    about = packages / "my_reviews-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-reviews\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[logitbank.tasks]\nmy-reviews = my_reviews.tasks:Reviews\n")
+    batch = ["training.global_batch_size=4", "training.micro_batch_size=4", "training.max_steps=1"]
+    shared = ["model.name=model", "teacher.top_k=8", *batch, "training.warmup_steps=0", "training.use_lora=false"]
+    shared += ["evaluation.max_samples=2"]
+    by_file = ["--output", "out", "--steps", "1", "--samples", "2", "--train", "6", "--model", "model", *shared]
+    commands = [
+        ["study", "xtreme", *by_file, "tasks=[./mine/reviews.py:Reviews]"],
+        ["build-teacher-cache", "--store", "store", "--view", "zeroshot", *shared, "tasks=[my-reviews]"],
+        ["query-results", "--results", "out/results", "tables"],
+    ]
+    program = f"import logitbank.__main__ as m\nfor argv in {commands}: m.main(argv)"
+    printed = run(folder, str(bare / "python"), "-c", program)
+    assert "reviews (accuracy)" in printed
+    assert "8 examples, 16 answer tokens; zeroshot complete" in printed
+    again = run(folder, str(bare / "python"), "-m", "logitbank", "study", *commands[0][1:])
+    assert "1 of 1 cells are finished already" in again
 
 
 @pytest.mark.parametrize("command", [*GROUP.members, *(f"study {name}" for name in STUDIES.members)])
