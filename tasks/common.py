@@ -48,14 +48,18 @@ def _question(example: Example) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class HubSource:
-    """Arguments of `datasets.load_dataset`: repository id, configuration name, split name or slice."""
+    """Arguments of `datasets.load_dataset`: repository id, configuration name, split name or slice.
+
+    Without a configuration it is the data set's default one.
+    """
 
     path: str
-    config: str
+    config: str | None
     split: str
 
     def __str__(self) -> str:
-        return f"data set {self.path}, configuration {self.config}, split {self.split}"
+        configuration = "" if self.config is None else f"configuration {self.config}, "
+        return f"data set {self.path}, {configuration}split {self.split}"
 
 
 @dataclass(frozen=True)

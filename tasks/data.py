@@ -7,15 +7,15 @@ import hashlib
 import heapq
 import itertools
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from logitbank.errors import counted
 from logitbank.tasks import LANGUAGES, TASKS
-from logitbank.tasks.common import UNDETERMINED, Example, FileSource, HubSource, ReadsFiles, Source, Task, TaskError
+from logitbank.tasks.common import UNDETERMINED, Example, FileSource, ReadsFiles, Source, Task, TaskError
 from logitbank.tasks.files import open_rows
+from logitbank.tasks.hub import open_split
 from logitbank.tasks.outside import folder_of
 from logitbank.tasks.settings import DataSettings
 
@@ -131,7 +131,7 @@ def load_examples(
         cell += f"@{source}"  # other rows than the default source's, so other ids
     if isinstance(hub, FileSource):
         return _from_file(get_task(task), hub, cell, split, language, data, limit)
-    rows = _open(hub, data.mirror)
+    rows = open_split(hub, data.mirror)
     order = range(len(rows)) if limit is None else _random_order(len(rows), f"{data.seed}/{cell}")
     labels = _label_names(rows)
     examples: list[Example] = []
@@ -160,7 +160,7 @@ def _from_file(
     lacking: list[TaskError] = []
 
     def numbered() -> Iterator[tuple[int, Example]]:
-        for index, row in enumerate(open_rows(task.name, file)):
+        for index, row in enumerate(open_rows(task.name, file, split=split, mirror=data.mirror)):
             try:
                 example = _to_example(task, _Row(row.values), language, f"{cell}/{index}", row.place)
             except _ColumnError as error:  # JSON leaves out what is null
@@ -360,63 +360,6 @@ def _random_order(count: int, key: str) -> list[int]:
 
 def _rank(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=8).digest()
-
-
-def _open(source: HubSource, mirror: str | None) -> Any:
-    """The rows of a hub split, memory-mapped.
-
-    Raises:
-        TaskError: no such data set, configuration or split, one without rows, or the hub is out of reach.
-    """
-    import datasets  # slow to import, and only needed here
-
-    path, cache = source.path, None
-    if mirror is not None:
-        folder = Path(mirror).expanduser() / source.path
-        if not folder.is_dir():
-            place = shlex.quote(str(folder))
-            raise TaskError(
-                f"data.mirror: no directory {place}; expected a local clone of the hub data set {source.path}"
-            )
-        path = str(folder)
-        cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"mirror-{_state(folder)}")
-    shown = datasets.utils.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    named = str(dataclasses.replace(source, path=path))
-    try:
-        rows = datasets.load_dataset(path, source.config, split=source.split, cache_dir=cache)
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        if empty := [] if mirror is None else _empty_files(Path(path)):
-            raise TaskError(f"{named}: {', '.join(empty)} has no rows; fill it, or delete it") from error
-        cause = error.__cause__ or error  # datasets wraps what went wrong in "an error occurred"
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        if "corresponds to no data" in reason:
-            raise TaskError(f"{named}: has no rows") from error
-        hint = "" if mirror is not None else "; without the hub, set data.mirror to a directory of local clones"
-        raise TaskError(f"{named}: cannot be opened: {reason}{hint}") from error
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()
-    if not len(rows):
-        raise TaskError(f"{named}: has no rows")
-    return rows
-
-
-def _empty_files(folder: Path) -> list[str]:
-    """Files of a local clone without a single byte, names from there."""
-    visible = [path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.parts)]
-    return sorted(str(path.relative_to(folder)) for path in visible if path.is_file() and path.stat().st_size == 0)
-
-
-def _state(folder: Path) -> str:
-    """Names a local clone and what it holds now: place, and size and time of every file.
-
-    `datasets` names its cache after the data card alone: of two mirrors, or of one that has changed, it
-    would serve the rows that it saw first.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.blake2b(f"{folder.resolve()} {stats}".encode(), digest_size=8).hexdigest()
 
 
 def _label_names(rows: Any) -> dict[str, list[str]]:

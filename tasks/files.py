@@ -1,16 +1,38 @@
-"""Rows of files that a configuration names: JSON lines, streamed, each with its place for messages."""
+"""Rows of the files that a configuration names, one at a time, each with its place for messages.
+
+A name is a path, a glob, any URL that fsspec knows, or a hub id: `org/name`, `org/name:config/split`. The content of a
+file says what it is: JSON lines, a JSON array or Parquet, plain or in gzip or zstd. JSON is read here and not by
+`datasets`: Arrow gives every row the keys of all rows, and an error no line number.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from logitbank.errors import TaskError
+from logitbank.tasks.common import HubSource
+from logitbank.tasks.hub import open_split, split_files
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst", ".zstd")
+_HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+)(?:/(?P<split>[\w.-]+))?)?")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's first bytes
+_PARQUET = b"PAR1"
+_CHUNK = 1 << 20  # characters of a JSON array that are read at a time
+_LATEST_FAULT = 16  # an error so near the end of what was read may be a value that was cut: `fals`, `\ud83`
+_BATCH = 256  # rows of a Parquet file that are Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -18,16 +40,16 @@ class Row:
     """One row of a file.
 
     Attributes:
-        values: column -> value.
+        values: column -> value. Where it comes from Arrow, keys and columns that are null are left out.
         file: as messages call it.
-        number: of the line or row, from 1.
+        number: of the line in JSON lines, of the row elsewhere, from 1.
         unit: what the number counts: `line` or `row`.
     """
 
     values: Mapping[str, Any]
     file: str
     number: int
-    unit: str = "line"
+    unit: str
 
     @property
     def place(self) -> str:
@@ -35,29 +57,243 @@ class Row:
         return f"{self.file}, {self.unit} {self.number:,}"
 
 
-def open_rows(key: str, name: str) -> Iterator[Row]:
-    """The rows of a file, one at a time.
+class _File(NamedTuple):
+    """A file to be read, and its name in messages."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+
+def open_rows(key: str, name: str, *, split: str, mirror: str | None = None) -> Iterator[Row]:
+    """The rows of all files that a name stands for, in order; memory does not grow with them.
 
     Args:
-        key: the configuration key that names it, for messages.
-        name: path or URL.
+        key: the configuration key that gives the name, for messages.
+        name: path, glob, URL or hub id; a path that exists comes before a hub id.
+        split: of a hub id that names none.
+        mirror: directory of local clones of hub repositories; None for the hub.
 
     Raises:
-        TaskError: a file that cannot be opened, or a line that is no JSON object.
+        TaskError: nothing of that name, a file that cannot be read or has no rows, a row that is no JSON object.
     """
-    file = shlex.quote(name)
+    source = _hub_source(name, split)
+    rows = _file_rows(key, _find(key, name)) if source is None else _hub_rows(key, source, mirror)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise TaskError(f"{key}: {shlex.quote(name)} has no rows")
+
+
+def _hub_source(name: str, split: str) -> HubSource | None:
+    """The hub split that a name stands for; None where it is a path or URL."""
+    found = _HUB_ID.fullmatch(name)
+    if found is None or name.startswith(".") or name.endswith(_SUFFIXES) or Path(name).exists():
+        return None
+    return HubSource(found["path"], found["config"], found["split"] or split)
+
+
+def _hub_rows(key: str, source: HubSource, mirror: str | None) -> Iterator[Row]:
+    """Rows of a hub split: from its files where they are of a kind that is read here, else by `datasets`."""
     try:
-        opened = fsspec.open(name, "rb", compression="infer").open()
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{key}: {file} cannot be opened: {error}") from None
-    with opened:
-        for number, line in enumerate(opened, start=1):
-            if not line.strip():
-                continue
+        files = split_files(source, mirror)
+        own = files is not None and all(name.endswith(_SUFFIXES) for name in files.names)
+        rows = None if own else open_split(source, mirror)
+    except TaskError as error:
+        raise TaskError(f"{key}: no such file, and as a hub id: {error}") from None
+    if files is not None and rows is None:
+        names = [f"{source.path}: {PurePosixPath(name).name}" for name in files.names]
+        openers = [_opener(fsspec.filesystem("file"), str(path)) for path in files.paths]
+        yield from _file_rows(key, [_File(*pair) for pair in zip(names, openers, strict=True)])
+        return
+    for number, values in enumerate(rows or (), start=1):
+        yield Row(_without_null(values), str(source), number, "row")
+
+
+def _file_rows(key: str, files: list[_File]) -> Iterator[Row]:
+    for file in files:
+        with _one_line(key, file.name), file.open() as opened:
+            plain = _decompressed(opened)
+            if plain.peek(len(_PARQUET)).startswith(_PARQUET):
+                yield from _parquet_rows(file.name, plain)
+            else:
+                yield from _json_rows(key, file.name, plain)
+
+
+def _find(key: str, name: str) -> list[_File]:
+    """The files that a path, glob or URL stands for, in order of their names."""
+    with _one_line(key, shlex.quote(name)):
+        filesystem, path = fsspec.core.url_to_fs(name)
+        if filesystem.isdir(path):
+            raise TaskError(
+                f"{key}: {shlex.quote(name)} is a directory; name its files, as {shlex.quote(name)}/*.jsonl"
+            )
+        if filesystem.isfile(path):
+            return [_File(shlex.quote(name), _opener(filesystem, path))]
+        if _is_glob(name) and (found := [file for file in sorted(filesystem.glob(path)) if filesystem.isfile(file)]):
+            return [_File(_shown(name, file), _opener(filesystem, file)) for file in found]
+    hub = "" if "://" in name else ", nor a hub id (org/name, org/name:config/split)"
+    kind = "file matches" if _is_glob(name) else "file"
+    raise TaskError(f"{key}: no {kind} {shlex.quote(name)}{hub}")
+
+
+def _is_glob(name: str) -> bool:
+    return not name.startswith(("http://", "https://")) and any(sign in name for sign in "*?[")
+
+
+def _shown(name: str, file: str) -> str:
+    """A file that a glob found, as a person would write it who wrote the glob."""
+    if "://" in name:
+        return shlex.quote(f"{name.partition('://')[0]}://{file}")
+    return shlex.quote(file if Path(name).is_absolute() or name.startswith("~") else os.path.relpath(file))
+
+
+def _opener(filesystem: Any, path: str) -> Callable[[], BinaryIO]:
+    return lambda: filesystem.open(path, "rb")
+
+
+@contextlib.contextmanager
+def _one_line(key: str, name: str) -> Iterator[None]:
+    """Errors of files, of decompression and of an object store's own client as one line."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except ImportError as error:
+        raise TaskError(f"{key}: {name}: {error}; it needs a package that is not installed") from None
+    except Exception as error:  # each client has its own family: no credentials, no connection …
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TaskError(f"{key}: {name} cannot be read: {reason}") from error
+
+
+def _decompressed(opened: BinaryIO) -> io.BufferedReader[Any]:
+    """The content of a file, decompressed where its first bytes say that it is compressed."""
+    buffered: io.BufferedReader[Any] = io.BufferedReader(opened)
+    start = buffered.peek(4)
+    for magic, codec in _COMPRESSED.items():
+        if start.startswith(magic):
+            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(buffered, "r"), codec))
+    return buffered
+
+
+def _json_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[Row]:
+    """Rows of JSON lines, or of one JSON array."""
+    start = content.peek(_LATEST_FAULT).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"["):
+        yield from _array_rows(key, name, content)
+        return
+    for number, line in enumerate(content, start=1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number:,}"
+        try:
+            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError:
+            raise TaskError(f"{key}: {place}: expected UTF-8 text, got other bytes") from None
+        except json.JSONDecodeError as error:
+            hint = "; expected one JSON object a line, or one array of them" if number == 1 else ""
+            raise TaskError(f"{key}: {place}: not valid JSON: {error.msg} at column {error.colno:,}{hint}") from None
+        yield Row(_object(key, place, values), name, number, "line")
+
+
+def _array_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[Row]:
+    """Rows of a JSON array, decoded one by one from a window that slides over the file."""
+    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    window = _Window(text)
+    decoder = json.JSONDecoder()
+    number = 0
+    try:
+        window.skip("[")
+        while not window.skip("]"):
+            if number:
+                window.require(",")
+            number += 1
+            place = f"{name}, row {number:,}"
+            yield Row(_object(key, place, window.decode(decoder)), name, number, "row")
+        if (rest := window.next_sign()) != "":
+            raise ValueError(f"expected the end of the file behind the array, got {rest!r}")
+    except TaskError:
+        raise
+    except UnicodeDecodeError:
+        raise TaskError(f"{key}: {name}, row {number:,}: expected UTF-8 text, got other bytes") from None
+    except ValueError as error:
+        raise TaskError(
+            f"{key}: {name}, row {number:,}: not valid JSON: {error.args[0].partition(': line')[0]}"
+        ) from None
+    finally:
+        text.detach()  # the file is closed by who opened it
+
+
+class _Window:
+    """The part of a text that is looked at: it moves on as values are taken, and grows only for a longer value."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._held = ""
+        self._at = 0
+
+    def next_sign(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._at < len(self._held):
+                sign = self._held[self._at]
+                if not sign.isspace():
+                    return sign
+                self._at += 1
+            if not self._more(_CHUNK):
+                return ""
+
+    def skip(self, sign: str) -> bool:
+        """Whether the next character is this one; if so, it is taken."""
+        found = self.next_sign() == sign
+        self._at += found
+        return found
+
+    def require(self, sign: str) -> None:
+        """Take this character; ValueError where another is next."""
+        if not self.skip(sign):
+            raise ValueError(f"expected {sign!r}, got {self.next_sign() or 'the end of the file'}")
+
+    def decode(self, decoder: json.JSONDecoder) -> Any:
+        """Take the next value; ValueError where it is none."""
+        self.next_sign()
+        chunk = _CHUNK
+        while True:
             try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise TaskError(f"{key}: {file}, line {number:,}: not valid JSON: {error}") from None
-            if not isinstance(values, dict):
-                raise TaskError(f"{key}: {file}, line {number:,}: expected a JSON object, got {type(values).__name__}")
-            yield Row(values, file, number)
+                value, self._at = decoder.raw_decode(self._held, self._at)
+                return value
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos >= len(self._held) - _LATEST_FAULT
+                if not (cut and self._more(chunk)):
+                    raise
+                chunk *= 2  # what is decoded again stays in proportion to what is read
+
+    def _more(self, size: int) -> bool:
+        """Read on, dropping what was taken; False at the end."""
+        read = self._text.read(size)
+        self._held, self._at = self._held[self._at :] + read, 0
+        return bool(read)
+
+
+def _object(key: str, place: str, values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, dict):
+        raise TaskError(f"{key}: {place}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _parquet_rows(name: str, opened: io.BufferedReader[Any]) -> Iterator[Row]:
+    number = 0
+    for batch in pq.ParquetFile(opened).iter_batches(batch_size=_BATCH):
+        for values in batch.to_pylist():
+            number += 1
+            yield Row(_without_null(values), name, number, "row")
+
+
+def _without_null(value: Any) -> Any:
+    """A value of Arrow without the keys that it has from other rows alone; in its lists, null stays."""
+    if isinstance(value, Mapping):
+        return {name: _without_null(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_null(item) for item in value]
+    return value

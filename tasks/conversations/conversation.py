@@ -35,6 +35,11 @@ class Conversation:
         """Hash of messages and tools, as hexadecimal text: equal for equal conversations, on any machine."""
         return _hash([self.messages, self.tools])
 
+    @functools.cached_property
+    def digest_with_teacher(self) -> str:
+        """The same hash, of what its row gives the teacher to read as well."""
+        return self.digest if self.teacher_messages is None else _hash([self.digest, self.teacher_messages])
+
     @property
     def system_prompt(self) -> str:
         """Content of the system message that opens the conversation; empty without one."""
