@@ -186,7 +186,7 @@ def _splits() -> dict[tuple[str, str, str], tuple[str, str]]:
                 for language in source.train_languages if split == "train" else source.eval_languages:
                     hub = source.hub(split, language)
                     assert isinstance(hub, HubSource)  # our own tasks read no files here
-                    files.setdefault((hub.path, hub.config, hub.split.partition("[")[0]), (name, language))
+                    files.setdefault((hub.path, hub.config or "default", hub.split.partition("[")[0]), (name, language))
     return files
 
 
