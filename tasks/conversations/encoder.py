@@ -58,6 +58,8 @@ class ConversationEncoder:
         except TaskError as error:
             raise TaskError(f"{example.example_id}: {error}") from error
         self._count(conversation, rendered, groups)
+        if rendered.assistant_turns > len(rendered.numbers):
+            self._counts["opening assistant turns, not learnt"] += 1
         if not groups:
             self._counts["conversations without a turn to learn"] += 1
             return []
