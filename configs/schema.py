@@ -175,6 +175,8 @@ class TrainingConfig:
     warmup_steps: int = key(50, decides=STUDENT)
     grad_clip: float = key(1.0, decides=STUDENT)
     loss_weight: str = key("token", decides=STUDENT)
+    packing: bool = key(False, decides=NOTHING)
+    packed_tokens: int = key(8192, decides=NOTHING)
     precision: str = key("auto", decides=STUDENT)
     gradient_checkpointing: bool = key(False, decides=NOTHING)
     use_lora: bool = key(True, decides=STUDENT)

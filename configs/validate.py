@@ -64,6 +64,7 @@ AT_LEAST: dict[str, float] = {
     "training.max_steps": 1,
     "training.global_batch_size": 1,
     "training.micro_batch_size": 1,
+    "training.packed_tokens": 8,
     "training.learning_rate": 0,
     "training.weight_decay": 0,
     "training.warmup_steps": 0,
@@ -139,7 +140,7 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         )
     if not config.lora.target_modules:
         raise ConfigError(f"lora.target_modules: expected names of modules, or {ALL_LINEAR}, got an empty list")
-    if config.training.global_batch_size % config.training.micro_batch_size:
+    if not config.training.packing and config.training.global_batch_size % config.training.micro_batch_size:
         raise ConfigError(
             f"training.global_batch_size: expected a multiple of training.micro_batch_size "
             f"({config.training.micro_batch_size}), got {config.training.global_batch_size}"

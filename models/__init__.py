@@ -5,6 +5,7 @@ __all__ = [
     "devices",
     "head",
     "huggingface",
+    "packed_attention",
     "precision",
     "vllm",
     "vocabulary",

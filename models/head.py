@@ -35,7 +35,7 @@ def find_head(lm: Any) -> Transform | None:
         ramp.append(torch.linspace(-80, 80, output.shape[-1]).to(output).expand_as(output))
         return ramp[-1]
 
-    with torch.no_grad(), _evaluating(lm):
+    with torch.no_grad(), evaluating(lm):
         hook = head.register_forward_hook(replace_output)
         try:
             logits = lm(input_ids=ids_BL, use_cache=False).logits
@@ -77,7 +77,7 @@ def backbone_of(lm: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:

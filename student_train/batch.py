@@ -19,7 +19,8 @@ from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore
 from logitbank.student_train.losses.base import TeacherLogits
 from logitbank.student_train.losses.step_loss import weighted
-from logitbank.student_train.order import SHARDS_PER_WINDOW, BatchPlan, ExampleOrder, Positions, conversation_tokens
+from logitbank.student_train.order import SHARDS_PER_WINDOW, ExampleOrder, Positions, conversation_tokens
+from logitbank.student_train.split import BatchPlan, Indices, Split
 
 BYTES_PER_RANK = 8  # of a store's widest encoding in memory
 ALIGNMENT = 64  # bytes
@@ -41,20 +42,26 @@ class Batch:
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
         step_tokens: answer tokens of the whole optimizer step, over all ranks.
+        lengths: input tokens of each sequence.
+        packed: whether the sequences stand one behind the other in one row.
         weight_T: how much each answer token counts, on average 1 over the step; None where all count the same.
-        real_tokens: tokens of `input_ids_BL` that are not padding.
     """
 
     input_ids_BL: torch.Tensor
-    attention_mask_BL: torch.Tensor
     answer_index_T: torch.Tensor
     gold_T: torch.Tensor
     top_ids_TK: torch.Tensor
     task_T: torch.Tensor
     teacher: TeacherLogits | None
     step_tokens: int
-    real_tokens: int
+    lengths: tuple[int, ...]
+    packed: bool = False
     weight_T: torch.Tensor | None = None
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of `input_ids_BL` that are not padding."""
+        return sum(self.lengths)
 
     def step_mean(self, values_T: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of a mean over the step's answer tokens: the mean is the sum of all shares."""
@@ -79,7 +86,7 @@ class Batch:
         packed = torch.empty(0, dtype=torch.uint8).set_(shared)
         for name, tensor in tensors.items():
             _part(packed, *places[name]).copy_(tensor)
-        return _unpack, (packed, places, self.step_tokens, self.real_tokens)
+        return _unpack, (packed, places, self._plain())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, the teacher's behind `teacher.`."""
@@ -87,16 +94,20 @@ class Batch:
         teacher = {} if self.teacher is None else vars(self.teacher)
         return own | {TEACHER + name: value for name, value in teacher.items() if value is not None}
 
+    def _plain(self) -> dict[str, Any]:
+        """All that is no tensor, by name."""
+        return {"step_tokens": self.step_tokens, "lengths": self.lengths, "packed": self.packed}
+
     def _replaced(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
-        return _batch(tensors, self.step_tokens, self.real_tokens)
+        return _batch(tensors, self._plain())
 
 
-def _batch(tensors: Mapping[str, torch.Tensor], step_tokens: int, real_tokens: int) -> Batch:
-    """The batch of what `Batch._tensors` gives."""
+def _batch(tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> Batch:
+    """The batch of what `Batch._tensors` and `Batch._plain` give."""
     own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
     teacher = {name.removeprefix(TEACHER): tensors[name] for name in tensors if name.startswith(TEACHER)}
     rows = TeacherLogits(**teacher) if teacher else None
-    return Batch(**own, teacher=rows, step_tokens=step_tokens, real_tokens=real_tokens)
+    return Batch(**own, teacher=rows, **plain)
 
 
 def _part(packed: torch.Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
@@ -105,18 +116,13 @@ def _part(packed: torch.Tensor, start: int, dtype: torch.dtype, shape: torch.Siz
 
 
 def _unpack(
-    packed: torch.Tensor, places: Mapping[str, tuple[int, torch.dtype, torch.Size]], step_tokens: int, real_tokens: int
+    packed: torch.Tensor, places: Mapping[str, tuple[int, torch.dtype, torch.Size]], plain: Mapping[str, Any]
 ) -> Batch:
-    return _batch({name: _part(packed, *place) for name, place in places.items()}, step_tokens, real_tokens)
+    return _batch({name: _part(packed, *place) for name, place in places.items()}, plain)
 
 
 class MicroBatches(Dataset[Batch]):
-    """Micro-batch i of this rank: optimizer step i // accumulation, accumulation step i % accumulation.
-
-    Inside a global batch, examples are sorted by length and cut into micro-batches, dealt to the ranks
-    in turn: little padding, and ranks that work at the same time work on similar lengths. The split
-    changes no sum, so it changes no result.
-    """
+    """Micro-batch `(step, number)` of this rank, both counted from 0; see `Split`."""
 
     def __init__(
         self,
@@ -148,16 +154,16 @@ class MicroBatches(Dataset[Batch]):
         self._table = table
         self._loss_weight = loss_weight
         self._opened: TeacherStore | None = None
+        self._split: Split | None = None
         self._conversation_tokens: Positions | None = None
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: tuple[int, int]) -> Batch:
         store = self._store()
         examples: ExampleTable = getattr(store, self._table)
-        step, accumulation = divmod(index, self._plan.accumulation_steps)
-        whole = self._order.step(step, self._plan.global_batch_size)
-        longest_first = [whole[i] for i in np.argsort(-examples.input_length[whole], kind="stable")]
-        first = (accumulation * self._plan.world_size + self._plan.rank) * self._plan.micro_batch_size
-        chosen = longest_first[first : first + self._plan.micro_batch_size]
+        if self._split is None:
+            self._split = Split(self._order, self._plan, examples.input_length)
+        step, number = index
+        whole, chosen = self._split.examples(step), self._split.micro_batches(step)[number]
         rows = store.read(chosen, self._view, self._top_k) if self._view is not None else None
         zeroshot = store.read(chosen, "zeroshot", 1) if self._with_zeroshot else None
         task_of = {name: number for number, name in enumerate(self._order.tasks)}
@@ -166,15 +172,14 @@ class MicroBatches(Dataset[Batch]):
             [task_of[store.info.tasks[int(examples.task[i])]] for i in chosen],
             rows,
             zeroshot,
-            step_tokens=int(sum(int(examples.answer_length[i]) for i in whole)),
+            step_tokens=int(examples.answer_length[whole].sum()),
+            packed=self._plan.packed_tokens is not None,
             weights=self._weights(examples, whole, chosen),
             signal=store.info.signal,
             untaught=store.info.untaught,
         )
 
-    def _weights(
-        self, examples: ExampleTable, whole: Sequence[int], chosen: Sequence[int]
-    ) -> NDArray[np.float64] | None:
+    def _weights(self, examples: ExampleTable, whole: Positions, chosen: Sequence[int]) -> NDArray[np.float64] | None:
         """What a token of each chosen example counts for: 1 on average over the tokens of the whole step.
 
         A token counts 1/n where its conversation has n answer tokens, those of parts in other steps included.
@@ -194,7 +199,7 @@ class MicroBatches(Dataset[Batch]):
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_conversation_tokens": None}
+        return {**self.__dict__, "_opened": None, "_split": None, "_conversation_tokens": None}
 
 
 def collate(
@@ -204,11 +209,12 @@ def collate(
     zeroshot: TeacherRows | None = None,
     *,
     step_tokens: int,
+    packed: bool = False,
     weights: NDArray[np.float64] | None = None,
     signal: str = "topk",
     untaught: Sequence[int] = (),
 ) -> Batch:
-    """Pad sequences on the right and say where their answers are predicted.
+    """Pad sequences on the right, or put them into one row, and say where their answers are predicted.
 
     Args:
         sequences: of each example, with its answer spans.
@@ -216,42 +222,42 @@ def collate(
         rows: teacher rows of these examples in this order, or None.
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
+        packed: whether to put them into one row.
         weights: what a token of each example counts for, or None where all count the same.
         signal: of the store that the rows are from.
         untaught: answer tokens whose rows carry no teacher term.
     """
-    length = max(len(sequence) for sequence in sequences) - 1  # nothing is predicted from a last token
-    input_ids_BL = np.full((len(sequences), length), PAD_ID, dtype=np.int64)
-    attention_mask_BL = np.zeros_like(input_ids_BL)
-    answer_index: list[NDArray[np.int64]] = []
-    for row, sequence in enumerate(sequences):
-        input_ids_BL[row, : len(sequence) - 1] = sequence.ids[:-1]
-        attention_mask_BL[row, : len(sequence) - 1] = 1
-        answer_index.append(row * length + sequence.logit_positions)
+    lengths = [len(sequence) - 1 for sequence in sequences]
+    width = sum(lengths) if packed else max(lengths)
+    starts = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(lengths)) * width
+    input_ids = np.full(width if packed else len(lengths) * width, PAD_ID, dtype=np.int64)
+    for start, length, sequence in zip(starts, lengths, sequences, strict=True):
+        input_ids[start : start + length] = sequence.ids[:-1]
+    answer_index = [start + sequence.logit_positions for start, sequence in zip(starts, sequences, strict=True)]
     gold_T = torch.from_numpy(np.concatenate([sequence.answer_ids for sequence in sequences]).astype(np.int64))
     answer_lengths = [sequence.answer_length for sequence in sequences]
     return Batch(
-        input_ids_BL=torch.from_numpy(input_ids_BL),
-        attention_mask_BL=torch.from_numpy(attention_mask_BL),
+        input_ids_BL=torch.from_numpy(input_ids.reshape(-1, width)),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
         top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), answer_lengths)),
         teacher=_teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
         step_tokens=step_tokens,
-        real_tokens=sum(len(sequence) - 1 for sequence in sequences),
+        lengths=tuple(lengths),
+        packed=packed,
         weight_T=_tensor(np.repeat(weights, answer_lengths), torch.float32) if weights is not None else None,
     )
 
 
 def micro_batch_loader(
-    data: MicroBatches, *, start: int, stop: int, num_workers: int, pin_memory: bool
+    data: MicroBatches, indices: Indices, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """Micro-batches start … stop−1 in order, read and decoded ahead by `num_workers` processes."""
+    """Micro-batches in order, read and decoded ahead by `num_workers` processes."""
     return DataLoader(
         data,
         batch_size=None,
-        sampler=range(start, stop),
+        sampler=indices,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         generator=torch.Generator(),  # the default one belongs to dropout: a loader must not draw from it

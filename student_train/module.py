@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from logitbank.models.head import backbone_of, causal_lm, find_head
+from logitbank.models.packed_attention import keep_apart, packed_inputs
 from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.answer_logits import answer_logits, read_logits
 from logitbank.student_train.losses.base import StudentLogits
@@ -28,9 +30,19 @@ class StudentModule(nn.Module):
     own forward computes the answer logits, unchunked.
     """
 
-    def __init__(self, model: nn.Module, *, chunk_tokens: int) -> None:
+    def __init__(self, model: nn.Module, *, chunk_tokens: int, packing: bool = False) -> None:
+        """Args beyond the obvious.
+
+        chunk_tokens: answer tokens whose logits may be alive at once.
+        packing: whether rows may hold several sequences.
+
+        Raises:
+            ConfigError: packing, and a model that does not keep the sequences of a row apart.
+        """
         super().__init__()
         self.model = model
+        if packing:
+            keep_apart(causal_lm(model))
         self.chunk_tokens = chunk_tokens
         self.transform = find_head(causal_lm(model))
         # an adapter's dropout may be in any other class; a plain head has nothing to draw
@@ -50,29 +62,32 @@ class StudentModule(nn.Module):
     def forward(
         self,
         input_ids_BL: torch.Tensor,
-        attention_mask_BL: torch.Tensor,
         answer_index_T: torch.Tensor,
         gold_T: torch.Tensor,
         top_ids_TK: torch.Tensor,
+        packed_lengths: tuple[int, ...] | None = None,
         with_argmax: bool = False,
         with_rest: bool = False,
     ) -> StudentLogits:
         """Logits of the student where it predicts answer tokens.
 
         Args:
-            input_ids_BL: prompt and answer, right-padded.
-            attention_mask_BL: 1 on real tokens.
+            input_ids_BL: sequences, right-padded: no real token attends to padding behind it, so no mask is needed, and
+                none is held in memory.
             answer_index_T: ascending positions in the flattened B·L that predict the answer tokens.
             gold_T: the answer tokens.
             top_ids_TK: the teacher's ids; K may be 0.
+            packed_lengths: tokens of each sequence where they stand one behind the other in one row.
             with_argmax: also return the id of the largest logit.
             with_rest: also return the logsumexp of all rows but the teacher's ids.
         """
         lm = causal_lm(self.model)
+        inputs: dict[str, Any] = {"input_ids": input_ids_BL, "use_cache": False}
+        if packed_lengths is not None:
+            inputs |= packed_inputs(lm, packed_lengths, input_ids_BL.device)
         if self.transform is not None:
             backbone, head, transform = backbone_of(lm), lm.get_output_embeddings(), self.transform
-            output = backbone(input_ids=input_ids_BL, attention_mask=attention_mask_BL, use_cache=False)
-            hidden_TD = output.last_hidden_state.flatten(0, 1).index_select(0, answer_index_T)
+            hidden_TD = backbone(**inputs).last_hidden_state.flatten(0, 1).index_select(0, answer_index_T)
             return answer_logits(
                 hidden_TD,
                 lambda chunk_TD: transform(head(chunk_TD)),
@@ -83,16 +98,13 @@ class StudentModule(nn.Module):
                 with_rest=with_rest,
                 head_draws=self.head_draws,
             )
-        logits_TV = self._own_logits(lm, input_ids_BL, attention_mask_BL, answer_index_T)
+        logits_TV = self._own_logits(lm, inputs, answer_index_T)
         return read_logits(logits_TV, gold_T, top_ids_TK, with_argmax=with_argmax, with_rest=with_rest)
 
     @staticmethod
-    def _own_logits(
-        lm: Any, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, answer_index_T: torch.Tensor
-    ) -> torch.Tensor:
-        inputs = {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL, "use_cache": False}
+    def _own_logits(lm: Any, inputs: Mapping[str, Any], answer_index_T: torch.Tensor) -> torch.Tensor:
         if "logits_to_keep" in inspect.signature(lm.forward).parameters:
-            keep_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
+            keep_BL = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
             keep_BL.view(-1)[answer_index_T] = True
             logits = lm(**inputs, logits_to_keep=keep_BL).logits
             return logits.flatten(0, -2)
@@ -105,10 +117,10 @@ def run_student(
     """The logits of a prepared `StudentModule` at the answer positions of a batch."""
     logits: StudentLogits = student(
         batch.input_ids_BL,
-        batch.attention_mask_BL,
         batch.answer_index_T,
         batch.gold_T,
         batch.top_ids_TK,
+        batch.lengths if batch.packed else None,
         with_argmax=with_argmax,
         with_rest=with_rest,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +34,14 @@ class ExampleOrder:
     def __init__(self, tasks: Mapping[str, Positions], shard_of: NDArray[np.integer], seed: int) -> None:
         """Args: `tasks` maps names to positions in the example table, `shard_of` is the shard of each."""
         self.tasks = tuple(tasks)
-        self._examples = tuple(tasks.values())
+        self.examples = tuple(tasks.values())
         self._shard_of = shard_of
         self._seed = seed
         self._permutations: dict[tuple[int, int], Positions] = {}
 
     def counts(self) -> dict[str, int]:
         """Examples of each task."""
-        return {task: len(examples) for task, examples in zip(self.tasks, self._examples, strict=True)}
+        return {task: len(examples) for task, examples in zip(self.tasks, self.examples, strict=True)}
 
     def epochs_in(self, steps: int, batch_size: int) -> dict[str, float]:
         """How often the steps see each task's examples: tasks take turns, so smaller ones more often."""
@@ -52,7 +51,7 @@ class ExampleOrder:
     def example(self, position: int) -> int:
         """Position in the example table of the example at a position of the stream."""
         turn, task = divmod(position, len(self.tasks))
-        epoch, index = divmod(turn, len(self._examples[task]))
+        epoch, index = divmod(turn, len(self.examples[task]))
         return int(self._permutation(task, epoch)[index])
 
     def step(self, step: int, batch_size: int) -> list[int]:
@@ -66,28 +65,13 @@ class ExampleOrder:
         return self._permutations[task, epoch]
 
     def _draw_permutation(self, task: int, epoch: int) -> Positions:
-        examples = self._examples[task]
+        examples = self.examples[task]
         shards = int(self._shard_of.max()) + 1
         turn_of_shard = np.random.default_rng([self._seed, epoch]).permutation(shards)
         window = turn_of_shard[self._shard_of[examples]] // SHARDS_PER_WINDOW
         # keyed by the task's name: its order does not change when other tasks join or leave
         key = [self._seed, epoch, zlib.crc32(self.tasks[task].encode())]
         return examples[np.lexsort((np.random.default_rng(key).random(len(examples)), window))]
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is split over ranks and accumulation steps."""
-
-    global_batch_size: int
-    micro_batch_size: int
-    world_size: int
-    rank: int
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Micro-batches of one rank in one optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
 
 def example_order(store: TeacherStore, config: Config) -> ExampleOrder:

@@ -16,9 +16,10 @@ from logitbank.configs.schema import TrainingConfig
 from logitbank.models.precision import has_fast_bfloat16
 from logitbank.storage import TeacherStore
 from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader
-from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.order import ExampleOrder
 from logitbank.student_train.records import Run
 from logitbank.student_train.sharding import shard_on_any_device, sharding_plugin
+from logitbank.student_train.split import BatchPlan, Indices, Split
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,23 @@ def split_batch(training: TrainingConfig) -> BatchPlan:
     """This rank's part of every global batch.
 
     Raises:
-        ConfigError: the global batch does not split into whole micro-batches over all processes.
+        ConfigError: the global batch does not split into whole micro-batches over all processes, or with packing
+            not into equal numbers of examples; packing with DeepSpeed.
     """
+    if training.packing and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "training.packing: DeepSpeed takes the same number of micro-batches for every step, and packed steps "
+            "differ; use FSDP or DDP, or training.packing=false"
+        )
     state = PartialState(cpu=on_cpu())
+    if training.packing:
+        if training.global_batch_size % state.num_processes:
+            raise ConfigError(
+                f"training.global_batch_size: expected a multiple of {state.num_processes} (processes), got "
+                f"{training.global_batch_size}"
+            )
+        sizes = (training.global_batch_size, training.micro_batch_size)
+        return BatchPlan(*sizes, state.num_processes, state.process_index, training.packed_tokens)
     at_once = training.micro_batch_size * state.num_processes
     if training.global_batch_size % at_once:
         raise ConfigError(
@@ -45,8 +60,9 @@ def split_batch(training: TrainingConfig) -> BatchPlan:
 
 
 def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
-    """The engine, told how many micro-batches make a step; we bring our own data order."""
-    accumulation = GradientAccumulationPlugin(num_steps=plan.accumulation_steps, sync_with_dataloader=False)
+    """The engine; we bring our own data order, and `Stepper` says how many micro-batches each step has."""
+    steps = plan.accumulation_steps if plan.packed_tokens is None else 1
+    accumulation = GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False)
     precision = {"auto": "bf16" if torch.accelerator.is_available() else "no", "fp32": "no"}.get(
         training.precision, training.precision
     )
@@ -63,7 +79,13 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
 
 
 def batch_loader(
-    run: Run, store: TeacherStore, order: ExampleOrder, plan: BatchPlan, accelerator: Accelerator, start: int
+    run: Run,
+    store: TeacherStore,
+    order: ExampleOrder,
+    plan: BatchPlan,
+    split: Split,
+    accelerator: Accelerator,
+    start: int,
 ) -> DataLoader[Batch]:
     """Micro-batches of this rank from optimizer step `start` on, prefetched."""
     training = run.config.training
@@ -78,8 +100,7 @@ def batch_loader(
     )
     return micro_batch_loader(
         data,
-        start=start * plan.accumulation_steps,
-        stop=training.max_steps * plan.accumulation_steps,
+        Indices(split, start, training.max_steps),
         num_workers=training.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )

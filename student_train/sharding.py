@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from logitbank.configs.schema import ConfigError, TrainingConfig
-from logitbank.student_train.order import BatchPlan
+from logitbank.student_train.split import BatchPlan
 
 logger = logging.getLogger(__name__)
 

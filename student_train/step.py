@@ -111,6 +111,8 @@ class Stepper:
     def _backward(self, forward: Forward, batches: Sequence[Batch], lambdas: Sequence[torch.Tensor]) -> list[StepLoss]:
         """Forward and backward over the micro-batches; gradients of all ranks are summed in the last one."""
         losses = []
+        # packed steps have different numbers of them
+        self._accelerator.gradient_accumulation_steps, self._accelerator.step = len(batches), 0
         for batch, lambda_T in zip(batches, lambdas, strict=True):
             with self._accelerator.accumulate(self._student):
                 loss = forward(batch, lambda_T)

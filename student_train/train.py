@@ -25,7 +25,7 @@ from logitbank.student_train.batch import Batch
 from logitbank.student_train.checks import check_output, check_store_fits
 from logitbank.student_train.interrupts import StopSignals, stopped
 from logitbank.student_train.module import StudentModule
-from logitbank.student_train.order import BatchPlan, ExampleOrder, example_order
+from logitbank.student_train.order import ExampleOrder, example_order
 from logitbank.student_train.records import (
     Run,
     describe_run,
@@ -37,6 +37,7 @@ from logitbank.student_train.records import (
 )
 from logitbank.student_train.setup import batch_loader, make_accelerator, on_cpu, parameter_groups, split_batch
 from logitbank.student_train.sharding import check_launcher, chunk_tokens, is_sharded
+from logitbank.student_train.split import BatchPlan, Split
 from logitbank.student_train.step import Stepper
 from logitbank.student_train.strategies.combined import refuse_sharding
 from logitbank.student_train.student import build_student
@@ -92,6 +93,7 @@ class Training:
         check_store_fits(self._store, config, run.view, encoder)
         self._order = example_order(self._store, config)
         self._run = run = run.of_steps(self._order)
+        self._split = Split(self._order, self._plan, self._store.examples.input_length)
         self._accelerator = make_accelerator(config.training, self._plan)
         if run.view is not None:
             refuse_sharding(self._accelerator, config.distillation.strategy)
@@ -110,12 +112,12 @@ class Training:
     def run(self) -> None:
         """Every step from the first that is missing to the last, then the final checkpoint."""
         run, training, accelerator = self._run, self._run.config.training, self._accelerator
-        batches = iter(batch_loader(run, self._store, self._order, self._plan, accelerator, self._start))
+        batches = iter(batch_loader(run, self._store, self._order, self._plan, self._split, accelerator, self._start))
         self._started = time.perf_counter() - self._seconds
         try:
             with self._log, StopSignals(accelerator) as signals:
                 for step in range(self._start, training.max_steps):
-                    micro_batches = [self._next(batches) for _ in range(self._plan.accumulation_steps)]
+                    micro_batches = [self._next(batches) for _ in self._split.micro_batches(step)]
                     done = self._stepper.take_step(step, micro_batches, diagnose=self._log.due(step + 1))
                     for batch, loss, lambda_T in zip(micro_batches, done.losses, done.lambdas, strict=True):
                         self._log.add(batch, loss, lambda_T)
@@ -135,7 +137,8 @@ class Training:
         set_seed(config.seed)  # the same adapter on every rank
         # what is sharded goes to its device a layer at a time: it may not fit whole
         model = build_student(config, accelerator.device, resume_from, stay_on_host=accelerator.is_fsdp2)
-        student = StudentModule(model, chunk_tokens=chunk_tokens(accelerator, config.training))
+        chunk = chunk_tokens(accelerator, config.training)
+        student = StudentModule(model, chunk_tokens=chunk, packing=config.training.packing)
         groups = parameter_groups(student, config.training.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.training.learning_rate)
         if accelerator.is_main_process:
@@ -244,7 +247,10 @@ def print_summary(
     if run.view is not None and store.info.untaught:
         ids = ", ".join(map(str, store.info.untaught))
         logger.info(f"no teacher term where the answer token is {ids}: the teacher ends a turn with another token")
+    micro_batches = f"{plan.accumulation_steps} accumulation steps × {plan.micro_batch_size}"
+    if plan.packed_tokens is not None:
+        micro_batches = f"packed rows of at most {plan.packed_tokens:,} tokens"
     logger.info(
-        f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {plan.accumulation_steps} "
-        f"accumulation steps × {plan.micro_batch_size}{engine}; steps {start + 1} to {training.max_steps}"
+        f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {micro_batches}{engine}; "
+        f"steps {start + 1} to {training.max_steps}"
     )

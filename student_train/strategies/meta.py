@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,8 @@ from logitbank.storage import TeacherStore
 from logitbank.student_train.batch import Batch, MicroBatches
 from logitbank.student_train.losses.step_loss import cross_entropy
 from logitbank.student_train.module import run_student
-from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.order import ExampleOrder
+from logitbank.student_train.split import BatchPlan, Indices, Split
 from logitbank.student_train.strategies.base import Backward, Setting, StepWork, Strategy
 from logitbank.student_train.strategies.gradients import accumulate, dot, named_subset, zeros_like
 from logitbank.student_train.strategies.per_task import require_values
@@ -143,15 +143,16 @@ class HeldOut:
             )
         order = ExampleOrder(of_task, np.zeros(len(table), dtype=np.int64), config.seed)
         size = config.distillation.meta_batch_size
-        plan = BatchPlan(size, math.gcd(size, config.training.micro_batch_size), world_size=1, rank=0)
-        weight = config.training.loss_weight
+        training = config.training
+        packed_tokens = training.packed_tokens if training.packing else None
+        plan = BatchPlan(size, math.gcd(size, training.micro_batch_size), 1, 0, packed_tokens)
+        self._split = Split(order, plan, table.input_length)
+        weight = training.loss_weight
         self._data = MicroBatches(
             lambda: store, order, plan, view=None, top_k=None, table="validation", loss_weight=weight
         )
-        self._per_step = plan.accumulation_steps
 
     def batches(self, outer_step: int, device: torch.device) -> Iterator[Batch]:
         """The micro-batches of one outer step."""
-        indices = itertools.count(outer_step * self._per_step)
-        for index in itertools.islice(indices, self._per_step):
+        for index in Indices(self._split, outer_step, outer_step + 1):
             yield self._data[index].to(device)

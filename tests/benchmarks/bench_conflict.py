@@ -56,7 +56,7 @@ class Bench:
 
     def seconds(self, number: int) -> dict[str, float]:
         """Seconds of one step of each kind on one micro-batch."""
-        batch = self.batches[number].to(self.device)
+        batch = self.batches[number, 0].to(self.device)
         found = {}
         for kind, stepper in self.steppers.items():
             started = clock(self.device)

@@ -25,7 +25,8 @@ import zarr
 from logitbank.registry import ENCODINGS
 from logitbank.storage import StoreSpec, TeacherRows, TeacherStore, concatenate, open_builder
 from logitbank.student_train.batch import MicroBatches, cache_bytes, micro_batch_loader
-from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.order import ExampleOrder
+from logitbank.student_train.split import BatchPlan, Indices, Split
 from tests.benchmarks.bench_codec import records
 
 BATCH = 32
@@ -179,8 +180,10 @@ def read(
     tasks = {name: np.flatnonzero(store.examples.task == number) for number, name in enumerate(store.info.tasks)}
     shard_of = store.examples.answer_start // store.info.shard_tokens
     order = ExampleOrder({name: members for name, members in tasks.items() if len(members)}, shard_of, seed=0)
-    data = MicroBatches(open_store, order, BatchPlan(BATCH, BATCH, 1, 0), view=view, top_k=None)
-    loader = micro_batch_loader(data, start=0, stop=steps, num_workers=workers, pin_memory=False)
+    plan = BatchPlan(BATCH, BATCH, 1, 0)
+    data = MicroBatches(open_store, order, plan, view=view, top_k=None)
+    indices = Indices(Split(order, plan, store.examples.input_length), 0, steps)
+    loader = micro_batch_loader(data, indices, num_workers=workers, pin_memory=False)
     tokens, first, started = 0, 0.0, time.perf_counter()
     for batch in loader:
         first = first or time.perf_counter() - started

@@ -33,8 +33,9 @@ from logitbank.student_train.batch import Batch, MicroBatches, collate, micro_ba
 from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.module import StudentModule, run_student
-from logitbank.student_train.order import BatchPlan, example_order
+from logitbank.student_train.order import example_order
 from logitbank.student_train.setup import parameter_groups
+from logitbank.student_train.split import BatchPlan, Indices, Split
 from logitbank.student_train.student import build_student
 from tests.benchmarks.memory import peak_gib, peaks_apart
 
@@ -54,13 +55,14 @@ class Bench:
         self.teacher: Any = None
         self.order = example_order(self.store, config)
         self.batch_size = config.training.micro_batch_size
+        self.plan = BatchPlan(self.batch_size, self.batch_size, 1, 0)
 
     def data(self, kind: str) -> MicroBatches:
         """Micro-batches as training draws them, read by whoever asks for them."""
         return MicroBatches(
             functools.partial(TeacherStore.open, self.store.url),
             self.order,
-            BatchPlan(self.batch_size, self.batch_size, 1, 0),
+            self.plan,
             view=self.store.views[0] if kind in ("distilled", "live") else None,
             top_k=None,
         )
@@ -78,7 +80,7 @@ class Bench:
             labels = torch.full_like(ids, -100)
             rows, columns = batch.answer_index_T // (ids.shape[1] - 1), batch.answer_index_T % (ids.shape[1] - 1)
             ids[rows, columns + 1] = labels[rows, columns + 1] = batch.gold_T
-            mask = torch.nn.functional.pad(batch.attention_mask_BL, (1, 0), value=1)
+            mask = (torch.arange(ids.shape[1]) <= torch.tensor(batch.lengths)[:, None]).long().to(ids.device)
             loss = self.student.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
         else:
             weights_T = torch.full(batch.gold_T.shape, 0.5, device=self.device)
@@ -108,7 +110,7 @@ class Bench:
         keep = torch.zeros_like(batch.input_ids_BL, dtype=torch.bool)
         keep.view(-1)[batch.answer_index_T] = True
         with torch.inference_mode():
-            logits = self.teacher(batch.input_ids_BL, batch.attention_mask_BL, logits_to_keep=keep).logits
+            logits = self.teacher(batch.input_ids_BL, logits_to_keep=keep).logits
             logits.topk(min(256, logits.shape[-1]), dim=-1)
 
 
@@ -164,7 +166,8 @@ def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
 def peak_memory(store_url: str, config: Config, rounds: int, device: str, kind: str) -> float:
     """GiB that a process needs that runs one kind of step only."""
     bench = Bench(store_url, config, torch.device(device))
-    loader = micro_batch_loader(bench.data(kind), start=0, stop=rounds, num_workers=1, pin_memory=False)
+    indices = Indices(Split(bench.order, bench.plan, bench.store.examples.input_length), 0, rounds)
+    loader = micro_batch_loader(bench.data(kind), indices, num_workers=1, pin_memory=False)
     for number, batch in enumerate(loader):
         bench.step(kind, batch.to(bench.device), bench.examples(number))
     return peak_gib()
@@ -186,7 +189,7 @@ def main() -> None:
         print(f"  distilled/sft {peaks['distilled'] / peaks['sft']:.3f}")
     bench = Bench(got.store, config, torch.device(device))
     data = {kind: bench.data(kind) for kind in KINDS}
-    drawn = measure(bench, KINDS, got.rounds, lambda number, kind: (data[kind][number], bench.examples(number)))
+    drawn = measure(bench, KINDS, got.rounds, lambda number, kind: (data[kind][number, 0], bench.examples(number)))
     report("batches of the store", drawn, "sft")
     few = {kind: prompt_dominates(bench, kind) for kind in KINDS[:3]}
     drawn = measure(bench, KINDS[:3], got.rounds, lambda number, kind: (few[kind], []))

@@ -32,7 +32,7 @@ def live_student(store_url: str, settings: Sequence[str], steps: int) -> None:
     bench = Bench(store_url, load_config([], settings), torch.device("cpu"))
     data = bench.data("live")
     for number in range(steps):
-        bench.step("live", data[number], bench.examples(number))
+        bench.step("live", data[number, 0], bench.examples(number))
 
 
 def seconds_of(work: Callable[[], object]) -> float:

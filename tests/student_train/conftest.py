@@ -46,7 +46,8 @@ def make_store(
 ) -> Callable[..., SimpleNamespace]:
     """`make_store(count=…, top_k=…)` builds a store with views fewshot and zeroshot.
 
-    Returns its url and, per view, the prompts that the teacher saw (`prompts[view][i]`).
+    Returns its url and, per view, the prompts and the whole sequences that the teacher saw (`prompts[view][i]`,
+    `sequences[view][i]`). An example has as many answer spans as `turns` says.
     """
 
     def make(
@@ -56,6 +57,7 @@ def make_store(
         encoding: str = "exact",
         shard_tokens: int = 32,
         max_answer: int = 7,
+        turns: int = 1,
         identity: Mapping[str, Any] | None = None,
         name_of: Callable[[ExampleRecord, int], str] = lambda record, i: record.example_id,
     ) -> SimpleNamespace:
@@ -67,14 +69,18 @@ def make_store(
         def record(i: int, name: str) -> ExampleRecord:
             answer = [*words(1, max_answer), 1]
             sequence = AnsweredSequence.answering(words(4, 12), answer)
+            for _ in range(turns - 1):
+                longer, answer = [*sequence.ids, *words(2, 5)], [*words(1, max_answer), 1]
+                spans = [*sequence.spans, (len(longer), len(answer))]
+                sequence = AnsweredSequence([*longer, *answer], spans)
             return ExampleRecord(f"{TASKS[i % 2]}/{name}/{i}", TASKS[i % 2], "en", sequence)
 
         records = [record(i, "train") for i in range(count)]
         records = [dataclasses.replace(r, example_id=name_of(r, i)) for i, r in enumerate(records)]
         validation = [record(i, "validation") for i in range(8)]
-        prompts = {
-            "zeroshot": [r.prompt_ids.tolist() for r in records],
-            "fewshot": [words(6, 14) + r.prompt_ids.tolist() for r in records],
+        sequences = {
+            "zeroshot": [r.sequence for r in records],
+            "fewshot": [_behind(words(6, 14), r.sequence) for r in records],
         }
         url = str(tmp_path_factory.mktemp("store") / "tiny.zarr")
         spec = StoreSpec(
@@ -96,28 +102,33 @@ def make_store(
         with open_builder(
             url, spec, records, validation, vocabulary=lambda: Vocabulary.learn(pilot, spec.tokenizer_size)
         ) as builder:
-            for view, view_prompts in prompts.items():
+            for view, seen in sequences.items():
                 builder.add_view(view, {"view": view}, {})
                 for shard in range(builder.plan.shards):
-                    rows = [
-                        teacher_rows(teacher, view_prompts[i], records[i].answer_ids.tolist(), spec)
-                        for i in builder.plan.examples_of(shard)
-                    ]
+                    rows = [teacher_rows(teacher, seen[i], spec) for i in builder.plan.examples_of(shard)]
                     joined = {
                         n: np.concatenate([getattr(r, n) for r in rows]) for n in TeacherRows.__dataclass_fields__
                     }
                     builder.write_shard(view, shard, TeacherRows(**joined))
-        return SimpleNamespace(url=url, prompts=prompts, records=records, store=TeacherStore.open(url))
+        prompts = {view: [sequence.prompt_ids.tolist() for sequence in seen] for view, seen in sequences.items()}
+        store = TeacherStore.open(url)
+        return SimpleNamespace(url=url, prompts=prompts, sequences=sequences, records=records, store=store)
 
     return make
 
 
-def teacher_rows(teacher: Any, prompt: list[int], answer: list[int], spec: StoreSpec) -> TeacherRows:
-    """Rows of one example: answer token j is predicted at position len(prompt) + j - 1."""
+def _behind(prefix: list[int], sequence: AnsweredSequence) -> AnsweredSequence:
+    spans = [(span.start + len(prefix), span.length) for span in sequence.spans]
+    return AnsweredSequence([*prefix, *sequence.ids], spans)
+
+
+def teacher_rows(teacher: Any, sequence: AnsweredSequence, spec: StoreSpec) -> TeacherRows:
+    """Rows of one example: an answer token at position p is predicted at p − 1."""
     with torch.no_grad():
-        full = teacher(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        logits = teacher(torch.from_numpy(sequence.ids[None]).long()).logits[0]
+    full = logits[sequence.answer_positions - 1]
     values, ids = full[:, : spec.tokenizer_size].sort(dim=-1, descending=True, stable=True)
-    gold = full.gather(1, torch.tensor(answer)[:, None])
+    gold = full.gather(1, torch.from_numpy(sequence.answer_ids).long()[:, None])
     probabilities = full.double().softmax(-1)
     return TeacherRows(
         token_ids=ids[:, : spec.top_k].to(torch.int32).numpy(),

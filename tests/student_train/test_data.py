@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from logitbank.configs import Config
 from logitbank.sequences import AnsweredSequence
 from logitbank.student_train.batch import MicroBatches, collate, micro_batch_loader
-from logitbank.student_train.order import BatchPlan, ExampleOrder, example_order
+from logitbank.student_train.order import ExampleOrder, example_order
+from logitbank.student_train.split import BatchPlan, Indices, Split
 
 
 def order_of(counts: list[int], seed: int = 0, shard_size: int = 5) -> ExampleOrder:
@@ -66,11 +67,11 @@ def test_a_step_is_the_same_examples_however_it_is_split(
             plan = BatchPlan(8, micro, world, rank)
             data = MicroBatches(lambda: small_store.store, order, plan, view="fewshot", top_k=3)
             for a in range(plan.accumulation_steps):
-                batch = data[step * plan.accumulation_steps + a]
+                batch = data[step, a]
                 assert batch.step_tokens == sum(len(small_store.records[i].answer_ids) for i in whole)
                 assert batch.input_ids_BL.shape[0] == micro
-                for ids, mask in zip(batch.input_ids_BL, batch.attention_mask_BL, strict=True):
-                    seen.append(tuple(ids[mask.bool()].tolist()))
+                for ids, length in zip(batch.input_ids_BL, batch.lengths, strict=True):
+                    seen.append(tuple(ids[:length].tolist()))
         records = [small_store.records[i] for i in whole]
         assert Counter(seen) == Counter((*r.prompt_ids, *r.answer_ids[:-1]) for r in records)
 
@@ -80,13 +81,13 @@ def test_micro_batches_hold_the_stores_rows_of_their_own_examples(
 ) -> None:
     order = example_order(small_store.store, configure())
     data = MicroBatches(lambda: small_store.store, order, BatchPlan(8, 8, 1, 0), view="fewshot", top_k=3)
-    batch = data[1]
+    batch = data[1, 0]
     assert batch.teacher is not None
     t = 0
     flat = batch.input_ids_BL.flatten()
     examples = {(*r.prompt_ids, *r.answer_ids[:-1]): i for i, r in enumerate(small_store.records)}
-    for row, mask in zip(batch.input_ids_BL, batch.attention_mask_BL, strict=True):
-        i = examples[tuple(row[mask.bool()].tolist())]
+    for row, length in zip(batch.input_ids_BL, batch.lengths, strict=True):
+        i = examples[tuple(row[:length].tolist())]
         record, rows = small_store.records[i], small_store.store.read([i], "fewshot")
         for j, token in enumerate(record.answer_ids):
             assert batch.gold_T[t] == token
@@ -108,7 +109,7 @@ def test_padding_and_predicting_positions_by_hand() -> None:
         step_tokens=5,
     )
     assert batch.input_ids_BL.tolist() == [[10, 11, 12, 13, 14], [20, 21, 0, 0, 0]]
-    assert batch.attention_mask_BL.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert batch.lengths == (5, 2)
     assert batch.answer_index_T.tolist() == [2, 3, 4, 5, 6]
     assert batch.gold_T.tolist() == [13, 14, 1, 21, 1]
     assert batch.task_T.tolist() == [0, 0, 0, 1, 1]
@@ -122,7 +123,7 @@ def test_length_grouping_leaves_less_padding_than_the_order_itself(
     order = example_order(store.store, configure())
     length = [len(r.prompt_ids) + len(r.answer_ids) - 1 for r in store.records]
     data = MicroBatches(lambda: store.store, order, BatchPlan(32, 4, 1, 0), view=None, top_k=None)
-    batches = [data[i] for i in range(16)]
+    batches = [data[divmod(i, 8)] for i in range(16)]
     grouped = sum(batch.input_ids_BL.numel() for batch in batches)
     stream = [length[i] for step in range(2) for i in order.step(step, 32)]
     ungrouped = sum(4 * max(stream[i : i + 4]) for i in range(0, 64, 4))
@@ -140,7 +141,7 @@ def test_without_a_view_no_teacher_array_is_read(
     data = MicroBatches(
         Untouchable, example_order(small_store.store, configure()), BatchPlan(8, 4, 1, 0), view=None, top_k=None
     )
-    batch = data[0]
+    batch = data[0, 0]
     assert batch.teacher is None
     assert batch.top_ids_TK.shape == (len(batch.gold_T), 0)
 
@@ -156,8 +157,10 @@ def test_workers_deliver_the_same_batches_and_draw_no_random_numbers(
     opener = partial(TeacherStore.open, small_store.url)
     data = MicroBatches(opener, order, BatchPlan(8, 4, 1, 0), view="fewshot", top_k=4)
     before = torch.get_rng_state()
-    loader = micro_batch_loader(data, start=3, stop=9, num_workers=2, pin_memory=False)
-    for index, batch in zip(range(3, 9), loader, strict=True):
+    indices = Indices(Split(order, BatchPlan(8, 4, 1, 0), small_store.store.examples.input_length), 2, 5)
+    loader = micro_batch_loader(data, indices, num_workers=2, pin_memory=False)
+    assert list(indices) == [(step, number) for step in range(2, 5) for number in range(2)]
+    for index, batch in zip(indices, loader, strict=True):
         assert torch.equal(batch.input_ids_BL, data[index].input_ids_BL)
         assert torch.equal(batch.teacher.logits_TK, data[index].teacher.logits_TK)  # type: ignore[union-attr]
     assert torch.equal(torch.get_rng_state(), before)
@@ -168,11 +171,11 @@ def test_a_batch_crosses_processes_as_one_tensor_and_comes_out_the_same(
 ) -> None:
     order = example_order(small_store.store, configure())
     for view in ("fewshot", None):
-        batch = MicroBatches(lambda: small_store.store, order, BatchPlan(8, 4, 1, 0), view=view, top_k=4)[0]
+        batch = MicroBatches(lambda: small_store.store, order, BatchPlan(8, 4, 1, 0), view=view, top_k=4)[0, 0]
         unpack, arguments = batch.__reduce__()
         assert sum(isinstance(value, torch.Tensor) for value in arguments) == 1
         again = unpack(*arguments)
-        assert (again.step_tokens, again.real_tokens) == (batch.step_tokens, batch.real_tokens)
+        assert (again.step_tokens, again.lengths) == (batch.step_tokens, batch.lengths)
         owners = [(again, batch)] if view is None else [(again, batch), (again.teacher, batch.teacher)]
         for ours, theirs in owners:
             for field in dataclasses.fields(theirs):

@@ -16,7 +16,8 @@ import transformers
 from logitbank.configs import Config
 from logitbank.storage import ExampleRecord
 from logitbank.student_train.batch import MicroBatches
-from logitbank.student_train.order import BatchPlan, conversation_tokens, example_order
+from logitbank.student_train.order import conversation_tokens, example_order
+from logitbank.student_train.split import BatchPlan
 from logitbank.student_train.train_command import main
 from tests import processes
 
@@ -117,7 +118,7 @@ def test_weights_are_one_over_the_conversation_and_one_on_average(
                 lambda: parts_store.store, order, plan, view=None, top_k=None, loss_weight="conversation"
             )
             for a in range(plan.accumulation_steps):
-                batch = data[step * plan.accumulation_steps + a]
+                batch = data[step, a]
                 assert batch.weight_T is not None
                 seen += zip(batch.weight_T.tolist(), batch.gold_T.tolist(), strict=True)
         weights = np.array([weight for weight, _ in seen])

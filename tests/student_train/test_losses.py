@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import DistillationConfig
@@ -23,9 +22,11 @@ from logitbank.student_train.losses.forward_kl import ForwardKl
 from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.module import StudentModule, run_student
-from logitbank.student_train.order import BatchPlan, example_order
+from logitbank.student_train.order import example_order
 from logitbank.student_train.records import Run
+from logitbank.student_train.split import BatchPlan
 from logitbank.student_train.train import train
+from tests.tensors import LargestTensor
 
 pytestmark = pytest.mark.numeric
 
@@ -34,18 +35,16 @@ MSE, FORWARD_KL = Mse(DistillationConfig(), 104), ForwardKl(DistillationConfig(l
 
 
 def micro_batch(
-    store: SimpleNamespace, config: Config, *, size: int, top_k: int | None = None
+    store: SimpleNamespace, config: Config, *, size: int, packed_tokens: int | None = None
 ) -> tuple[Batch, list[int]]:
     """The first global batch of a run as one micro-batch, and its examples in row order."""
     order = example_order(store.store, config)
-    plan = BatchPlan(size, size, 1, 0)
+    plan = BatchPlan(size, size, 1, 0, packed_tokens)
     data = MicroBatches(lambda: store.store, order, plan, view="fewshot", top_k=None)
-    batch = data[0]
-    by_sequence = {(*r.prompt_ids, *r.answer_ids[:-1]): i for i, r in enumerate(store.records)}
-    rows = [
-        by_sequence[tuple(ids[mask.bool()].tolist())]
-        for ids, mask in zip(batch.input_ids_BL, batch.attention_mask_BL, strict=True)
-    ]
+    batch = data[0, 0]
+    by_sequence = {tuple(r.sequence.ids[:-1].tolist()): i for i, r in enumerate(store.records)}
+    sequences = batch.input_ids_BL[0].split(batch.lengths) if batch.packed else batch.input_ids_BL
+    rows = [by_sequence[tuple(ids[:length].tolist())] for ids, length in zip(sequences, batch.lengths, strict=True)]
     assert sorted(rows) == sorted(order.step(0, size))
     return batch, rows
 
@@ -74,27 +73,37 @@ def live_loss(student: Any, teacher: Any, store: SimpleNamespace, rows: list[int
     """The same step with the teacher run here and now; every position found by feeding token after token."""
     total, count = torch.zeros(()), 0
     for i in rows:
-        record = store.records[i]
-        seen_student, seen_teacher = record.prompt_ids.tolist(), list(store.prompts["fewshot"][i])
-        for token in record.answer_ids.tolist():
-            ours = student(torch.tensor([seen_student])).logits[0, -1]
+        own, taught = store.records[i].sequence, store.sequences["fewshot"][i]
+        for position, place in zip(own.answer_positions.tolist(), taught.answer_positions.tolist(), strict=True):
+            ours = student(torch.from_numpy(own.ids[None, :position]).long()).logits[0, -1]
             with torch.no_grad():
-                theirs = teacher(torch.tensor([seen_teacher])).logits[0, -1]
+                theirs = teacher(torch.from_numpy(taught.ids[None, :place]).long()).logits[0, -1]
             top = theirs[: 104 if k == 104 else 97].topk(k).indices  # padded rows never enter a top K
+            token = int(own.ids[position])
+            assert token == taught.ids[place]
             total = total - ours.log_softmax(-1)[token] + LAMBDA * ((ours[top] - theirs[top]) ** 2).mean()
-            seen_student.append(token)
-            seen_teacher.append(token)
             count += 1
     return total / count
 
 
-@pytest.mark.parametrize("k", [104, 64], ids=["whole-vocabulary", "top-64"])
+@pytest.mark.parametrize(
+    ("k", "turns", "packed_tokens"),
+    [(104, 1, None), (64, 1, None), (64, 3, None), (64, 3, 300)],
+    ids=["whole-vocabulary", "top-64", "three-turns", "three-turns-packed"],
+)
 def test_loss_and_gradients_equal_those_of_a_live_teacher(
-    make_store: Callable[..., SimpleNamespace], configure: Callable[..., Config], tiny_model: Path, k: int
+    make_store: Callable[..., SimpleNamespace],
+    configure: Callable[..., Config],
+    tiny_model: Path,
+    k: int,
+    turns: int,
+    packed_tokens: int | None,
 ) -> None:
-    store = make_store(top_k=k)
-    batch, rows = micro_batch(store, configure(), size=6)
-    cached = StudentModule(perturbed(tiny_model), chunk_tokens=5)
+    store = make_store(top_k=k, turns=turns, shard_tokens=64)
+    assert {len(record.sequence.spans) for record in store.records} == {turns}
+    batch, rows = micro_batch(store, configure(), size=6, packed_tokens=packed_tokens)
+    assert len(batch.input_ids_BL) == (6 if packed_tokens is None else 1)
+    cached = StudentModule(perturbed(tiny_model), chunk_tokens=5, packing=batch.packed)
     loss = student_loss(cached, batch).total
     loss.backward()
     live = perturbed(tiny_model)
@@ -121,23 +130,6 @@ def test_chunks_change_nothing(
         torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the most rows of any tensor whose last axis is the vocabulary, and the largest tensor."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary, self.rows, self.numel = vocabulary, 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim:
-                self.numel = max(self.numel, tensor.numel())
-                if tensor.shape[-1] == self.vocabulary:
-                    self.rows = max(self.rows, tensor.numel() // self.vocabulary)
-        return result
-
-
 @pytest.mark.parametrize("kind", [MSE, FORWARD_KL], ids=["mse", "forward_kl"])
 def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
     small_store: SimpleNamespace, configure: Callable[..., Config], tiny_model: Path, kind: Loss
@@ -146,7 +138,7 @@ def test_logits_exist_at_answer_positions_only_and_one_chunk_at_a_time(
     student = StudentModule(perturbed(tiny_model), chunk_tokens=4)
     kept = []
     with (
-        _Largest(104) as largest,
+        LargestTensor(104) as largest,
         torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t),
     ):
         loss = student_loss(student, batch, kind)

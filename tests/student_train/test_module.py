@@ -68,12 +68,10 @@ def test_answer_logits_are_the_models_own(name: str, adapter: bool) -> None:
     student = StudentModule(model, chunk_tokens=2)
     assert (student.transform is None) == (name == "shifted")
     input_ids_BL = torch.randint(2, 80, (2, 7), generator=torch.Generator().manual_seed(1))
-    attention_mask_BL = torch.ones_like(input_ids_BL)
-    attention_mask_BL[1, 5:] = 0
     positions = [(0, 3), (0, 4), (0, 6), (1, 2), (1, 4)]
     gold_T, top_ids_TK = torch.tensor([5, 6, 7, 8, 9]), torch.arange(10).reshape(5, 2)
     answer_index_T = torch.tensor([row * 7 + column for row, column in positions])
-    got = student(input_ids_BL, attention_mask_BL, answer_index_T, gold_T, top_ids_TK, with_argmax=True)
+    got = student(input_ids_BL, answer_index_T, gold_T, top_ids_TK, with_argmax=True)
     for t, (row, column) in enumerate(positions):
         own = model(input_ids=input_ids_BL[row : row + 1, : column + 1]).logits[0, -1]
         assert got.logsumexp_T[t].item() == pytest.approx(own.logsumexp(-1).item(), rel=1e-5)
@@ -109,7 +107,7 @@ def test_dropout_draws_the_same_masks_when_a_chunk_is_computed_again(target: str
 
     def loss() -> torch.Tensor:
         torch.manual_seed(1)
-        got = student(ids, torch.ones_like(ids), index, ids[0, 6:20], torch.zeros(14, 0, dtype=torch.int64))
+        got = student(ids, index, ids[0, 6:20], torch.zeros(14, 0, dtype=torch.int64))
         return (got.logsumexp_T - got.gold_T).sum()
 
     gradients = torch.autograd.grad(loss(), trained)
@@ -127,6 +125,6 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(target_modules=["q_proj"]))
     student = StudentModule(model, chunk_tokens=2)
     ids, index = torch.arange(2, 10)[None], torch.tensor([3, 4, 5])
-    got = student(ids, torch.ones_like(ids), index, torch.tensor([1, 2, 3]), torch.zeros(3, 0, dtype=torch.int64))
+    got = student(ids, index, torch.tensor([1, 2, 3]), torch.zeros(3, 0, dtype=torch.int64))
     (got.logsumexp_T - got.gold_T).sum().backward()
     assert {name.split(".")[-3] for name, p in model.named_parameters() if p.grad is not None} == {"lora_A", "lora_B"}

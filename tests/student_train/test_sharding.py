@@ -18,8 +18,8 @@ import transformers
 from safetensors.torch import load_file
 
 from logitbank.configs.schema import TrainingConfig
-from logitbank.student_train.order import BatchPlan
 from logitbank.student_train.sharding import load_optimizer_state, sharding_plugin, whole_optimizer_state
+from logitbank.student_train.split import BatchPlan
 from logitbank.student_train.train_command import main
 from tests import processes
 

@@ -24,8 +24,9 @@ from logitbank.student_train.losses.base import TeacherLogits
 from logitbank.student_train.losses.mse import Mse
 from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.module import StudentModule, run_student
-from logitbank.student_train.order import BatchPlan, example_order
+from logitbank.student_train.order import example_order
 from logitbank.student_train.records import Run
+from logitbank.student_train.split import BatchPlan
 from logitbank.student_train.strategies.base import Backward, Setting, StepWork, Strategy
 from logitbank.student_train.strategies.combined import TokenWeights
 from logitbank.student_train.strategies.entropy import entropy_factor
@@ -48,7 +49,9 @@ def setting_of(
     """Ten steps on the CPU, a vocabulary of 100, held-out examples of every task."""
     if store is None:
         held_out = SimpleNamespace(task=np.arange(len(tasks)), __len__=lambda: len(tasks))
-        table = type("Table", (), {"task": held_out.task, "__len__": lambda self: len(tasks)})()
+        table = type(
+            "Table", (), {"task": held_out.task, "input_length": held_out.task + 2, "__len__": lambda self: len(tasks)}
+        )()
         store = SimpleNamespace(info=SimpleNamespace(vocab_size=100, tasks=tasks), validation=table)
     config = Config(distillation=distillation, training=TrainingConfig(max_steps=10), tasks=list(tasks))
     return Setting(config, tasks, store, Accelerator(cpu=True), student or torch.nn.Linear(1, 1))
@@ -76,7 +79,7 @@ def fake_batch(tasks: list[int], **teacher: Any) -> Batch:
     values |= {name: torch.tensor(value) for name, value in teacher.items()}
     one = torch.zeros(count, dtype=torch.int64)
     rows = TeacherLogits(**values)
-    return Batch(one[None], one[None], one, one, one[:, None], torch.tensor(tasks), rows, count, count)
+    return Batch(one[None], one, one, one[:, None], torch.tensor(tasks), rows, count, (count,))
 
 
 def test_fixed_and_per_task() -> None:
@@ -178,7 +181,7 @@ def setting(
             for p in model.parameters():
                 p += 0.1 * torch.randn(p.shape, generator=generator)
         student = StudentModule(model, chunk_tokens=1000)
-        batches = [data[i] for i in range(plan.accumulation_steps)]
+        batches = [data[0, i] for i in range(plan.accumulation_steps)]
 
         def forward(batch: Batch, lambda_T: torch.Tensor) -> StepLoss:
             logits = run_student(student, batch)

@@ -29,7 +29,7 @@ def setting_of(store: Any, *overrides: str) -> Setting:
 
 
 def batch_of(step_tokens: int) -> Batch:
-    return Batch(ONE[None], ONE[None], ONE, ONE, ONE[:, None], ONE, None, step_tokens, 1)
+    return Batch(ONE[None], ONE, ONE, ONE[:, None], ONE, None, step_tokens, (1,))
 
 
 def losses_of(ce: list[float], kd: list[float]) -> StepLoss:
@@ -130,7 +130,7 @@ def test_every_part_of_a_strategy_takes_up_its_state(small_store: SimpleNamespac
     setting = setting_of(small_store.store, "distillation.strategy=meta*loss_ratio", "distillation.lambda_distill=0.4")
     one = torch.zeros(1)
     rows = TeacherLogits(one[:, None], one, one, one, ONE)
-    batch = Batch(ONE[None], ONE[None], ONE, ONE, ONE[:, None], ONE, rows, 1, 1)
+    batch = Batch(ONE[None], ONE, ONE, ONE[:, None], ONE, rows, 1, (1,))
     before, after = TokenWeights(setting), TokenWeights(setting)
     state = {**before.state_dict(), "ema": (3.0, 2.0)}
     (logit,) = [name for name in state if name != "ema"]

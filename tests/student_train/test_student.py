@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from logitbank.configs import Config, ConfigError
 from logitbank.models.precision import has_fast_bfloat16
-from logitbank.student_train.order import BatchPlan
 from logitbank.student_train.setup import make_accelerator
+from logitbank.student_train.split import BatchPlan
 from logitbank.student_train.student import build_student
 from tests import tiny
 

@@ -16,7 +16,8 @@ from logitbank.student_train.batch import MicroBatches
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import make_loss
 from logitbank.student_train.losses.step_loss import step_loss
-from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.order import ExampleOrder
+from logitbank.student_train.split import BatchPlan
 from logitbank.teacher_cache.build import build_store, estimate_store, prepare
 from tests.teacher_cache.conftest import CHATML
 
@@ -139,7 +140,7 @@ def test_a_student_takes_no_teacher_term_from_an_end_of_turn_that_is_not_the_tea
         store = TeacherStore.open(url)
         order = ExampleOrder({"nli": np.arange(len(store.examples))}, np.zeros(len(store.examples), dtype=int), seed=0)
         plan = BatchPlan(global_batch_size=4, micro_batch_size=4, world_size=1, rank=0)
-        batch = MicroBatches(lambda store=store: store, order, plan, view="zeroshot", top_k=None)[0]
+        batch = MicroBatches(lambda store=store: store, order, plan, view="zeroshot", top_k=None)[0, 0]
         tokens = len(batch.gold_T)
         logits_TV = torch.randn(tokens, store.info.vocab_size, generator=torch.Generator().manual_seed(0))
         student = read_logits(logits_TV, batch.gold_T, batch.top_ids_TK.long())

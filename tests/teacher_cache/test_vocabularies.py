@@ -19,7 +19,8 @@ from logitbank.student_train import train_command
 from logitbank.student_train.batch import Batch, MicroBatches
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import make_loss
-from logitbank.student_train.order import BatchPlan, ExampleOrder
+from logitbank.student_train.order import ExampleOrder
+from logitbank.student_train.split import BatchPlan
 from logitbank.teacher_cache.build import build_store
 from tests import tiny
 from tests.teacher_cache.conftest import CHATML
@@ -55,13 +56,13 @@ def config(mirror: Path, student: Path, teacher: Path, *overrides: str) -> Confi
 def batch_of(store: TeacherStore) -> Batch:
     order = ExampleOrder({"nli": np.arange(len(store.examples))}, np.zeros(len(store.examples), dtype=int), seed=0)
     plan = BatchPlan(global_batch_size=6, micro_batch_size=6, world_size=1, rank=0)
-    return MicroBatches(lambda: store, order, plan, view="zeroshot", top_k=None)[0]
+    return MicroBatches(lambda: store, order, plan, view="zeroshot", top_k=None)[0, 0]
 
 
 def answer_logits(model: Path, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        logits = network(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL).logits
+        logits = network(input_ids=batch.input_ids_BL, use_cache=False).logits
     return logits.flatten(0, 1)[batch.answer_index_T]
 
 
