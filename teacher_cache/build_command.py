@@ -99,12 +99,12 @@ def _print_estimate(expected: Estimate) -> None:
     from logitbank.teacher_cache.tables import print_table
 
     fewshot = [view for view in expected.views if view != "zeroshot"]
-    header = ["task", "language", "examples", "answer tokens", "too long"]
+    header = ["task", "language", "examples", "answer tokens", "left out"]
     print_table(
         [*header, *(f"tokens {view}" for view in expected.views), *(f"dropped {view}" for view in fewshot)],
         [
             [
-                *(cell.task, cell.language, f"{cell.examples:,}", f"{cell.answer_tokens:,}", f"{cell.too_long:,}"),
+                *(cell.task, cell.language, f"{cell.examples:,}", f"{cell.answer_tokens:,}", f"{cell.left_out:,}"),
                 *(f"{cell.tokens[view]:,}" for view in expected.views),
                 *(f"{cell.demonstrations_dropped[view]:,}" for view in fewshot),
             ]

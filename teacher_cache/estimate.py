@@ -21,7 +21,7 @@ class CellEstimate:
         language: ISO 639-1 code, or `und`.
         examples: that the store will hold.
         answer_tokens: of these examples, ends of turn included.
-        too_long: examples left out because the query alone does not fit.
+        left_out: examples that do not fit, or that a chat template refuses.
         tokens: view -> tokens that the teacher reads.
         demonstrations_dropped: view -> demonstrations that had to go for length.
     """
@@ -30,7 +30,7 @@ class CellEstimate:
     language: str
     examples: int
     answer_tokens: int
-    too_long: int
+    left_out: int
     tokens: Mapping[str, int]
     demonstrations_dropped: Mapping[str, int]
 
@@ -94,11 +94,11 @@ def estimate(config: Config, plan: TeacherPlan) -> Estimate:
                 language=cell[1],
                 examples=examples[cell],
                 answer_tokens=answers[cell],
-                too_long=plan.too_long[cell],
+                left_out=plan.left_out[cell],
                 tokens={view: counted[cell] for view, counted in tokens.items()},
                 demonstrations_dropped={view: plan.views[view].dropped[cell] for view in plan.views},
             )
-            for cell in sorted(examples | plan.too_long)
+            for cell in sorted(examples | plan.left_out)
         ),
         views=tuple(plan.views),
         top_k=ranks,

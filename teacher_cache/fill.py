@@ -65,7 +65,11 @@ def fill(
     ) as builder:
         todo = []
         for view in plan.views:
-            builder.add_view(view, *_describe_view(view, plan, config))
+            builder.add_view(
+                view,
+                *_describe_view(view, plan, config),
+                sequences="student" if plan.reads_as_student(view) else "context",
+            )
             missing = builder.missing_shards(view)
             if worker is not None:
                 missing = [shard for shard in missing if shard % worker.count == worker.index]

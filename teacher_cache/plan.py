@@ -62,7 +62,7 @@ class TeacherPlan:
         examples: those that a teacher is asked for, in store order.
         validation: held-out examples of a training set; empty for any other split.
         views: what is asked under each view.
-        too_long: examples left out because the query alone does not fit, per (task, language).
+        left_out: examples that do not fit, or that a chat template refuses, per (task, language).
         absent: requested (task, language) cells that do not exist.
         teacher_template: hash of the teacher's chat template, where it is another than the student's.
         untaught: answer tokens that the teacher was not asked for, because it ends a turn with another: where one
@@ -75,7 +75,7 @@ class TeacherPlan:
     examples: list[ExampleRecord]
     validation: list[ExampleRecord]
     views: dict[str, ViewPlan]
-    too_long: Counter[Cell]
+    left_out: Counter[Cell]
     absent: list[Cell]
     teacher_template: str | None = None
     untaught: tuple[int, ...] = ()
@@ -87,6 +87,11 @@ class TeacherPlan:
     def answer_tokens(self) -> int:
         """Answer tokens of all examples, counted once."""
         return sum(record.sequence.answer_length for record in self.examples)
+
+    def reads_as_student(self, view: str) -> bool:
+        """Whether the teacher reads every example exactly as the student does."""
+        pairs = zip(self.views[view].sequences, self.examples, strict=True)
+        return all(sequence is record.sequence or sequence == record.sequence for sequence, record in pairs)
 
     @property
     def longest(self) -> int:
@@ -125,7 +130,7 @@ def make_plan(
         plan.teacher_template = teacher.template_hash
         if teacher.end_of_turn_id != encoder.end_of_turn_id:
             plan.untaught = (encoder.end_of_turn_id,)
-    planner = _Planner(config, plan, ExampleEncoder(encoder, teacher))
+    planner = _Planner(config, plan, ExampleEncoder(encoder, teacher, data_settings(config).chat))
     examples = store_examples(config, split, present)
     with Progress("encoding", len(examples), "examples") as progress:
         for example in examples:
@@ -165,7 +170,9 @@ class _Planner:
         for record, student in self.records(example):
             asked = {view: self._ask(view, example, student, demonstrations[view]) for view in self._plan.views}
             if any(sequence is None for sequence in asked.values()):
-                self._plan.too_long[(example.task, example.language)] += 1
+                self._plan.left_out[(example.task, example.language)] += 1
+                if example.task == CHAT:
+                    self._encoding.counts["sequences left out, too long for the teacher"] += 1
                 continue
             self._plan.examples.append(record)
             for view, found in asked.items():
@@ -181,7 +188,7 @@ class _Planner:
         limit = self.student_limit(example.task)
         students = self._encoding.student(TASKS[example.task], example, max_tokens=limit)
         if not students:
-            self._plan.too_long[(example.task, example.language)] += 1
+            self._plan.left_out[(example.task, example.language)] += 1
         return [
             (ExampleRecord(example.example_id + it.suffix, example.task, example.language, it.sequence), it)
             for it in students
@@ -193,8 +200,9 @@ class _Planner:
 
     def report(self) -> None:
         """Say once what was left out or changed."""
-        if self._plan.too_long:
-            logger.info("query too long, left out: %s", _counts(self._plan.too_long))
+        questions = Counter({cell: count for cell, count in self._plan.left_out.items() if cell[0] != CHAT})
+        if questions:
+            logger.info("query too long, left out: %s", _counts(questions))
         for what, count in sorted(self._encoding.counts.items()):
             logger.info("%s: %s", what, f"{count:,}")
 
