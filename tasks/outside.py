@@ -93,6 +93,12 @@ def source_hash(task: Task) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def source_hashes(names: Iterable[str]) -> dict[str, str]:
+    """Name and source of those of the named tasks that are not the package's own."""
+    found = {name: source_hash(TASKS[name]) for name in names if name not in TASKS.shipped}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
 def _open(reference: str) -> str:
     """The name of the task at a reference, which joins `TASKS`."""
     place, _, attribute = reference.rpartition(":")

@@ -16,6 +16,7 @@ from logitbank.configs import Config, config_to_dict
 from logitbank.models.workers import Worker
 from logitbank.progress import Progress
 from logitbank.storage import ExampleRecord, StoreBuilder, StoreSpec, Vocabulary, open_builder
+from logitbank.tasks.outside import source_hashes
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced, TeacherEngine
 from logitbank.teacher_cache.estimate import stored_ranks
@@ -63,6 +64,7 @@ def fill(
         worker=worker.index if worker else None,
         workers=worker.count if worker else None,
     ) as builder:
+        _name_changed_sources(builder.info.config, config)
         todo = []
         for view in plan.views:
             builder.add_view(
@@ -163,6 +165,7 @@ def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: Tea
     # The students of `languages: [hi]` may learn from English examples.
     languages = dict.fromkeys([*config.languages, *(record.language for record in plan.examples)])
     told = {"split": plan.split} if plan.split != TRAIN else {}
+    sources = source_hashes(config.tasks)
     return StoreSpec(
         model=config.model.name,
         tokenizer_size=len(encoder.tokenizer),
@@ -178,7 +181,7 @@ def _spec(config: Config, plan: TeacherPlan, encoder: PromptEncoder, engine: Tea
         chunk_tokens=config.store.chunk_tokens,
         teacher={**engine.identity(), "batch_tokens": config.teacher.batch_tokens},
         identity={"template": encoder.template_hash, "seed": config.seed, **_of_another_teacher(plan), **told},
-        config=config_to_dict(config),
+        config={**config_to_dict(config), **({"task_sources": sources} if sources else {})},
     )
 
 
@@ -201,6 +204,13 @@ def _runs(ids: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([token, token])
     return runs
+
+
+def _name_changed_sources(recorded: Mapping[str, Any], config: Config) -> None:
+    """Say which tasks from outside have another source than when the store was begun: what they ask is the same."""
+    before, now = recorded.get("task_sources", {}), source_hashes(config.tasks)
+    if changed := [name for name in now if name in before and before[name] != now[name]]:
+        logger.info("source changed since the store was begun, prompts and answers the same: %s", ", ".join(changed))
 
 
 def _describe_view(view: str, whole: TeacherPlan, config: Config) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -137,6 +137,7 @@ def test_a_changed_source_is_another_evaluation(folder: Path) -> None:
     assert "parse failures 0.0%" in again.stdout
     resumed = processes.run(*build, cwd=folder)
     assert "nothing was left to do" in resumed.stdout, resumed.stderr
+    assert "source changed since the store was begun, prompts and answers the same: reviews" in resumed.stderr
     source.write_text(source.read_text().replace("Output one word.", "Answer."))
     other = processes.run(*build, cwd=folder)
     assert other.returncode == 2
