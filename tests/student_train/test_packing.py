@@ -125,10 +125,11 @@ class Runs:
             expected = self.log(reference, metric)
             assert len(expected) == 4
             assert self.log(name, metric) == pytest.approx(expected, rel=rel), metric
+        # Adam makes steps of the same size of tiny gradients, and so of what rounding does to them
         weights, others = self.weights(name), self.weights(reference)
         assert weights.keys() == others.keys()
         for key, tensor in weights.items():
-            assert (tensor - others[key]).norm() <= 1e-5 * others[key].norm(), key
+            assert (tensor - others[key]).norm() <= 1e-4 * others[key].norm(), key
 
 
 @pytest.fixture
