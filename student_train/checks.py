@@ -35,6 +35,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
         )
     if view is not None:
         store.require_view(view)
+        store.require_examples(view)
         if top_k is not None and top_k > info.top_k:
             raise ConfigError(
                 f"distillation.n_top_logits: expected at most {info.top_k} (what the store at {store.url} "
@@ -47,6 +48,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
                 "distillation.gate: fewshot_gain compares a view with zeroshot; expected another --view, got zeroshot"
             )
         store.require_view("zeroshot")
+        store.require_examples("zeroshot")
     for task in config.tasks:
         if task not in info.tasks or not (np.asarray(store.examples.task) == info.tasks.index(task)).any():
             raise ConfigError(

@@ -79,7 +79,7 @@ def _add_teachers(catalogue: Catalogue, examples: dict[str, dict[str, Any]]) -> 
     chosen = catalogue.rows(
         f"""
         SELECT store, task, language, example_id FROM (SELECT DISTINCT store, task, language, example_id
-                                                       FROM cache_tokens)
+                                                       FROM cache_tokens WHERE sequence IS NULL)
         QUALIFY row_number() OVER (PARTITION BY task, language ORDER BY hash(example_id)) <= {STORE_EXAMPLES_PER_CELL}
         """
     )
@@ -94,7 +94,7 @@ def _add_teachers(catalogue: Catalogue, examples: dict[str, dict[str, Any]]) -> 
     wanted = ", ".join("'" + example_id.replace("'", "''") + "'" for example_id in examples)
     tokens = catalogue.rows(
         "SELECT DISTINCT ON (view, example_id, position) * FROM cache_tokens "
-        f"WHERE example_id IN ({wanted or 'NULL'}) ORDER BY view, example_id, position"
+        f"WHERE example_id IN ({wanted or 'NULL'}) AND sequence IS NULL ORDER BY view, example_id, position"
     )
     for row in tokens:
         text = readers[row["store"]].text

@@ -19,6 +19,7 @@ TOKEN_SCHEMA = pa.schema(
         ("fingerprint", pa.string()),
         ("view", pa.string()),
         ("example_id", pa.string()),
+        ("sequence", pa.int64()),  # in a view with sequences of its own: which of them; else null
         ("task", pa.string()),
         ("language", pa.string()),
         ("position", pa.int64()),  # 0: the first answer token
@@ -34,10 +35,10 @@ TOKEN_SCHEMA = pa.schema(
     ]
 )
 EXAMPLES_SQL = """
-    SELECT store, fingerprint, view, example_id, task, language, count(*) AS answer_tokens,
+    SELECT store, fingerprint, view, example_id, sequence, task, language, count(*) AS answer_tokens,
            sum(logprob) AS logprob, -avg(logprob) AS cross_entropy, avg(entropy) AS entropy,
            bool_and(gold_rank = 0) AS known
-    FROM cache_tokens GROUP BY store, fingerprint, view, example_id, task, language
+    FROM cache_tokens GROUP BY store, fingerprint, view, example_id, sequence, task, language
 """
 
 
@@ -59,18 +60,18 @@ def token_rows(urls: Sequence[str]) -> pa.Table:
 def token_batches(store: TeacherStore) -> Iterator[pa.RecordBatch]:
     """The same for one store, shard by shard, so that memory stays bounded; unwritten shards are left out."""
     tasks, languages = np.array(store.info.tasks), np.array(store.info.languages)
-    ids = np.asarray(store.examples.example_id, dtype=object)
     for view in store.views:
         missing = set(store.missing_shards(view))
-        for shard in set(range(store.info.shards)) - missing:
-            yield _shard_batch(store, view, shard, tasks, languages, ids)
+        for shard in set(range(store.plan_of(view).shards)) - missing:
+            yield _shard_batch(store, view, shard, tasks, languages)
 
 
 def _shard_batch(
-    store: TeacherStore, view: str, shard: int, tasks: NDArray[Any], languages: NDArray[Any], ids: NDArray[Any]
+    store: TeacherStore, view: str, shard: int, tasks: NDArray[Any], languages: NDArray[Any]
 ) -> pa.RecordBatch:
-    rows, table = store.read_shard(view, shard), store.examples
-    chosen = np.asarray(store.plan.examples_of(shard))
+    rows, table = store.read_shard(view, shard), store.table(view)
+    chosen = np.asarray(store.plan_of(view).examples_of(shard))
+    ids = np.array([table.example_id[index] for index in chosen], dtype=object)
     lengths = table.answer_length[chosen]
     repeated = np.repeat(chosen, lengths)
     logsumexp = rows.logsumexp.astype(np.float64)
@@ -79,7 +80,8 @@ def _shard_batch(
         "store": [store.url] * len(rows),
         "fingerprint": [store.info.fingerprint] * len(rows),
         "view": [view] * len(rows),
-        "example_id": ids[repeated].tolist(),
+        "example_id": np.repeat(ids, lengths).tolist(),
+        "sequence": repeated.tolist() if store.has_own_sequences(view) else [None] * len(rows),
         "task": tasks[table.task[repeated]].tolist(),
         "language": languages[table.language[repeated]].tolist(),
         "position": np.concatenate([np.arange(length) for length in lengths]),

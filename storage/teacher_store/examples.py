@@ -214,13 +214,17 @@ class ExampleTable:
             )
         ]
 
+    def positions_of(self, example_id: str) -> NDArray[np.int64]:
+        """Where an example stands, ascending: more than once where a view has several sequences of it, or nowhere."""
+        return self.example_id.positions_of(example_id)
+
     def index_of(self, example_id: str) -> int:
         """Position of an example, the first where a view has several sequences of it.
 
         Raises:
             StoreError: there is no example of that id.
         """
-        found = self.example_id.positions_of(example_id)
+        found = self.positions_of(example_id)
         if not len(found):
             some = ", ".join(self.example_id[:3])
             raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from logitbank.errors import counted
 from logitbank.progress import Progress
 from logitbank.storage import StoreError, TeacherStore, parts_to_verify, verify
 from logitbank.teacher_cache.inspection.summary import Inspection
@@ -49,7 +50,7 @@ def show_summary(inspection: Inspection, output: str) -> None:
         f"fingerprint {facts['fingerprint']}"
     )
     for view, about in facts["views"].items():
-        state = "complete" if about["complete"] else f"{about['missing_shards']} of {facts['shards']} shards missing"
+        state = "complete" if about["complete"] else f"{about['missing_shards']} of {about['shards']} shards missing"
         dropped = sum(about.get("demonstrations_dropped", {}).values())
         print(
             f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length\n"
@@ -122,7 +123,8 @@ def show_example(store: TeacherStore, example_id: str, output: str) -> None:
     answer_ids = store.examples.answer_ids(example)
     text = token_text(store.info.model)
     tokens = []
-    written = [view for view in store.views if store.plan.shard_of(example) not in store.missing_shards(view)]
+    same = [view for view in store.views if not store.has_own_sequences(view)]
+    written = [view for view in same if store.plan.shard_of(example) not in store.missing_shards(view)]
     views = {view: store.read([example], view) for view in written}
     for position, token in enumerate(answer_ids.tolist()):
         entry: dict[str, Any] = {"position": position, "token_id": token, "token": text(token), "views": {}}
@@ -144,7 +146,9 @@ def show_example(store: TeacherStore, example_id: str, output: str) -> None:
     prompt = "".join(text(int(token)) for token in store.examples.sequence(example).prompt_ids)
     print(f"{example_id}\n{prompt}")
     for view in store.views:
-        if view not in views:
+        if view not in same:
+            print(f"view {view}: {counted(len(store.table(view).positions_of(example_id)), 'sequence')} of its own")
+        elif view not in views:
             print(f"view {view}: not written yet")
     lines = []
     for entry in tokens:

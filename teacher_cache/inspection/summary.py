@@ -55,13 +55,16 @@ class Inspection:
         sizes = store.objects.sizes()
         size = sum(sizes.values())
         bytes_of = {view: _bytes_per_shard(store, view, sizes) for view in store.views}
-        rows, views = self._rows(CELLS_SQL), {}
+        rows, views, stored_tokens = self._rows(CELLS_SQL), {}, 0
         for view in store.views:
-            attributes, missing = store.view_attributes(view), len(store.missing_shards(view))
+            attributes, plan = store.view_attributes(view), store.plan_of(view)
+            missing = len(store.missing_shards(view))
+            stored_tokens += int(plan.answer_length.sum())
             view_bytes = sum(length for key, length in sizes.items() if key.startswith(f"teachers/{view}/"))
             done = totals.get(view, {}).get("answer_tokens", 0)
             views[view] = {
                 "complete": not missing,
+                "shards": plan.shards,
                 "missing_shards": missing,
                 "bytes": view_bytes,
                 "bytes_per_token": float(bytes_of[view].sum()) / done if done else None,
@@ -88,14 +91,14 @@ class Inspection:
             "answer_tokens": info.answer_tokens,
             "shards": info.shards,
             "bytes": size,
-            "bytes_per_answer_token_and_view": size / (info.answer_tokens * max(1, len(store.views))),
+            "bytes_per_answer_token_and_view": size / (stored_tokens or info.answer_tokens),
             "views": views,
             "rows": rows,
         }
 
     def entropies(self, view: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Edges in nats (0 to log V) and answer tokens between them."""
-        edges = np.linspace(0.0, math.log(self.store.info.vocab_size), BINS + 1)
+        edges = np.linspace(0.0, math.log(self.store.tokens_of(view).vocab_size), BINS + 1)
         return edges, self._histogram(view, f"entropy / {edges[1]}")
 
     def tails(self, view: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -114,13 +117,13 @@ class Inspection:
 
     def _cell_bytes(self, row: dict[str, Any], bytes_of_shard: NDArray[np.float64]) -> float:
         """A shard's bytes belong to its answer tokens in equal parts: tasks share objects, none has its own."""
-        info, table, plan = self.store.info, self.store.examples, self.store.plan
+        info, table, plan = self.store.info, self.store.table(row["view"]), self.store.plan_of(row["view"])
         chosen = (table.task == info.tasks.index(row["task"])) & (
             table.language == info.languages.index(row["language"])
         )
-        shards = table.answer_start[chosen] // info.shard_tokens
+        shards = table.answer_start[chosen] // plan.shard_tokens
         written = bytes_of_shard[shards] > 0
-        used = np.bincount(table.answer_start // info.shard_tokens, weights=table.answer_length, minlength=plan.shards)
+        used = np.bincount(table.answer_start // plan.shard_tokens, weights=table.answer_length, minlength=plan.shards)
         lengths = table.answer_length[chosen]
         return float((bytes_of_shard[shards] / used[shards] * lengths)[written].sum() / lengths[written].sum())
 
@@ -139,14 +142,14 @@ class Inspection:
 def _bytes_per_shard(store: TeacherStore, view: str, sizes: dict[str, int]) -> NDArray[np.float64]:
     """Bytes of each shard's objects, manifest included; 0 for a shard that is not written."""
     missing = set(store.missing_shards(view))
-    total = np.zeros(store.plan.shards)
+    total = np.zeros(store.plan_of(view).shards)
     for key, size in sizes.items():
         folder, _, chunk = key.partition("/c/")
         shard = chunk.split("/")[0]
         if folder.startswith(f"manifest/{view}/") and not key.endswith("/view.json"):
             shard = key.rsplit("/", 1)[-1].removesuffix(".json")
-        elif not folder.startswith(f"teachers/{view}/"):
-            continue
+        elif not folder.startswith(f"teachers/{view}/") or folder.count("/") > 2:
+            continue  # of another view, or examples and vocabulary of this one
         if shard.isdigit() and int(shard) not in missing:
             total[int(shard)] += size
     return total

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from logitbank.errors import StoreError
-from logitbank.storage import TeacherStore
+from logitbank.storage import OwnSequences, TeacherStore, open_builder
 from logitbank.storage.results.catalogue import Catalogue
 from tests.storage import stores
 
@@ -39,6 +39,26 @@ def test_tokens_and_examples_equal_the_reader(tmp_path: Path) -> None:
         assert example["cross_entropy"] == pytest.approx(-logprob.mean(), rel=1e-6)
         assert example["known"] == bool(np.all(expected.gold_rank == 0))
         assert example["task"] == store.info.tasks[int(store.examples.task[index])]
+
+
+def test_own_sequences_have_rows_of_their_own(tmp_path: Path) -> None:
+    """Two answers to one example, none to the others, beside a view of all examples."""
+    url, examples, spec = str(tmp_path / "store"), stores.records(6), stores.spec(top_k=20)
+    own = OwnSequences([examples[4].example_id] * 2, stores.conversations(2))
+    with open_builder(url, spec, examples, [], vocabulary=stores.vocabulary) as builder:
+        builder.add_view("zeroshot", {}, {})
+        stores.write_missing(builder, "zeroshot", examples, 20)
+        builder.add_view("sampled", {}, {}, own=own)
+        stores.write_missing(builder, "sampled", own.sequences, 20)
+    rows = Catalogue([], [url]).rows("SELECT * FROM cache_tokens WHERE view = 'sampled' ORDER BY sequence, position")
+    assert {row["example_id"] for row in rows} == {examples[4].example_id}
+    assert [row["token_id"] for row in rows] == [token for one in own.sequences for token in one.answer_ids]
+    assert [row["sequence"] for row in rows] == [i for i, one in enumerate(own.sequences) for _ in one.answer_ids]
+    question = "SELECT view, example_id, answer_tokens FROM cache_examples ORDER BY view, answer_tokens, example_id"
+    counted = [tuple(row.values()) for row in Catalogue([], [url]).rows(question)]
+    lengths = sorted(sequence.answer_length for sequence in own.sequences)
+    assert counted[:2] == [("sampled", examples[4].example_id, length) for length in lengths]
+    assert len(counted) == 2 + len(examples)
 
 
 def test_without_store_the_views_are_empty(tmp_path: Path) -> None:

@@ -13,12 +13,22 @@ import torch
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import DistillationConfig
 from logitbank.sequences import AnsweredSequence
-from logitbank.storage import ExampleRecord, StoreSpec, TeacherRows, TeacherStore, Vocabulary, open_builder
+from logitbank.storage import (
+    ExampleRecord,
+    OwnSequences,
+    StoreError,
+    StoreSpec,
+    TeacherRows,
+    TeacherStore,
+    Vocabulary,
+    open_builder,
+)
 from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.checks import check_store_fits
 from logitbank.student_train.losses.base import StudentLogits, TeacherLogits, make_loss
 from logitbank.student_train.train_command import main
 from logitbank.tasks.prompts import PromptEncoder
+from tests.storage import stores
 
 pytestmark = pytest.mark.numeric
 
@@ -184,6 +194,18 @@ def test_a_student_trains_from_draws(
     settings += ["training.use_lora=false", "training.global_batch_size=4", "training.micro_batch_size=2"]
     main([*options, f"model.name={tiny_model}", *settings])
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_a_view_with_sequences_of_its_own_is_refused(
+    tmp_path: Path, configure: Callable[..., Any], tokenizer: Any
+) -> None:
+    url, examples = str(tmp_path), stores.records(4)
+    own = OwnSequences([examples[0].example_id], stores.conversations(1))
+    with open_builder(url, stores.spec(), examples, [], vocabulary=stores.vocabulary) as builder:
+        builder.add_view("sampled", {}, {}, own=own)
+        stores.write_missing(builder, "sampled", own.sequences, 96)
+    with pytest.raises(StoreError, match="--view sampled: its teacher read sequences of its own"):
+        check_store_fits(TeacherStore.open(url), configure(), "sampled", PromptEncoder(tokenizer))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitbank.storage import TeacherStore
+from logitbank.storage import OwnSequences, TeacherStore, open_builder
 from logitbank.teacher_cache.inspection import command as inspect_command
 from logitbank.teacher_cache.inspection.summary import Inspection
 from tests.storage import stores
@@ -167,6 +167,39 @@ def test_an_example_shows_the_top_five_of_both_views(url: str, capsys: pytest.Ca
     text = capsys.readouterr().out
     assert "| top 5" in text
     assert text.count("| fewshot") == text.count("| zeroshot") == len(EXAMPLES[3].answer_ids)
+
+
+def test_a_view_with_sequences_of_its_own_is_summed_up_by_itself(
+    tmp_path: Path, facts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its shards, bytes and tokens are its own; what is said of the other views does not change."""
+    url, spec = str(tmp_path / "store"), stores.spec(encoding="exact", top_k=20)
+    own = OwnSequences([EXAMPLES[3].example_id] * 30, stores.conversations(30))
+    stores.build(url, EXAMPLES, encoding="exact", top_k=20)
+    with open_builder(url, spec, EXAMPLES, [], vocabulary=stores.vocabulary) as builder:
+        builder.add_view("sampled", {}, {}, own=own)
+        stores.write_missing(builder, "sampled", own.sequences, 20)
+    inspection = Inspection(TeacherStore.open(url))
+    summary = inspection.summary()
+    (row,) = [row for row in summary["rows"] if row["view"] == "sampled"]
+    about = summary["views"]["sampled"]
+    assert (row["task"], row["language"], row["examples"]) == (EXAMPLES[3].task, EXAMPLES[3].language, 1)
+    assert about["answer_tokens"] == row["answer_tokens"] == sum(one.answer_length for one in own.sequences)
+    assert (about["shards"], about["complete"]) == (inspection.store.plan_of("sampled").shards, True)
+    assert row["bytes_per_token"] == pytest.approx(about["bytes_per_token"])
+    files = [path for path in Path(url).rglob("*") if path.is_file()]
+    rows = [path for path in (Path(url) / "teachers/sampled").glob("*/c/**/*") if path.is_file()]
+    rows = [path for path in rows if "/sampled/examples/" not in str(path)]
+    marks = [path for path in files if "manifest/sampled/" in str(path) and path.stem.isdigit()]
+    assert about["bytes_per_token"] * about["answer_tokens"] == pytest.approx(
+        sum(path.stat().st_size for path in rows + marks)
+    )
+    for view in ("fewshot", "zeroshot"):
+        assert summary["views"][view] == facts["views"][view]
+    inspect_command.main(["--store", url, "--example", EXAMPLES[3].example_id])
+    printed = capsys.readouterr().out
+    assert "view sampled: 30 sequences of its own" in printed
+    assert "| sampled" not in printed
 
 
 def test_a_half_built_view_is_left_out_where_it_is_not_written(

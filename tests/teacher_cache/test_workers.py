@@ -72,6 +72,13 @@ def test_four_workers_write_what_one_writes(alone: dict[str, bytes], tmp_path: P
     assert contents(tmp_path / "store") == alone
 
 
+def test_a_view_says_whether_its_teacher_read_what_students_read(tmp_path: Path) -> None:
+    fill(tmp_path, FakeTeacher())
+    store = TeacherStore.open(str(tmp_path))
+    said = {view: store.view_attributes(view)["sequences"] for view in store.views}
+    assert said == {"fewshot": "context", "zeroshot": "student"}
+
+
 def test_killed_workers_cost_their_shards_and_any_others_complete_the_store(
     alone: dict[str, bytes], tmp_path: Path
 ) -> None:
