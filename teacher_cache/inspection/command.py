@@ -31,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from logitbank.storage import TeacherStore  # zarr and the rest: not for --help
     from logitbank.teacher_cache.inspection import plots, show
+    from logitbank.teacher_cache.inspection.example import show_example
     from logitbank.teacher_cache.inspection.summary import Inspection
 
     if arguments.verify:
         show.show_verification(arguments.store, arguments.format)
     elif arguments.example:
-        show.show_example(TeacherStore.open(arguments.store), arguments.example, arguments.format)
+        show_example(TeacherStore.open(arguments.store), arguments.example, arguments.format)
     else:
         store = TeacherStore.open(arguments.store)
         if arguments.plot is not None:  # before a large store is read for nothing

@@ -7,11 +7,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from logitbank.errors import counted
 from logitbank.progress import Progress
-from logitbank.storage import StoreError, TeacherStore, parts_to_verify, verify
+from logitbank.storage import StoreError, parts_to_verify, verify
 from logitbank.teacher_cache.inspection.summary import Inspection
 from logitbank.teacher_cache.tables import print_table
 
@@ -109,51 +106,3 @@ def _print_signal(facts: Mapping[str, Any], views: Sequence[str]) -> None:
                 shown = [form.format(by_view[view][key]) for key, form in measures.values()]
                 rows.append([f"{task}/{language}" if language else task, view, *shown])
     print_table(["cell", "view", *measures], rows, left=2, totals=len(views))
-
-
-def show_example(store: TeacherStore, example_id: str, output: str) -> None:
-    """One example token by token, as text or JSON.
-
-    Raises:
-        StoreError: no such example.
-    """
-    from logitbank.models.huggingface import token_text  # transformers: not for the rest
-
-    example = store.examples.index_of(example_id)
-    answer_ids = store.examples.answer_ids(example)
-    text = token_text(store.info.model)
-    tokens = []
-    same = [view for view in store.views if not store.has_own_sequences(view)]
-    written = [view for view in same if store.plan.shard_of(example) not in store.missing_shards(view)]
-    views = {view: store.read([example], view) for view in written}
-    for position, token in enumerate(answer_ids.tolist()):
-        entry: dict[str, Any] = {"position": position, "token_id": token, "token": text(token), "views": {}}
-        for view, rows in views.items():
-            probabilities = np.exp(rows.logits[position, :5] - rows.logsumexp[position])
-            entry["views"][view] = {
-                "entropy": float(rows.entropy[position]),
-                "gold_probability": float(np.exp(rows.gold_logit[position] - rows.logsumexp[position])),
-                "gold_rank": int(rows.gold_rank[position]),
-                "top": [
-                    {"token_id": int(t), "token": text(int(t)), "probability": float(p)}
-                    for t, p in zip(rows.token_ids[position, :5], probabilities, strict=True)
-                ],
-            }
-        tokens.append(entry)
-    if output == "json":
-        print(json.dumps({"example_id": example_id, "tokens": tokens}, indent=2, ensure_ascii=False))
-        return
-    prompt = "".join(text(int(token)) for token in store.examples.sequence(example).prompt_ids)
-    print(f"{example_id}\n{prompt}")
-    for view in store.views:
-        if view not in same:
-            print(f"view {view}: {counted(len(store.table(view).positions_of(example_id)), 'sequence')} of its own")
-        elif view not in views:
-            print(f"view {view}: not written yet")
-    lines = []
-    for entry in tokens:
-        for view, about in entry["views"].items():
-            top = "  ".join(f"{top['token']!r} {top['probability']:.2f}" for top in about["top"])
-            where = [str(entry["position"]), repr(entry["token"])]
-            lines.append([*where, view, f"{about['gold_probability']:.2f}", f"{about['gold_rank']:,}", top])
-    print_table(["#", "answer token", "view", "p", "rank", "top 5"], lines, left=6)
