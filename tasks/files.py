@@ -2,7 +2,7 @@
 
 A name is a path, a glob, any URL that fsspec knows, or a hub id: `org/name`, `org/name:config/split`. The content of a
 file says what it is: JSON lines, a JSON array or Parquet, plain or in gzip or zstd. JSON is read here and not by
-`datasets`: Arrow gives every row the keys of all rows, and an error no line number.
+`datasets`, which settles the type of a column at the beginning of a file and gives an error no line number.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ ROLES = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # as servers and data sets call it
-_THOUGHT_ALONE = re.compile(r"\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 class BrokenRow(ValueError):
@@ -95,8 +95,7 @@ def without_unanswered(messages: Sequence[Message]) -> list[Message]:
         raise UnusableRow("without an assistant turn")
     kept = list(messages[: last + 1])
     for message in kept:
-        said = message.get("tool_calls") or _THOUGHT_ALONE.sub("", message["content"], count=1).strip()
-        if message["role"] == "assistant" and not said:
+        if message["role"] == "assistant" and not message.get("tool_calls") and not _says_something(message["content"]):
             raise UnusableRow("with an empty assistant turn")
     return kept
 
@@ -227,6 +226,11 @@ def _check_tool_turns(field: str, messages: Sequence[Message]) -> None:
                 raise BrokenRow(f"{field}[{i}].tool_call_id: expected one of {wanted}, got {message['tool_call_id']!r}")
         else:
             asking = message if message["role"] == "assistant" else None
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is text behind what is thought."""
+    return bool((_THOUGHT.sub("", text, count=1) if "<think>" in text else text).strip())
 
 
 def _decoded(field: str, value: Any) -> Any:

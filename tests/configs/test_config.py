@@ -73,6 +73,12 @@ def test_the_study_s_settings_are_the_defaults() -> None:
         (["lora.target_modules=[]"], "lora.target_modules: expected names of modules, or all-linear"),
         (["lora.target_modules=[all-linear,x]"], "lora.target_modules: all-linear names every linear layer already"),
         (["lora.target_modules={a: b}"], "lora.target_modules: expected a list"),
+        (["chat.turns=first"], "chat.turns: expected one of all, last, got 'first'"),
+        (["chat.thinking=false"], "chat.thinking: expected one of drop, keep, got 'False'"),
+        (["chat.holdout=1"], "chat.holdout: expected a share below 1, got 1"),
+        (["chat.holdout=-0.1"], "chat.holdout: expected a number of at least 0, got -0.1"),
+        (["chat.trian=x"], "did you mean chat.train?"),
+        (["data.max_student_tokens=0"], "data.max_student_tokens: expected a number of at least 8, got 0"),
         (["seed"], "expected key=value"),
     ],
 )

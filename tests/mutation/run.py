@@ -65,6 +65,10 @@ TARGETS = {
     "sampling": Target(
         ("tasks/data.py", "tasks/demonstrations.py"), ("tests/tasks/test_data.py", "tests/tasks/test_fewshot.py")
     ),
+    "conversations": Target(
+        ("tasks/files.py", *(f"tasks/conversations/{name}.py" for name in ("messages", "formats", "reading"))),
+        tuple(f"tests/tasks/test_{name}.py" for name in ("files", "conversations", "chat")),
+    ),
     "intervals": Target(
         ("evaluation/report/intervals.py",),
         ("tests/evaluation/test_intervals.py", "tests/evaluation/test_intervals_over_cells.py"),
