@@ -53,7 +53,7 @@ class ConversationEncoder:
             rendered, groups = self._groups(conversation)
             learnt = [_learnt(rendered, group, alone=len(groups) == 1) for group in groups]
         except Refused as reason:
-            self._counts[f"conversations skipped, {reason}"] += 1
+            self._counts[f"conversations left out, because {reason}"] += 1
             return []
         except TaskError as error:
             raise TaskError(f"{example.example_id}: {error}") from error
@@ -66,11 +66,11 @@ class ConversationEncoder:
         fitting = [part for part in (_cut(sequence, max_tokens) for sequence in learnt) if part is not None]
         first = min(group[0] for group in groups)
         if not any(first in part.turns for part in fitting):
-            self._counts["conversations too long"] += 1
+            self._counts["conversations left out, because the first turn is too long"] += 1
             return []
         if lost := sum(map(len, groups)) - sum(len(part.turns) for part in fitting):
             self._counts["conversations cut for length"] += 1
-            self._counts["turns cut"] += lost
+            self._counts["assistant turns cut for length"] += lost
         return fitting
 
     def teacher(
@@ -107,7 +107,7 @@ class ConversationEncoder:
                 sequence = self._read(self._reading(view, conversation, shown), conversation, student)
             except Refused as reason:
                 if not shown:
-                    self._counts[f"conversations skipped, {reason}"] += 1
+                    self._counts[f"conversations left out, because {reason}"] += 1
                 continue
             except TaskError as error:
                 raise TaskError(f"{example.example_id}: {error}") from error
@@ -127,7 +127,7 @@ class ConversationEncoder:
                 ids = rendered.ids(-1).prompt
             except Refused as reason:
                 if not shown:
-                    self._counts[f"conversations skipped, {reason}"] += 1
+                    self._counts[f"conversations left out, because {reason}"] += 1
                 continue
             except TaskError as error:
                 raise TaskError(f"{example.example_id}: {error}") from error
@@ -222,8 +222,8 @@ class ConversationEncoder:
 
     def _count(self, conversation: Conversation, rendered: RenderedConversation, groups: Sequence[Group]) -> None:
         if len(groups) > 1:
-            self._counts["conversations split where the template renders turns differently"] += 1
-            self._counts["examples made of them"] += len(groups)
+            self._counts["conversations split, because the template renders turns differently once others follow"] += 1
+            self._counts["examples made of split conversations"] += len(groups)
         if not self._thinking and any(map(thinks, conversation.messages)):
             self._counts["conversations with thinking dropped"] += 1
 

@@ -62,12 +62,10 @@ class TurnIds:
     Attributes:
         ids: (L,) int32, prompt and answer, the end of turn included.
         start: where the answer begins.
-        apart: whether prompt and answer were tokenised apart, because a token of the rendering straddles the two.
     """
 
     ids: NDArray[np.int32]
     start: int
-    apart: bool
 
     @property
     def prompt(self) -> NDArray[np.int32]:
@@ -123,12 +121,11 @@ class RenderedConversation:
         if number not in self._ids:
             turn, encoder = self.turn(number), self.template.encoder
             prompt, whole = self.template.ids(turn.prompt), self.template.ids(turn.text)
-            apart = not _begins_with(whole, prompt)
-            if apart:
+            if not _begins_with(whole, prompt):  # a token straddles the two: the answer is tokenised apart
                 whole = np.concatenate([prompt, self.template.ids(turn.answer)])
             if not turn.end_of_turn:
                 whole = np.append(whole, np.int32(encoder.end_of_turn_id))
-            self._ids[number] = TurnIds(whole, len(prompt), apart)
+            self._ids[number] = TurnIds(whole, len(prompt))
         return self._ids[number]
 
     def groups(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
@@ -156,11 +153,10 @@ class RenderedConversation:
 
     def _shares(self, number: int, last: int) -> bool:
         """Whether a turn stands in the sequence of a later one as the model meets it: the same text and tokens."""
-        turn = self.turn(number)
-        if not turn.end_of_turn or not self.turn(last).text.startswith(turn.text):
+        if not self.turn(last).text.startswith(self.turn(number).text):
             return False
-        own, whole = self.ids(number), self.ids(last)
-        return not own.apart and not whole.apart and _begins_with(whole.ids, own.ids)
+        own, prompt = self.ids(number).ids, self.ids(last).prompt
+        return len(own) < len(prompt) and _begins_with(prompt, own)
 
     def _render(self, index: int) -> Turn:
         """The turn of a message; see `turn`."""
@@ -255,7 +251,7 @@ class RenderedConversation:
 
 
 def _begins_with(ids: NDArray[np.int32], beginning: NDArray[np.int32]) -> bool:
-    return len(beginning) < len(ids) and np.array_equal(ids[: len(beginning)], beginning)
+    return len(beginning) <= len(ids) and np.array_equal(ids[: len(beginning)], beginning)
 
 
 def _short(text: str) -> str:

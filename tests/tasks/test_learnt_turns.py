@@ -78,8 +78,8 @@ def test_turns_that_render_differently_once_others_follow_are_examples_of_their_
             examples.encoder.tokenizer, chat(TWO), stop, prompt=True
         )
     assert examples.counts == {
-        "conversations split where the template renders turns differently": 1,
-        "examples made of them": 2,
+        "conversations split, because the template renders turns differently once others follow": 1,
+        "examples made of split conversations": 2,
     }
 
 
@@ -252,13 +252,13 @@ def test_conversations_that_the_template_refuses_are_skipped_and_counted() -> No
     examples = encoder(twice + "{% endif %}" + CHATML)
     second = [*TWO[:3], {"role": "system", "content": "Faster."}, *TWO[3:]]
     assert [len(student(examples, chat(messages))) for messages in (TWO, second, second)] == [1, 0, 0]
-    assert examples.counts == {"conversations skipped, the chat template refuses it: one": 2}
+    assert examples.counts == {"conversations left out, because the chat template refuses it: one": 2}
     loses = (
         "{% for m in messages %}{% if loop.first or m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
     )
     examples = encoder(loses)
     assert [len(student(examples, chat(messages))) for messages in (TWO, second)] == [1, 0]
-    assert examples.counts == {"conversations skipped, the chat template does not show message 4 (system)": 1}
+    assert examples.counts == {"conversations left out, because the chat template does not show message 4 (system)": 1}
 
 
 def with_tool(*calls: dict[str, Any]) -> Example:
@@ -307,11 +307,11 @@ def test_long_conversations_are_cut_at_turns_from_the_end() -> None:
             assert sorted(number for part in parts for number in part.turns) == [-3, -2, -1][:kept]
             assert max(len(part.sequence) for part in parts) == stops[kept - 1]
             assert [part.suffix for part in parts] == [part.suffix for part in whole][: len(parts)]
-            cut = {"conversations cut for length": 1, "turns cut": 3 - kept} if kept < 3 else {}
+            cut = {"conversations cut for length": 1, "assistant turns cut for length": 3 - kept} if kept < 3 else {}
             assert {name: count for name, count in examples.counts.items() if "cut" in name} == cut
         examples = encoder(template)
         assert student(examples, example, max_tokens=stops[0] - 1) == []
-        assert examples.counts["conversations too long"] == 1
+        assert examples.counts["conversations left out, because the first turn is too long"] == 1
     last = encoder(CHATML, which="last")
     assert student(last, example, max_tokens=stops[2] - 40) == []
 
