@@ -18,8 +18,8 @@ from logitbank.teacher_cache.build import estimate_store, prepare
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.inspection import command as inspect_command
-from tests.storage.test_own_sequences import contents
 from tests.tasks.dialogues import turns
+from tests.teacher_cache.fakes import contents
 
 VIEWS = ("zeroshot", "fewshot", "context")
 CONTEXT = "You are a guide who knows every street."
@@ -27,9 +27,8 @@ CONTEXT = "You are a guide who knows every street."
 
 def dialogue(number: int) -> dict[str, object]:
     """One to three exchanges, every second one behind a system prompt."""
-    said = [
-        f"Which street is {number} after {step}?" if not step % 2 else f"Street {number * step}." for step in range(6)
-    ]
+    asked = [(f"Which street is {number} after {step}?", f"Street {number * step}.") for step in (0, 2, 4)]
+    said = [text for pair in asked for text in pair]
     system = "Be brief." if number % 2 else None
     return {"id": f"street-{number}", "messages": turns(*said[: 2 * (1 + number % 3)], system=system)}
 
@@ -42,7 +41,7 @@ def settings(make_model: Callable[..., Path], mirror: Path, tmp_path_factory: py
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     (folder / "context.txt").write_text(CONTEXT, encoding="utf-8")
     files = [f"chat.{split}={folder}/{split}.jsonl" for split in ("train", "validation", "test")]
-    sizes = ["teacher.top_k=20", "store.encoding=exact", "store.shard_tokens=128", "store.chunk_tokens=64"]
+    sizes = ["teacher.top_k=20", "store.encoding=exact", "store.shard_tokens=64", "store.chunk_tokens=64"]
     return [
         *(f"model.name={make_model()}", f"data.mirror={mirror}", "tasks=[chat]", "languages=[en]"),
         *(*files, f"chat.context={folder}/context.txt", *sizes),
@@ -139,6 +138,7 @@ def test_a_dry_run_counts_what_the_teacher_reads(
     assert cells[5:8] == [f"{read[view]:,}" for view in VIEWS]
     assert int(cells[8]) == sum(2 - shown for shown in plan.views["fewshot"].demonstrations) > 0
     assert all(len(record.sequence) <= 150 for record in plan.examples)
+    assert sum(len(record.sequence.spans) for record in plan.examples) < 4 * (1 + 2 + 3)  # turns at the end are cut
 
 
 def test_conversations_mix_with_other_tasks(settings: list[str], tmp_path: Path) -> None:

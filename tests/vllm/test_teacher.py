@@ -134,6 +134,28 @@ def test_shared_prompts_and_single_tokens(teacher: Teacher) -> None:
     together.check(teacher.engine._tokenizer_size, teacher.engine.vocab_size)
 
 
+def test_spans_of_a_conversation_have_the_rows_of_each_by_itself(teacher: Teacher) -> None:
+    """Later turns begin with earlier ones, answers included."""
+    rng = np.random.default_rng(5)
+    batch = []
+    for lengths in ([40, 9, 5, 12, 30, 1], [70, 20], [3, 1, 2, 17]):
+        ends = np.cumsum(lengths)
+        spans = [(int(end) - length, length) for end, length in zip(ends, lengths, strict=True)][1::2]
+        batch.append(Sequenced(AnsweredSequence(rng.integers(0, 150_000, ends[-1]), spans)))
+    together = teacher.engine.score(batch, 20)
+    apart = [
+        Sequenced(AnsweredSequence(item.sequence.ids[: span.stop], [span]))
+        for item in batch
+        for span in item.sequence.spans
+    ]
+    assert len(apart) == 6
+    alone = [teacher.engine.score([item], 20) for item in apart]
+    assert len(together) == sum(map(len, alone))
+    for field in ("logits", "logsumexp", "entropy", "gold_logit"):
+        joined = np.concatenate([getattr(rows, field) for rows in alone])
+        np.testing.assert_allclose(getattr(together, field), joined, atol=1e-4, err_msg=field)
+
+
 def test_the_command_agrees_in_bfloat16(
     settings: list[str], transformers_store: Callable[..., Path], tmp_path: Path
 ) -> None:
