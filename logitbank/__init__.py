@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from logitbank.storage import TeacherStore
     from logitbank.storage.results import Catalogue
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "Catalogue",
     "Config",

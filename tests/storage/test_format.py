@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitbank.storage import TeacherStore
+from logitbank.storage import ExampleRecord, OtherTeacher, OwnSequences, TeacherStore, Tokens, open_builder
 from tests.storage import stores
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -18,20 +18,41 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"
 
 @pytest.mark.parametrize("encoding", ["exact", "float16", "compact"])
 def test_the_documented_reader_agrees_with_ours(tmp_path: Path, encoding: str) -> None:
-    store = tmp_path / "store"
-    stores.build(str(store), stores.records(20), views=("zeroshot",), encoding=encoding, top_k=70)
-    reader = re.search(r"```python\n(import numpy.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert reader is not None
-    script = (
-        f"{reader.group(1)}\nids, logits = read_view({str(store)!r}, 'zeroshot')\n"
-        f"np.savez({str(tmp_path / 'read.npz')!r}, ids=ids, logits=logits)\n"
+    """Rows and sequences of a view of the store's examples, and of one with sequences and tokens of its own."""
+    path = tmp_path / "store"
+    sequences = stores.conversations(20, turns=5)
+    records = [ExampleRecord(f"nli/en/{i}", "nli", "en", sequence) for i, sequence in enumerate(sequences)]
+    tokens = Tokens(tokenizer_size=90, vocab_size=96, tokenizer_hash="s" * 64)
+    own = OwnSequences(
+        [records[3].example_id] * 9,
+        stores.conversations(9, seed=1, size=90),
+        OtherTeacher({"model": "small"}, tokens, lambda: stores.vocabulary(90)),
+    )
+    spec = stores.spec(encoding=encoding, top_k=70)
+    with open_builder(str(path), spec, records, [], vocabulary=stores.vocabulary) as builder:
+        builder.add_view("zeroshot", {}, {})
+        stores.write_missing(builder, "zeroshot", records, 70)
+        builder.add_view("own", {}, {}, own=own)
+        stores.write_missing(builder, "own", own.sequences, 70, vocab_size=96, tokenizer_size=90)
+    reader = "".join(re.findall(r"```python\n((?:import numpy|def read).*?)```", DOCUMENT.read_text(), re.DOTALL))
+    groups = {"zeroshot": "examples", "own": "teachers/own/examples"}
+    script = reader + "".join(
+        f"\nids, logits = read_view({str(path)!r}, {view!r})\n"
+        f"sequences = dict(enumerate(read_sequences({str(path)!r}, {group!r})))\n"
+        f"np.savez({str(tmp_path / view)!r}, ids=ids, logits=logits, **{{str(i): s for i, s in sequences.items()}})\n"
+        for view, group in groups.items()
     )
     # In a process of its own, so that the reader stands alone with its imports.
     subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", script], check=True, cwd=tmp_path)
-    read = np.load(tmp_path / "read.npz")
-    rows = TeacherStore.open(str(store)).read(range(20), "zeroshot")
-    np.testing.assert_array_equal(read["ids"], rows.token_ids)
-    np.testing.assert_array_equal(read["logits"], rows.logits)
+    store = TeacherStore.open(str(path))
+    for view in groups:
+        read, table = np.load(tmp_path / f"{view}.npz"), store.table(view)
+        rows = store.read(range(len(table)), view)
+        np.testing.assert_array_equal(read["ids"], rows.token_ids)
+        np.testing.assert_array_equal(read["logits"], rows.logits)
+        assert len(read.files) == 2 + len(table)
+        for i in range(len(table)):
+            np.testing.assert_array_equal(read[str(i)], table.sequence(i).ids)
 
 
 def test_the_documented_calls_print_a_row_for_each_answer_token(
