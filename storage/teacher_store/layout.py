@@ -140,7 +140,7 @@ def coder(name: str) -> dict[str, Any]:
         serializer = PCodec(level=8, mode_spec="classic", delta_spec="try_consecutive", delta_encoding_order=0)
         return {"serializer": serializer, "compressors": [ZstdCodec(level=1, checksum=True)]}
     if name == "zstd":
-        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=19, checksum=True)]}
+        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=12, checksum=True)]}
     raise ValueError(name)
 
 

@@ -85,6 +85,8 @@ def main() -> None:
             group = zarr.open_group(folder, path="examples", mode="r")
             open_array: Callable[[str], Any] = group.__getitem__
             table = ExampleTable(open_array)
+        with timed("find an example by its id, all ids being indexed first"):
+            table.index_of(table.example_id[len(table) // 2])
         with timed(f"resume: which of {plan.shards:,} shards are done"):
             done = done_shards(open_objects(folder), "fewshot")
         print(f"    {len(table):,} examples, {len(done):,} shards done")
