@@ -64,8 +64,7 @@ class ConversationEncoder:
             self._counts["conversations without a turn to learn"] += 1
             return []
         fitting = [part for part in (_cut(sequence, max_tokens) for sequence in learnt) if part is not None]
-        first = min(group[0] for group in groups)
-        if not any(first in part.turns for part in fitting):
+        if not fitting:
             self._counts["conversations left out, because the first turn is too long"] += 1
             return []
         if lost := sum(map(len, groups)) - sum(len(part.turns) for part in fitting):

@@ -185,10 +185,12 @@ def test_thinking_that_the_template_drops_is_an_error() -> None:
 def test_thinking_tags_are_control_tokens_only_where_they_are_thinking() -> None:
     control = ("<think>", "</think>")
     examples = encoder(CHATML, thinking="keep", control=control)
-    (part,) = student(examples, chat([*turns("What is <think>?"), SPELLED]))
+    message = {"role": "assistant", "content": "<think>", "reasoning_content": "Is </think> text?"}
+    (part,) = student(examples, chat([*turns("What is <think>?"), message]))
     tags = examples.encoder.tokenizer.convert_tokens_to_ids(list(control))
     assert [token for token in part.sequence.ids if token in tags] == tags
     assert [token for token in part.sequence.answer_ids if token in tags] == tags
+    assert answers(examples, [part]) == [["<think>\nIs </think> text?\n</think>\n\n<think><|im_end|>"]]
 
 
 def test_a_token_that_straddles_prompt_and_answer(real_tokenizer: Callable[..., Any]) -> None:
