@@ -139,7 +139,11 @@ def _find(key: str, name: str) -> list[_File]:
 
 
 def _is_glob(name: str) -> bool:
-    return not name.startswith(("http://", "https://")) and any(sign in name for sign in "*?[")
+    return not _is_web(name) and any(sign in name for sign in "*?[")
+
+
+def _is_web(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
 
 
 def _shown(name: str, file: str) -> str:
@@ -283,11 +287,12 @@ def _object(key: str, place: str, values: Any) -> Mapping[str, Any]:
 
 
 def _parquet_rows(name: str, opened: io.BufferedReader[Any]) -> Iterator[Row]:
-    number = 0
-    for batch in pq.ParquetFile(opened).iter_batches(batch_size=_BATCH):
-        for values in batch.to_pylist():
-            number += 1
-            yield Row(_without_null(values), name, number, "row")
+    file, number = pq.ParquetFile(opened), 0
+    for group in range(file.num_row_groups):  # over all of them at once, it reads ahead without bound
+        for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(_without_null(values), name, number, "row")
 
 
 def _without_null(value: Any) -> Any:

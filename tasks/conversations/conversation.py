@@ -32,7 +32,11 @@ class Conversation:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash of messages and tools, as hexadecimal text: equal for equal conversations, on any machine."""
+        """Hash of messages and tools, as hexadecimal text: equal for equal conversations, on any machine.
+
+        Raises:
+            UnicodeEncodeError: half a character, which JSON can spell and no tokenizer takes.
+        """
         return _hash([self.messages, self.tools])
 
     @functools.cached_property
@@ -53,5 +57,5 @@ class Conversation:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -92,9 +92,12 @@ def read_row(layout: Format, row: Mapping[str, Any]) -> Found:
     tools = read_tools("tools", row.get("tools"))
     check_calls(field, messages, tools)
     kept = without_unanswered(messages)
-    return Found(
-        Conversation(tuple(kept), tuple(tools), _teacher_messages(field, row, kept)), len(messages) - len(kept)
-    )
+    conversation = Conversation(tuple(kept), tuple(tools), _teacher_messages(field, row, kept))
+    try:
+        conversation.digest_with_teacher  # noqa: B018
+    except UnicodeEncodeError:
+        raise UnusableRow("with half a character (a lone surrogate)") from None
+    return Found(conversation, len(messages) - len(kept))
 
 
 def with_context(conversation: Conversation, context: str) -> Conversation:

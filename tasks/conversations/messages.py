@@ -119,14 +119,11 @@ def as_text(field: str, value: Any) -> str:
 
     Raises:
         BrokenRow: something else.
-        UnusableRow: text that no encoding has.
     """
     if value is None:
         return ""
     if not isinstance(value, str):
         raise BrokenRow(f"{field}: expected text, got {_kind(value)}")
-    if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise UnusableRow("with half a character (a lone surrogate)")
     return value
 
 

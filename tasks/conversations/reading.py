@@ -147,7 +147,10 @@ def _id_of(value: object) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BrokenRow(f"id: expected text or a whole number, got {value!r}")
-    return str(value)
+    name = str(value)
+    if len(name.splitlines()) > 1 or any("\ud800" <= sign <= "\udfff" for sign in name):  # half a character
+        raise BrokenRow(f"id: expected one line of text, got {value!r}")
+    return name
 
 
 def _share(digest: str) -> float:

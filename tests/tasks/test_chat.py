@@ -182,6 +182,8 @@ BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
         [talk(1, id="a"), talk(2, id="b"), talk(3, id="a")],
         r"line 3: id: 'a' is also that of .*x.jsonl, line 1, which is another conversation; give each its own",
     ),
+    "id of two lines": ([talk(1, id="a\nb")], r"line 1: id: expected one line of text, got 'a\\nb'"),
+    "id of half a character": ([talk(1, id="\ud83d")], r"line 1: id: expected one line of text, got '\\ud83d'"),
     "id": ([talk(1, id=[1])], r"line 1: id: expected text or a whole number, got \[1\]"),
 }
 

@@ -273,6 +273,10 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     "empty completion": {"prompt": "a", "completion": None},
     "image": chat({"role": "user", "content": [{"type": "text", "text": "What is it?"}, IMAGE]}, ANSWER),
     "half a character": chat({"role": "user", "content": "\ud83d"}, ANSWER),
+    "half a character in a call": chat(
+        USER, {**CALLING, "tool_calls": [{"function": {"name": "x", "arguments": {"\ud83d": 1}}}]}, ANSWER
+    ),
+    "half a character for the teacher": chat(USER, ANSWER, context="\udcff"),
 }
 
 
