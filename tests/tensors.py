@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class LargestTensor(TorchDispatchMode):
     """Remembers the most rows of any tensor whose last axis is the vocabulary, and the largest tensor."""
 
-    def __init__(self, vocabulary: int = 0) -> None:
+    def __init__(self, vocabulary: int | None = None) -> None:
         super().__init__()
         self.vocabulary, self.rows, self.numel = vocabulary, 0, 0
 
@@ -20,6 +20,6 @@ class LargestTensor(TorchDispatchMode):
         for tensor in torch.utils._pytree.tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.ndim:
                 self.numel = max(self.numel, tensor.numel())
-                if tensor.shape[-1] == self.vocabulary:
+                if self.vocabulary is not None and tensor.shape[-1] == self.vocabulary:
                     self.rows = max(self.rows, tensor.numel() // self.vocabulary)
         return result
