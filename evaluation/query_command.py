@@ -40,6 +40,9 @@ def make_parser() -> CommandParser:
         metavar="URL",
         help="teacher store, for the views cache_*; may be repeated",
     )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="memory to stay within, such as 512MB or 4GB; default: what the machine has"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     sql = commands.add_parser("sql", help="run one SQL query (DuckDB's dialect) over the views")
@@ -73,10 +76,14 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "sql":
         from logitbank.evaluation.report.answers import write_answer
 
-        write_answer(catalogue.query(arguments.query), arguments.format, arguments.output)
+        answer = catalogue.query(arguments.query)
+        _warn(catalogue)
+        write_answer(answer, arguments.format, arguments.output)
     elif arguments.command == "shell":
         from logitbank.evaluation.shell import run_shell
 
+        catalogue.read()
+        _warn(catalogue)
         run_shell(catalogue)
     elif arguments.command == "tables":
         _tables(catalogue, arguments)
@@ -84,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         from logitbank.evaluation.report.write import write_report
 
         *_, markdown, page = write_report(catalogue, arguments.output)
+        _warn(catalogue)
         print(f"wrote {markdown} and {page}")
 
 
@@ -100,12 +108,15 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
-    from logitbank.storage.results import Catalogue
+    from logitbank.storage.results import Catalogue, parse_memory
 
-    catalogue = Catalogue(arguments.results, arguments.store)
+    memory = None if arguments.memory is None else parse_memory(arguments.memory)
+    return Catalogue(arguments.results, arguments.store, memory=memory)
+
+
+def _warn(catalogue: Catalogue) -> None:
     for path in catalogue.torn:
         logger.warning("warning: %s is torn and left out; delete it and run its command again", path)
-    return catalogue
 
 
 def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
@@ -113,6 +124,7 @@ def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
     from logitbank.evaluation.report.standing import print_markdown, print_terminal
 
     results = Results.load(catalogue)
+    _warn(catalogue)
     if not results.task_averages:
         raise StoreError(
             f"--results: no metric in {', '.join(map(str, arguments.results))}; "

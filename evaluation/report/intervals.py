@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +37,8 @@ from logitbank.tasks import TASKS, Task
 DRAWS = 1000
 LEVEL = 0.95
 GROUP_CELLS = 256  # cells resampled at once: D·G·S numbers
+MOST_COUNTS = 2**23  # of D·N, made at once
+EXAMPLE_BYTES = 64  # that reading takes of an example's statistics
 
 CellKey = tuple[Any, ...]  # the columns of `KEY`, then task and language
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -191,8 +194,15 @@ def draw_counts(examples: int, *, draws: int = DRAWS) -> FloatArray:
 
     A function of N alone, so that all models meet the same draws.
     """
-    counts = np.random.default_rng([20, examples]).multinomial(examples, np.full(examples, 1 / examples), size=draws)
-    return counts.astype(np.float64)
+    return _draw(_generator(examples), examples, draws)
+
+
+def _generator(examples: int) -> np.random.Generator:
+    return np.random.default_rng([20, examples])
+
+
+def _draw(generator: np.random.Generator, examples: int, draws: int) -> FloatArray:
+    return generator.multinomial(examples, np.full(examples, 1 / examples), size=draws).astype(np.float64)
 
 
 def bootstrap_metrics(task: Task, statistics: FloatArray, names: Sequence[str], counts: FloatArray) -> dict[str, Any]:
@@ -227,41 +237,106 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
 
 
 def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
-    key = f"{', '.join(KEY)}, language"
-    own = f"task = '{task.name}' AND is_primary AND method = 'generate'"
-    shown = f"""
-        SELECT run, {key}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
-               (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
-               min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
-        FROM scores WHERE {own}
-    """
-    names, statistics, segments, examples = _read_statistics(catalogue, task, shown)
-    if not len(segments):
-        return
-    identity = {row["segment"]: row for row in catalogue.rows(shown)}
-    order = np.lexsort((examples, segments))
-    starts = np.flatnonzero(np.r_[True, np.diff(segments[order]) != 0])
-    by_size: dict[int, list[tuple[Row, Any]]] = {}
-    for rows in np.split(order, starts[1:]):
-        by_size.setdefault(len(rows), []).append((identity[int(segments[rows[0]])], rows))
+    by_size: dict[int, list[Row]] = {}
+    for row in _segments(catalogue, task):
+        by_size.setdefault(row["size"], []).append(row)
+    names = _statistics_names(catalogue, task)
     final = _SeedMeans(found.by_cell)
     stepwise = _SeedMeans(found.by_step)
-    for size, group in by_size.items():
-        counts = draw_counts(size)
-        for start in range(0, len(group), GROUP_CELLS):
-            part = group[start : start + GROUP_CELLS]
-            values = bootstrap_metrics(task, np.stack([statistics[rows] for _, rows in part]), names, counts)
-            for index, (row, rows) in enumerate(part):
+    for batch in _batches(by_size, catalogue.memory.rows):
+        statistics = _read_statistics(catalogue, task, [row for part in batch for row in part])
+        for part in batch:
+            size = part[0]["size"]
+            numbers = np.stack([statistics[row["segment"]].numbers for row in part])
+            drawn = _bootstrap(task, numbers, names)
+            wanted = {task.primary_metric, *metrics} & drawn.keys()
+            values = {name: np.ascontiguousarray(drawn[name].T) for name in wanted}
+            for index, row in enumerate(part):
                 cell = (*key_of(row), task.name, row["language"])
-                found.note(cell, hashlib.sha256(examples[rows].tobytes()).hexdigest(), size)
-                shuffle = _independent_order(task.name, row["language"])
+                found.note(cell, statistics[row["segment"]].digest, size)
                 if row["has_steps"] and row["step"] is not None:
-                    stepwise.add((cell, row["step"]), values[task.primary_metric][shuffle, index])
+                    stepwise.add((cell, row["step"]), values[task.primary_metric][index], cell)
                 if row["is_final"]:
-                    for metric in {task.primary_metric, *metrics} & values.keys():
-                        final.add((cell, metric), values[metric][shuffle, index])
+                    for metric, replicates in values.items():
+                        final.add((cell, metric), replicates[index], cell)
     final.finish()
     stepwise.finish()
+
+
+def _segments(catalogue: Catalogue, task: Task) -> list[Row]:
+    """The examples of one run in one language, with their number and the series that they belong to."""
+    key = f"{', '.join(KEY)}, language"
+    own = f"task = '{task.name}' AND is_primary AND method = 'generate'"
+    answer = catalogue.query(
+        f"""
+        WITH shown AS (
+            SELECT run, {key}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
+                   (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
+                   min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
+            FROM scores WHERE {own}),
+        sizes AS (
+            SELECT run, language, sum(examples)::BIGINT AS size FROM example_statistics
+            WHERE task = '{task.name}' AND method = 'generate' GROUP BY run, language)
+        SELECT * FROM shown JOIN sizes USING (run, language) ORDER BY segment
+        """
+    )
+    columns = [column.to_pylist() for column in answer.columns]
+    return [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _statistics_names(catalogue: Catalogue, task: Task) -> list[str]:
+    """The names of a task's statistics; none without predictions.
+
+    Raises:
+        StoreError: those of some files differ.
+    """
+    rows = catalogue.rows(
+        "SELECT DISTINCT unnest(names) AS names FROM example_statistics "
+        f"WHERE task = '{task.name}' AND method = 'generate' AND run IN (SELECT run FROM scores)"
+    )
+    if len(rows) > 1:
+        raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
+    return list(rows[0]["names"]) if rows else []
+
+
+def _batches(by_size: Mapping[int, Sequence[Row]], limit: int) -> Iterator[list[Sequence[Row]]]:
+    """Groups of segments of one size, as many at a time as fit into `limit` bytes."""
+    batch: list[Sequence[Row]] = []
+    held = 0
+    for size, rows in by_size.items():
+        together = max(1, min(GROUP_CELLS, limit // (size * EXAMPLE_BYTES)))
+        for start in range(0, len(rows), together):
+            part = rows[start : start + together]
+            more = size * len(part) * EXAMPLE_BYTES
+            if batch and held + more > limit:
+                yield batch
+                batch, held = [], 0
+            batch.append(part)
+            held += more
+    if batch:
+        yield batch
+
+
+def _bootstrap(task: Task, statistics: FloatArray, names: Sequence[str]) -> dict[str, Any]:
+    """`bootstrap_metrics` with all draws; in blocks of them where they are too many numbers."""
+    parts = [bootstrap_metrics(task, statistics, names, counts) for counts in _all_counts(statistics.shape[1])]
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+
+
+@functools.lru_cache(maxsize=1)  # groups of one size follow each other
+def _few_counts(examples: int) -> FloatArray:
+    return draw_counts(examples)
+
+
+def _all_counts(examples: int) -> Iterator[FloatArray]:
+    """The rows of `draw_counts`, block by block."""
+    block = MOST_COUNTS // examples
+    if block >= DRAWS:
+        yield _few_counts(examples)
+        return
+    generator = _generator(examples)
+    for start in range(0, DRAWS, max(1, block)):
+        yield _draw(generator, examples, min(max(1, block), DRAWS - start))
 
 
 class _SeedMeans(Generic[Key]):
@@ -269,44 +344,68 @@ class _SeedMeans(Generic[Key]):
 
     def __init__(self, target: dict[Key, FloatArray]) -> None:
         self._target = target
-        self._sums: dict[Key, tuple[FloatArray, int]] = {}
+        self._sums: dict[Key, tuple[FloatArray, int, CellKey]] = {}
 
-    def add(self, key: Key, values: FloatArray) -> None:
-        total, seeds = self._sums.get(key, (np.zeros(DRAWS), 0))
-        self._sums[key] = (total + values, seeds + 1)
+    def add(self, key: Key, values: FloatArray, cell: CellKey) -> None:
+        """Add the (D,) replicates of one seed, in the order that the draws of all cells of its size have."""
+        if key in self._sums:
+            total, seeds, _ = self._sums[key]
+            self._sums[key] = (np.add(total, values, out=total), seeds + 1, cell)
+        else:
+            self._sums[key] = (values.copy(), 1, cell)
 
     def finish(self) -> None:
-        for key, (total, seeds) in self._sums.items():
-            self._target[key] = total / seeds
+        """Divide by the number of seeds, and put the draws in the order of the cell."""
+        for key, (total, seeds, cell) in self._sums.items():
+            self._target[key] = total[_independent_order(cell[-2], cell[-1])] / seeds
 
 
-def _read_statistics(
-    catalogue: Catalogue, task: Task, shown: str
-) -> tuple[list[str], FloatArray, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Names of the statistics, their values (rows, S), and of each row its segment and its example's hash."""
-    source = f"FROM predictions JOIN ({shown}) USING (run, language) WHERE task = '{task.name}' AND method = 'generate'"
-    keys = catalogue.rows(f"SELECT DISTINCT map_keys(statistics) AS names {source}")
-    if len(keys) > 1:
-        raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    names = keys[0]["names"] if keys else []
-    values = "".join(f", statistics['{name}'] AS s{index}" for index, name in enumerate(names))
-    answer = catalogue.query(f"SELECT segment, hash(example_id) AS example{values} {source}")
-    columns = [_numpy(answer[f"s{index}"], np.dtype(np.float64)) for index in range(len(names))]
-    statistics = np.stack(columns, axis=1) if columns else np.zeros((0, 0))
-    segments = _numpy(answer["segment"], np.dtype(np.int64))
-    return names, statistics, segments, _numpy(answer["example"], np.dtype(np.uint64))
+@dataclass(frozen=True)
+class _Segment:
+    """(N,S) statistics in the order of the examples' hashes, and a digest of these."""
+
+    numbers: FloatArray
+    digest: str
 
 
-def _numpy(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """The numbers of a column without nulls; pyarrow's own way imports pandas, which takes longer than this."""
-    if column.type != pa.from_numpy_dtype(dtype) or column.null_count:
-        raise StoreError(f"predictions: expected {dtype} without nulls, got {column.type} with {column.null_count}")
-    parts = [
-        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _read_statistics(catalogue: Catalogue, task: Task, segments: Sequence[Row]) -> dict[int, _Segment]:
+    """The statistics of all examples of the given segments."""
+    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted({row["run"] for row in segments}))
+    answer = catalogue.query(
+        "SELECT run, language, hashes, numbers FROM example_statistics "
+        f"WHERE task = '{task.name}' AND method = 'generate' AND run IN ({runs})"
+    )
+    hashes = _lists(answer["hashes"], np.dtype(np.uint64))
+    numbers = _lists(answer["numbers"], np.dtype(np.float64))
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, where in enumerate(zip(answer["run"].to_pylist(), answer["language"].to_pylist(), strict=True)):
+        places.setdefault(where, []).append(place)
+    found = {}
+    for row in segments:
+        own = places[row["run"], row["language"]]
+        if len(own) == 1:
+            hashed, values = hashes[own[0]], numbers[own[0]].reshape(row["size"], -1)
+        else:  # of several files
+            hashed = np.concatenate([hashes[place] for place in own])
+            order = np.argsort(hashed, kind="stable")
+            hashed = hashed[order]
+            values = np.concatenate([numbers[place] for place in own]).reshape(row["size"], -1)[order]
+        found[row["segment"]] = _Segment(values, hashlib.sha256(hashed.tobytes()).hexdigest())
+    return found
+
+
+def _lists(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> list[np.ndarray[Any, Any]]:
+    """The numbers of each list of a column; pyarrow's own way imports pandas, which takes longer than this."""
+    found: list[np.ndarray[Any, Any]] = []
+    for chunk in column.chunks:
+        values = chunk.values
+        if values.type != pa.from_numpy_dtype(dtype) or values.null_count or chunk.null_count:
+            raise StoreError(f"predictions: expected {dtype} without nulls, got {values.type} with {values.null_count}")
+        start = values.offset * dtype.itemsize
+        flat = np.frombuffer(values.buffers()[1], dtype, len(values), start) if len(values) else np.zeros(0, dtype)
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, 4 * chunk.offset)
+        found += [flat[start:end] for start, end in itertools.pairwise(offsets.tolist())]
+    return found
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from logitbank.storage.results import Catalogue
 
 # Shown in tables of their own; every other metric is in `metrics`.
 EXTRA_METRICS = ("exact_match", "likelihood_accuracy")
+# Views that many tables read, each made of those before it.
+KEPT = ("evaluations", "scores", "final_scores", "cells", "grid", "task_averages", "gaps", "task_gaps")
 # What tells one gap of a model from another.
 GAP_KEY = ("setup", "gap", "variant", "subtrahend_variant", "taught_by", "subtrahend_taught_by", "step")
 
@@ -45,6 +47,7 @@ class Results:
     @classmethod
     def load(cls, catalogue: Catalogue) -> Results:
         """Read the views and bootstrap every cell that has predictions."""
+        catalogue.keep(*KEPT)
         wanted = ", ".join(f"'{metric}'" for metric in EXTRA_METRICS)
         shown = f"WHERE is_primary OR metric IN ({wanted})"
         averages = catalogue.rows("SELECT * FROM averages")

@@ -52,12 +52,14 @@ def summary_lines(results: Results) -> list[str]:
 
 def counts_line(results: Results) -> str:
     """How much there is."""
-    count = results.catalogue.rows("SELECT count(*) AS predictions, count(DISTINCT run) AS runs FROM predictions")[0]
+    count = results.catalogue.rows(
+        "SELECT coalesce(sum(examples), 0)::BIGINT AS answers, count(DISTINCT run) AS runs FROM example_statistics"
+    )[0]
     conditions = {row["condition"] for row in results.averages}
     cells = {(cell["task"], cell["language"]) for cell in results.cells}
     return (
         f"{counted(len(ordered_models(results.averages)), 'model')} under {counted(len(conditions), 'condition')} in "
-        f"{counted(len(cells), 'cell')}; {counted(count['predictions'], 'prediction')} of "
+        f"{counted(len(cells), 'cell')}; {counted(count['answers'], 'prediction')} of "
         f"{counted(count['runs'], 'evaluation')}."
     )
 

@@ -1,14 +1,17 @@
 """DuckDB over result files: views, no database file and no lock.
 
-The files that exist when a catalogue is opened are the files it reads; writers go on meanwhile. A torn
-file is reported and left out; a table without any file is an empty view with the right columns. Many
-small files are read through one copy of them (`compaction`).
+A catalogue reads the files of a table that exist when a query first names it; writers go on meanwhile. A torn
+file is reported and left out; a table without any file is an empty view with the right columns. Many small files
+are read through a few copies of them (`compaction`), which the first query that names their table makes.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import duckdb
 import pyarrow as pa
 
 from logitbank.errors import StoreError
-from logitbank.storage.results.compaction import cached, renew, signatures
+from logitbank.storage.results.compaction import Copies, Signature, find_copies, renew, signatures
+from logitbank.storage.results.memory import Memory
+from logitbank.storage.results.relations import RELATIONS, Relation, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
 from logitbank.storage.results.store_rows import EXAMPLES_SQL, TOKEN_SCHEMA, token_rows
-from logitbank.storage.results.versions import select_rows, sql_list
 from logitbank.storage.results.views import VIEWS
 
 MAGIC = b"PAR1"
@@ -34,45 +38,88 @@ READ_ONLY = {
 WRITES_FILES = re.compile(r"^\s*explain\b.*\b(copy|export|attach)\b", re.IGNORECASE | re.DOTALL)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What a relation is read from in one directory: copies, and result files for what is in none.
+
+    `whole` holds the signature and schema version of every whole file, by name.
+    """
+
+    directory: Path
+    whole: Mapping[str, tuple[Signature, int]]
+    copies: Copies
+
+    def new(self) -> dict[str, tuple[Signature, int]]:
+        """The files that are in no copy."""
+        return {name: about for name, about in self.whole.items() if name not in self.copies.versions}
+
+    def renewed(self, memory: Memory) -> _Source:
+        return replace(self, copies=renew(self.copies, self.new(), self.directory, memory))
+
+    def without_what_vanished(self) -> _Source:
+        """Without removed copies and files."""
+        there = all(copy.path.exists() for copy in self.copies.copies)
+        copies = self.copies if there else Copies(self.copies.relation, self.copies.index)
+        names = self.whole.keys() - copies.versions.keys()
+        lost = {name for name in names if not (self.directory / name).exists()}
+        whole = {name: about for name, about in self.whole.items() if name not in lost}
+        return replace(self, whole=whole, copies=copies)
+
+
 class Catalogue:
     """An in-memory DuckDB connection with a view for every table, and the tables derived from them.
 
     Attributes:
         connection: the DuckDB connection.
-        torn: files that are no whole Parquet files and were left out.
-        files: for each table, how many whole result files it has.
+        memory: what reading may use.
+        torn: files that are no whole Parquet files and were left out, of the tables read so far.
     """
 
-    def __init__(self, results_dirs: Sequence[str | Path], stores: Sequence[str] = ()) -> None:
-        """Open views over one or several result directories.
+    def __init__(
+        self, results_dirs: Sequence[str | Path], stores: Sequence[str] = (), *, memory: int | None = None
+    ) -> None:
+        """Prepare views over one or several result directories; nothing is read before it is asked for.
 
         Args:
             results_dirs: directories that `write_rows` filled.
             stores: teacher stores whose tokens become `cache_tokens` and `cache_examples`.
+            memory: bytes that the process should stay within; None: no limit but DuckDB's own.
 
         Raises:
-            StoreError: a directory or store that does not exist, or files of a newer version.
+            StoreError: a directory or store that does not exist.
         """
-        directories = [Path(directory) for directory in results_dirs]
-        for directory in directories:
+        self._directories = [Path(directory) for directory in results_dirs]
+        for directory in self._directories:
             if not directory.is_dir():
                 raise StoreError(f"--results: no directory {directory}; evaluate-model --results DIR fills one")
+        self.memory = Memory.of(memory)
         self.torn: list[Path] = []
-        self.files: dict[str, int] = {}
-        self.connection = duckdb.connect(":memory:", config={"python_enable_replacements": False})
-        readable: list[str] = []
-        for table in SCHEMAS:
-            paths: dict[int, list[Path]] = {}
-            for directory in directories:
-                for version, found in self._readable_files(directory / table).items():
-                    paths.setdefault(version, []).extend(found)
-            self.connection.execute(f"CREATE VIEW {table} AS {select_rows(table, paths)}")
-            readable += [str(path) for found in paths.values() for path in found]
+        self._listed: dict[Path, dict[str, Signature]] = {}
+        self._read: set[str] = set()  # relations
+        self._kept: set[str] = set()  # views
+        self._sources: dict[str, list[_Source]] = {name: [] for name in RELATIONS}
+        self.connection = self.memory.connect(python_enable_replacements=False)
+        for relation in RELATIONS.values():
+            self.connection.execute(f"CREATE VIEW {relation.name} AS {relation.unread()}")
         self.connection.register("cache_tokens", _cache_tokens(stores))
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
         for name, sql in VIEWS.items():
             self.connection.execute(f"CREATE VIEW {name} AS {sql}")
-        self._close_the_rest_of_the_world(readable)
+        self._close_the_rest_of_the_world()
+
+    def read(self, *names: str) -> None:
+        """Look for the files of the named tables, or of those that the named views are made of, by default of all.
+
+        Queries do it themselves for what they name.
+
+        Raises:
+            StoreError: files of a newer version.
+        """
+        for name in sorted(frozenset().union(*map(_behind, names or RELATIONS)) - self._read):
+            found = [self._find(directory, RELATIONS[name]) for directory in self._directories]
+            self._sources[name] = [source.renewed(self.memory) for source in found]
+            self._create_view(name)
+            self._read.add(name)
 
     def query(self, sql: str) -> pa.Table:
         """The result of a query as a pyarrow table.
@@ -87,8 +134,13 @@ class Catalogue:
             for statement in statements:
                 if statement.type not in READ_ONLY or WRITES_FILES.match(statement.query):
                     raise StoreError(f"sql: only queries are allowed here, got {statement.query.strip().split()[0]}")
-            answer = self.connection.sql(sql)
-            return pa.table({}) if answer is None else answer.to_arrow_table()
+            self.read(*re.findall(r"\w+", sql.lower()))
+            try:
+                return self._answer(sql)
+            except duckdb.IOException:  # copies may be deleted at any time, and a writer may withdraw its files
+                if not self._pass_over_what_vanished():
+                    raise
+                return self._answer(sql)
         except duckdb.Error as error:
             raise StoreError(f"sql: {one_line(error)}") from None
 
@@ -96,44 +148,94 @@ class Catalogue:
         """The result of a query as a list of dicts."""
         return list(self.query(sql).to_pylist())
 
-    def _readable_files(self, directory: Path) -> dict[int, list[Path]]:
-        """What to read for one table of one directory: a copy of many files where there is one, and the rest.
+    def keep(self, *views: str) -> None:
+        """Compute views once, in this order, for many queries that follow."""
+        for name in views:
+            if name not in self._kept:
+                self.read(name)
+                self.connection.execute(f"CREATE TABLE kept AS SELECT * FROM {name}")
+                self.connection.execute(f"DROP VIEW {name}")
+                self.connection.execute(f"ALTER TABLE kept RENAME TO {name}")
+                self._kept.add(name)
 
-        By schema version; the copy is of today's.
-        """
-        files = signatures(directory)
-        copy, covered = cached(directory, files)
-        sources = self._whole_files(directory, [name for name in files if name not in covered])
-        if copy is not None:
-            sources.setdefault(SCHEMA_VERSION, []).insert(0, copy)
-        whole = {name: signature for name, signature in files.items() if directory / name not in self.torn}
-        self.files[directory.name] = self.files.get(directory.name, 0) + len(whole)
-        renewed = renew(directory, whole, sources)
-        return sources if renewed is None else {SCHEMA_VERSION: [renewed]}
+    def _answer(self, sql: str) -> pa.Table:
+        answer = self.connection.sql(sql)
+        return pa.table({}) if answer is None else answer.to_arrow_table()
 
-    def _whole_files(self, directory: Path, names: Sequence[str]) -> dict[int, list[Path]]:
-        whole: dict[int, list[Path]] = {}
-        for path in (directory / name for name in names):
-            version = footer_version(path)
-            if version is None:
-                self.torn.append(path)
-                continue
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path}: written by a newer version (schema {version}, known {SCHEMA_VERSION}); update"
-                )
-            whole.setdefault(version, []).append(path)
-        return whole
+    def _find(self, results: Path, relation: Relation) -> _Source:
+        """The files of a relation in one directory, and their copies."""
+        directory = results / relation.table
+        if directory not in self._listed:
+            self._listed[directory] = signatures(directory)
+        files = self._listed[directory]
+        copies = find_copies(results, relation, files)
+        versions = dict(copies.versions)
+        if versions.keys() != files.keys():
+            for other in RELATIONS.values():
+                if other.table == relation.table:
+                    versions |= find_copies(results, other, files).versions
+            versions |= _whole_files(directory, [name for name in files if name not in versions])
+        for name in sorted(files.keys() - versions.keys()):
+            if directory / name not in self.torn:
+                self.torn.append(directory / name)
+        whole = {name: (signature, versions[name]) for name, signature in files.items() if name in versions}
+        return _Source(directory, whole, copies)
 
-    def _close_the_rest_of_the_world(self, readable: Sequence[str]) -> None:
-        """No query reads any other file, whatever it says."""
-        self.connection.execute(f"SET allowed_paths = {sql_list(readable)}")
+    def _create_view(self, name: str) -> None:
+        copies: dict[Path, Sequence[int]] = {}
+        paths: dict[int, list[Path]] = {}
+        for source in self._sources[name]:
+            copies |= source.copies.sources
+            for file, (_, version) in source.new().items():
+                paths.setdefault(version, []).append(source.directory / file)
+        try:
+            self.connection.execute(f"CREATE OR REPLACE VIEW {name} AS {RELATIONS[name].select(copies, paths)}")
+        except duckdb.IOException:
+            if not self._pass_over_what_vanished():
+                raise
+
+    def _pass_over_what_vanished(self) -> bool:
+        """Read on without what was removed since the catalogue was opened; False where nothing was."""
+        before = {name: list(sources) for name, sources in self._sources.items()}
+        self._sources = {name: [each.without_what_vanished() for each in own] for name, own in before.items()}
+        changed = [name for name in before if self._sources[name] != before[name]]
+        for name in changed:
+            self._create_view(name)
+        return bool(changed)
+
+    def _close_the_rest_of_the_world(self) -> None:
+        """No query reads anything but result files and their copies, whatever it says."""
+        readable = [directory / name for directory in self._directories for name in (*SCHEMAS, ".cache")]
+        self.connection.execute(f"SET allowed_directories = {sql_list(readable)}")
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
 
+@functools.cache
+def _behind(name: str) -> frozenset[str]:
+    """The relations that a view is made of; the relation itself, or nothing for a word that is neither."""
+    if name in RELATIONS:
+        return frozenset([name])
+    words = set(re.findall(r"\w+", VIEWS.get(name, ""))) - {name}
+    return frozenset().union(*(_behind(word) for word in words if word in RELATIONS or word in VIEWS))
+
+
 def _cache_tokens(stores: Sequence[str]) -> pa.Table:
-    return token_rows(stores) if stores else TOKEN_SCHEMA.empty_table()
+    return token_rows(stores) if stores else pa.Table.from_batches([], schema=TOKEN_SCHEMA)
+
+
+def _whole_files(directory: Path, names: Iterable[str]) -> dict[str, int]:
+    """Schema version of each file that is whole."""
+    versions = {}
+    for name in names:
+        version = footer_version(directory / name)
+        if version is not None and version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{directory / name}: written by a newer version (schema {version}, known {SCHEMA_VERSION}); update"
+            )
+        if version is not None:
+            versions[name] = version
+    return versions
 
 
 def footer_version(path: Path) -> int | None:
@@ -142,19 +244,19 @@ def footer_version(path: Path) -> int | None:
     A Parquet file ends in its footer, the footer's length and a magic word: what was cut off or never
     finished lacks them. Files of other programs count as version 1.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL))
-        tail = file.read()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, TAIL, max(0, size - TAIL))
         length = int.from_bytes(tail[-8:-4], "little")
         if size < 12 or tail[-4:] != MAGIC or length + 12 > size:
             return None
         if length + 8 > len(tail):
-            file.seek(size - length - 8)
-            tail = file.read()
-        file.seek(0)
-        if file.read(4) != MAGIC:
+            tail = os.pread(descriptor, length + 8, size - length - 8)
+        if os.pread(descriptor, len(MAGIC), 0) != MAGIC:
             return None
+    finally:
+        os.close(descriptor)
     found = re.search(VERSION_KEY.encode() + rb"(\d+)", tail[-length - 8 :])
     return int(found[1]) if found else 1
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitbank.storage.teacher_store import TeacherStore
+if TYPE_CHECKING:
+    from logitbank.storage.teacher_store import TeacherStore
 
 TOP = 5  # ranks that `cache_tokens` shows
 
@@ -48,6 +49,8 @@ def token_rows(urls: Sequence[str]) -> pa.Table:
     Raises:
         StoreError: no store, or a view that is still being written.
     """
+    from logitbank.storage.teacher_store import TeacherStore  # Zarr takes longer to import than most queries to answer
+
     batches = []
     for url in urls:
         store = TeacherStore.open(url)

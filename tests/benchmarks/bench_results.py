@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from logitbank.evaluation.query_command import main as query_results
-from logitbank.storage.results.rows import write_rows
+from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, write_rows
 
 LANGUAGES = ("en", "hi", "es", "de", "fr", "zh")
 CONDITIONS = ("finetuned", "distilled", "control")
@@ -40,37 +43,40 @@ def generate(results: Path, runs: int, rows: int) -> None:
     for number in range(runs):
         rest, model = divmod(number, 4)
         rest, condition = divmod(rest, len(CONDITIONS))
-        seed, language = rest, rest % len(LANGUAGES)
+        seed, language = rest, LANGUAGES[rest % len(LANGUAGES)]
         name = f"run-{number:05d}"
         identity = {"run": name, "model": f"model-{model}", "condition": CONDITIONS[condition], "step": 1000}
         identity |= {"checkpoint": "out/final", "seed": seed}
         right = rng.random(per_run) < 0.5 + 0.05 * condition
-        where = {"task": "nli", "language": LANGUAGES[language], "split": "test", "method": "generate"}
-        predictions = [
-            {
-                **identity,
-                **where,
-                "example_id": f"nli/{LANGUAGES[language]}/test/{index}",
-                "prompt_hash": "0123456789abcdef",
-                "demonstrations": 0,
-                "question": f"Premise: sentence {index} of the test set.\nHypothesis: another one.",
-                "output": "entailment" if correct else "neutral",
-                "parsed": '"entailment"',
-                "gold": '"entailment"',
-                "score": float(correct),
-                "statistics": {"correct": float(correct), "parse_failure": 0.0},
-            }
-            for index, correct in enumerate(right)
-        ]
+        where = {"task": "nli", "language": language, "split": "test", "method": "generate"}
         metric = {**identity, **where, "examples": per_run}
         metrics = [
             {**metric, "metric": "accuracy", "value": float(right.mean()), "is_primary": True},
             {**metric, "metric": "parse_failure", "value": 0.0, "is_primary": False},
         ]
         run = {**identity, "kind": "evaluation", "setup": "s", "config": "{}", "created_at": created}
-        write_rows(results, "predictions", predictions, name)
+        _write_predictions(results, name, {**identity, **where}, right)
         write_rows(results, "metrics", metrics, name)
         write_rows(results, "runs", [run], name)
+
+
+def _write_predictions(results: Path, name: str, identity: dict[str, Any], right: np.ndarray) -> None:
+    """As `write_rows` does, column by column."""
+    language, places = identity["language"], range(len(right))
+    same = {**identity, "prompt_hash": "0123456789abcdef", "demonstrations": 0}
+    same |= {"parsed": '"entailment"', "gold": '"entailment"'}
+    columns: dict[str, list[Any]] = {column: [value] * len(right) for column, value in same.items()}
+    columns["example_id"] = [f"nli/{language}/test/{place}" for place in places]
+    columns["question"] = [f"Premise: sentence {place} of the test set.\nHypothesis: another one." for place in places]
+    columns["output"] = ["entailment" if correct else "neutral" for correct in right]
+    columns["score"] = right.astype(float).tolist()
+    columns["statistics"] = [[("correct", float(correct)), ("parse_failure", 0.0)] for correct in right]
+    schema = SCHEMAS["predictions"]
+    arrays = [pa.array(columns.get(field.name, [None] * len(right)), field.type) for field in schema]
+    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({f"{VERSION_KEY}{SCHEMA_VERSION}": "predictions"}))
+    path = results / "predictions" / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd")
 
 
 def timed(label: str, arguments: list[str]) -> float:

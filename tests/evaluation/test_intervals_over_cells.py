@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, interval
+from logitbank.evaluation.report import intervals
+from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, interval, load_replicates
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.memory import Memory
+from tests.evaluation.test_intervals import add_predictions, correct
 
 CELLS: dict[str, CellKey] = {
     name: ("m", "distilled", *name.split("-")) for name in ("nli-en", "nli-hi", "nli-de", "qa-en", "qa-hi")
@@ -87,3 +94,33 @@ def test_an_interval_says_whether_a_difference_is_resolved() -> None:
     assert not Interval(-0.1, 0.2).excludes_zero
     assert not Interval(0.0, 0.2).excludes_zero
     assert not Interval(-0.2, 0.0).excludes_zero
+
+
+def test_replicates_are_the_same_in_batches_in_blocks_and_over_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    for seed in range(3):
+        for condition in ("finetuned", "distilled"):
+            for language, examples in (("en", 40), ("hi", 40), ("de", 25)):
+                answers = correct(rng.random(examples) < 0.7)
+                add_predictions(tmp_path, ("nli", language), answers, condition=condition, seed=seed)
+    expected = load_replicates(Catalogue([tmp_path]))
+    assert len(expected.by_cell) == 6
+    monkeypatch.setattr(Memory, "rows", property(lambda memory: 1))  # one cell at a time
+    monkeypatch.setattr(intervals, "MOST_COUNTS", 40 * 64)  # 64 draws at a time
+    _split_files(tmp_path)
+    found = load_replicates(Catalogue([tmp_path]))
+    assert found.examples == expected.examples
+    assert found.sizes == expected.sizes
+    for key, values in expected.by_cell.items():
+        assert np.array_equal(found.by_cell[key], values), key
+
+
+def _split_files(results: Path) -> None:
+    """Each cell's predictions into two files."""
+    for path in (results / "predictions").glob("*.parquet"):
+        table = pq.ParquetFile(path).read()
+        for part, rows in (("a", table.slice(0, 11)), ("b", table.slice(11))):
+            pq.write_table(rows, path.with_name(f"{path.stem}.{part}.parquet"))
+        path.unlink()

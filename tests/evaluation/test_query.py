@@ -181,6 +181,9 @@ def test_torn_files_are_named_on_stderr(tmp_path: Path, caplog: pytest.LogCaptur
         (["report", "--output", "x.md"], "no metric in"),
         (["sql", "SELECT 1", "--format", "parquet"], "needs --output FILE"),
         (["sql", "SELECT 1", "--format", "csv", "--output", "/dev/null/x"], "cannot write"),
+        (["--memory", "10XB", "tables"], "error: --memory: expected a size such as 512MB or 4GB, got '10XB'"),
+        (["--memory", "lots", "sql", "SELECT 1"], "error: --memory: expected a size such as"),
+        (["--memory", "64MB", "sql", "SELECT 1"], "error: --memory: expected at least 512MB, got 64MB"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, capsys: Any, arguments: list[str], message: str) -> None:

@@ -86,7 +86,7 @@ def test_the_copy_of_many_files_is_of_today(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         assert _prompts(tmp_path) == expected
     (copy,) = (tmp_path / ".cache").glob("predictions-*.parquet")
-    assert pq.read_schema(copy).names == SCHEMAS["predictions"].names
+    assert pq.read_schema(copy).names == [*SCHEMAS["predictions"].names, "source"]
 
 
 def test_every_column_that_a_version_added_may_be_null() -> None:
