@@ -45,12 +45,6 @@ class Conversation:
         return self.digest if self.teacher_messages is None else _hash([self.digest, self.teacher_messages])
 
     @property
-    def system_prompt(self) -> str:
-        """Content of the system message that opens the conversation; empty without one."""
-        first = self.messages[0]
-        return str(first["content"]) if first["role"] == "system" else ""
-
-    @property
     def answer(self) -> str:
         """Content of the last assistant turn."""
         return str(self.messages[-1]["content"])

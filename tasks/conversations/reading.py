@@ -26,8 +26,8 @@ _said: set[str] = set()  # lines that this process has logged: a file is read mo
 def read_split(task: str, split: str, data: DataSettings) -> Iterator[tuple[str, Conversation]]:
     """Ids and conversations of a split, in the order of its file; memory does not grow with them.
 
-    Without a validation file, a share of the training file is its validation split: the conversations whose hash is
-    lowest, so that neither order nor what is added to the file moves any between the two.
+    Without a validation file, a share of the training file is its validation split: the conversations whose hash lies
+    below it, so that neither order nor what is added to the file moves any between the two.
 
     Args:
         task: whose files.
