@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from logitbank.tasks.common import Example, Task, TaskError
+from logitbank.tasks.control_tokens import ControlTokens, any_of
 
 PROMPT_DATE = "26 Jul 2024"  # what Llama 3's template writes where it cannot ask the clock
 
@@ -64,7 +64,9 @@ class PromptEncoder:
         """
         self.tokenizer = tokenizer
         self.has_template = tokenizer.chat_template is not None
-        self._added_token = _added_token_pattern(tokenizer)
+        self._added_token = any_of(
+            str(token) for token in tokenizer.added_tokens_decoder.values() if not str(token).isspace()
+        )
         self._template = ""
         self.system_role = True
         self._answer_header = ""
@@ -73,6 +75,7 @@ class PromptEncoder:
         end_of_turn: int | None = tokenizer.eos_token_id
         if self.has_template:
             self._template = without_clock(tokenizer.get_chat_template())
+            self._controls = ControlTokens(tokenizer, self._template)
             self.system_role = self._accepts_system_role()
             self._answer_header, written = self._study_answer_turn()
             self.answer_space, self._answer_anchor = self._study_first_token()
@@ -139,14 +142,7 @@ class PromptEncoder:
         own_space = "" if self._answer_header else self.answer_space  # of the generation prompt
         if any(self._added_token.search(message["content"]) for message in messages):
             # The text spells out a control token (`<|im_end|>`): it must stay text. Slower, so only here.
-            ids = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                add_generation_prompt=True,
-                sanitize_control_tokens=True,
-                return_dict=False,
-                **TEMPLATE_ARGUMENTS,
-            )
+            ids = self._controls.ids(self._render(self._controls.mark(messages)))
             spaces = len(self._ids(f"a{own_space}")) - len(self._ids("a"))
             return [*ids[: len(ids) - spaces], *header]
         return [*self._ids(self._render(messages).removesuffix(own_space)), *header]
@@ -305,13 +301,3 @@ def _hash(value: Any) -> str:
 
 def _turns(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
-
-
-def _added_token_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Matches any added token spelled out in a text; whitespace ones aside, which are just text."""
-    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if not str(token).isspace()]
-    if not tokens:
-        return re.compile(r"(?!)")
-    starts = "".join(sorted({re.escape(token[0]) for token in tokens}))
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(f"(?=[{starts}])(?:{'|'.join(map(re.escape, longest_first))})")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from logitbank.sequences import AnsweredSequence, Span
 from logitbank.tasks.common import TaskError
+from logitbank.tasks.control_tokens import without_marks
 from logitbank.tasks.conversations.conversation import Message
 from logitbank.tasks.conversations.template import OPENING, ConversationTemplate, Refused
 
@@ -186,7 +187,7 @@ class RenderedConversation:
         if (start := self._behind_last_message(index, prompt, text)) is not None:
             return prompt, prompt + text[start:]
         place = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), 0)
-        theirs, ours = (self.template.without_marks(it[max(place - 20, 0) :][:_EXCERPT]) for it in (text, prompt))
+        theirs, ours = (without_marks(it[max(place - 20, 0) :][:_EXCERPT]) for it in (text, prompt))
         raise TaskError(
             f"the chat template writes an assistant turn where no generation prompt leads: expected it behind "
             f"{ours!r}, got {theirs!r}; mark what is generated in the template with {{% generation %}}"

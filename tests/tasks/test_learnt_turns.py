@@ -332,3 +332,10 @@ def test_dates_stand() -> None:
     examples = encoder("{{ strftime_now('%d %b %Y') }}{{ date_string }}" + CHATML)
     (part,) = student(examples, chat(TWO))
     assert texts(examples, [part])[0].startswith("26 Jul 202426 Jul 2024<|im_start|>")
+
+
+def test_turns_that_nothing_separates_do_not_share_a_sequence() -> None:
+    examples = encoder("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    parts = student(examples, chat([*turns("a", "b"), {"role": "assistant", "content": "c"}]))
+    assert answers(examples, parts) == [["b<|im_end|>"], ["c<|im_end|>"]]
+    assert texts(examples, parts) == ["a<|im_end|>b<|im_end|>", "a<|im_end|>b<|im_end|>c<|im_end|>"]
