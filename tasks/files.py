@@ -288,15 +288,29 @@ def _object(key: str, place: str, values: Any) -> Mapping[str, Any]:
 
 def _parquet_rows(name: str, opened: io.BufferedReader[Any]) -> Iterator[Row]:
     file, number = pq.ParquetFile(opened), 0
+    columns = pa.struct(file.schema_arrow)
     for group in range(file.num_row_groups):  # over all of them at once, it reads ahead without bound
         for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(_without_null(values), name, number, "row")
+                yield Row(_plain(values, columns), name, number, "row")
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A value of this type with its JSON decoded, and without the keys that a struct has from other rows alone."""
+    if value is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if pa.types.is_struct(kind):
+        return {item.name: _plain(value[item.name], item.type) for item in kind if value[item.name] is not None}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_plain(item, kind.value_type) for item in value]
+    return value
 
 
 def _without_null(value: Any) -> Any:
-    """A value of Arrow without the keys that it has from other rows alone; in its lists, null stays."""
+    """A value of `datasets` without the keys that it has from other rows alone; in its lists, null stays."""
     if isinstance(value, Mapping):
         return {name: _without_null(item) for name, item in value.items() if item is not None}
     if isinstance(value, list):

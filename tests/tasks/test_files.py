@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,6 +64,18 @@ def test_parquet_leaves_out_what_other_rows_brought(tmp_path: Path) -> None:
     found = rows_of(tmp_path / "x")
     assert [row.values for row in found] == [ROWS[0], {"id": "b", "call": {"arguments": {"seats": 3}}}]
     assert found[1].place == f"{tmp_path / 'x'}, row 2"
+
+
+def test_parquet_that_datasets_wrote_gives_back_every_value(tmp_path: Path) -> None:
+    """It writes what differs between rows as JSON: decoded as such, a null in it is the writer's own."""
+    rows = [
+        {"id": "a", "tools": [{"name": "x", "of": {"day": {"is": None}}}]},
+        {"id": "b", "tools": [{"name": "y", "of": {"n": [1]}}]},
+    ]
+    written = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    assert any("Json" in str(feature) for feature in written.features.values())
+    written.to_parquet(str(tmp_path / "x.parquet"))
+    assert [row.values for row in rows_of(tmp_path / "x.parquet")] == rows
 
 
 def test_a_line_is_counted_as_an_editor_counts_it(tmp_path: Path) -> None:
