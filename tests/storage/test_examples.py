@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from logitbank.sequences import AnsweredSequence, Span
 from logitbank.storage import ExampleRecord, StoreError, TeacherStore, verify
+from logitbank.storage.teacher_store import example_ids
 from tests.storage import stores
 
 RUNS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=9)  # context, answer
@@ -90,7 +91,9 @@ def test_the_same_tokens_with_other_spans_are_another_store(tmp_path: Path) -> N
         build(str(tmp_path), one)
 
 
-def test_names_are_found_whatever_they_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("multiplier", [example_ids.MULTIPLIER, 0], ids=["hashed", "all of one hash"])
+def test_names_are_found_whatever_they_hold(tmp_path: Path, multiplier: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example_ids, "MULTIPLIER", multiplier)
     names = ["", "a", "b", "ab", "ba", "aa", "nli/en/train/1", "nli/en/train/11", "ja/日本語/0", "a b", "é" * 300]
     store = build(str(tmp_path), [ExampleRecord(name, "nli", "en", sequence([(1, 1)])) for name in names])
     table = store.examples

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,54 @@ def test_a_view_is_completed_with_the_numbering_that_it_was_begun_with(pristine:
     assert OTHER.teacher is not None
     build(url, {"sampled": SAMPLED, "other": replace(OTHER, teacher=replace(OTHER.teacher, vocabulary=never))})
     assert contents(url) == contents(pristine)
+
+
+def test_a_numbering_is_part_of_what_a_view_is(pristine: Path, tmp_path: Path) -> None:
+    def another() -> Vocabulary:
+        return Vocabulary.learn(np.arange(89, -1, -1, dtype=np.int32)[:, None], SMALL.tokenizer_size)
+
+    assert OTHER.teacher is not None
+    build(str(tmp_path), {"other": replace(OTHER, teacher=replace(OTHER.teacher, vocabulary=another))})
+    views = [TeacherStore.open(str(path)).view_attributes("other") for path in (pristine, tmp_path)]
+    assert views[0]["identity"] == views[1]["identity"]
+    assert views[0]["fingerprint"] != views[1]["fingerprint"]
+
+
+def work(url: str, worker: int, pilots: Any) -> None:
+    """Subprocess: one of two workers whose pilots for the view would come out differently."""
+
+    def pilot() -> Vocabulary:
+        pilots.send(worker)
+        time.sleep(0.3)
+        tokens = np.random.default_rng(worker).permutation(SMALL.tokenizer_size).astype(np.int32)
+        return Vocabulary.learn(tokens[:, None], SMALL.tokenizer_size)
+
+    assert OTHER.teacher is not None
+    own, spec = replace(OTHER, teacher=replace(OTHER.teacher, vocabulary=pilot)), stores.spec(**LAYOUT)
+    with open_builder(url, spec, EXAMPLES, [], vocabulary=stores.vocabulary, worker=worker, workers=2) as builder:
+        builder.add_view("other", {}, {}, own=own)
+        for shard in builder.missing_shards("other"):
+            if shard % 2 == worker:
+                members = builder.plan_of("other").examples_of(shard)
+                answers = np.concatenate([own.sequences[i].answer_ids for i in members])
+                builder.write_shard("other", shard, stores.teacher_rows(answers, spec.top_k, **sizes(own)))
+
+
+def test_workers_that_start_together_number_tokens_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    build(url, {})
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    processes = [fork.Process(target=work, args=(url, worker, sender)) for worker in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert receiver.poll(0)
+    receiver.recv()
+    assert not receiver.poll(0)
+    assert verify(url) == []
 
 
 def flip(path: Path) -> None:

@@ -13,10 +13,12 @@ from tests.storage import stores
 LIMIT = 13 << 20  # bytes beyond what a process has that has read one batch
 
 EPOCHS = f"""
-import resource, sys
+import resource, sys, threading
 from pathlib import Path
 import numpy as np
 from logitbank.storage import TeacherStore
+
+threading.stack_size(1 << 18)  # how many threads read objects depends on the machine's load
 
 def epoch(cache_bytes):
     store = TeacherStore.open(sys.argv[1], cache_bytes=cache_bytes)
