@@ -192,7 +192,7 @@ def _json_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator
             continue
         place = f"{name}, line {number:,}"
         try:
-            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
         except UnicodeDecodeError:
             raise TaskError(f"{key}: {place}: expected UTF-8 text, got other bytes") from None
         except json.JSONDecodeError as error:

@@ -79,8 +79,8 @@ def pair(config: Config) -> Pairing:
     """Open the tokenizers of student and teacher and compare them.
 
     Raises:
-        ConfigError: one of them, or a model configuration, that cannot be opened; or a teacher whose chat template
-            gives an answer's text other token ids.
+        ConfigError: one of them, or a model configuration, that cannot be opened; a teacher most of whose ids are
+            other tokens, or whose chat template gives an answer's text other token ids.
     """
     encoder = PromptEncoder(load_tokenizer(config.model))
     teacher = _teacher_model(config)
@@ -94,6 +94,12 @@ def pair(config: Config) -> Pairing:
         ModelTokens.of(config.model.name, encoder.tokenizer, lm_head_rows(config.model)),
         ModelTokens.of(teacher.name, theirs.tokenizer, lm_head_rows(teacher)),
     )
+    if 2 * len(tokens.ids) > len(encoder.tokenizer):
+        raise ConfigError(
+            f"teacher.model: expected the tokens of {shlex.quote(config.model.name)}, got another tokenizer's: "
+            f"{len(tokens.ids):,} ids are other tokens ({tokens.describe(int(tokens.ids[0]))}); "
+            "take a teacher of the student's family"
+        )
     if len(tokens.ids):
         logger.info(
             "teacher.model: %s not the same token for student and teacher (%s): left to the tail of the distribution",

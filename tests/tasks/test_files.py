@@ -191,6 +191,7 @@ GOOD = lines([{"id": number} for number in range(16)])
 ARRAY = json.dumps([{"id": number} for number in range(16)]).encode()
 BROKEN: dict[str, tuple[bytes, str]] = {
     "invalid JSON": (GOOD + b'{"id": 16,}\n' + GOOD, r"x, line 17: not valid JSON: .* at column 1\d"),
+    "open array": (GOOD + b'{"messages": [\n', r"x, line 17: not valid JSON: Expecting value at column 15"),
     "cut line": (GOOD + b'{"id": "sixt', "x, line 17: not valid JSON: Unterminated string starting at"),
     "no object": (GOOD + b"[1]\n", "x, line 17: expected a JSON object, got list"),
     "other bytes": (GOOD + '{"id": "ü"}\n'.encode("latin-1"), "x, line 17: expected UTF-8 text, got other bytes"),

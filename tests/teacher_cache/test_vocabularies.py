@@ -154,6 +154,15 @@ def test_a_teacher_that_means_other_tokens_is_refused_with_the_first_of_them(
     assert not (tmp_path / "store").exists()
 
 
+def test_a_teacher_of_another_tokenizer_is_refused_as_such(mirror: Path, model: Model, tmp_path: Path) -> None:
+    words = tiny.word_tokenizer(300)
+    words.chat_template = CHATML
+    other = tiny.save_model(tmp_path / "words", words, rows=300)
+    says = r"teacher.model: expected the tokens of \S+, got another tokenizer's: \d+ ids are other tokens \(id 0 is '!'"
+    with pytest.raises(ConfigError, match=says):
+        build_store(config(mirror, model(), other), str(tmp_path / "store"), ["zeroshot"])
+
+
 def test_a_store_for_one_tokenizer_serves_students_of_another_that_means_the_same(
     model: Model, mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
