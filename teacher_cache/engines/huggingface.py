@@ -5,8 +5,9 @@ Shape letters: B sequences, L tokens, T answer tokens of the batch, V rows of th
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,17 @@ from packaging.version import Version
 from logitbank.configs import Config
 from logitbank.configs.schema import ConfigError, ModelConfig
 from logitbank.models.devices import local_device, local_processes
+from logitbank.models.head import Transform, backbone_of, find_head
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 from logitbank.models.weights import weights_hash
 from logitbank.storage import TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.prefixes.cache import PrefixCache
-from logitbank.teacher_cache.sampling import add_samples, joined
+from logitbank.teacher_cache.sampling import Sampling, add_samples, joined
 from logitbank.teacher_cache.signal import rows_at_once, signal
 
 BOOLEAN_LOGITS_TO_KEEP = Version("5.21")  # the first transformers that takes a mask of positions
+LOGITS_AT_ONCE = 1 << 30  # elements: 4 GiB in float32
 
 
 class HFTeacher:
@@ -169,18 +172,44 @@ class HFTeacher:
                 "position_ids": torch.arange(shared, shared + longest, device=self._device)[None],
             }
         gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
-        logits_TV = self._model(
-            input_ids=input_ids_BL.to(self._device), logits_to_keep=keep_BL.to(self._device), **options
-        ).logits.reshape(-1, self.vocab_size)
-        if len(logits_TV) != len(gold_T):
+        sampling = joined([item.sampling for item in batch])
+        rows, start = [], 0
+        for logits_TV in self._answer_logits(input_ids_BL.to(self._device), keep_BL.to(self._device), options):
+            part = slice(start, start + len(logits_TV))
+            rows.append(self._read(logits_TV, gold_T[part], top_k, None if sampling is None else sampling.take(part)))
+            start = part.stop
+        return concatenate(rows)
+
+    def _answer_logits(
+        self, input_ids_BL: torch.Tensor, keep_BL: torch.Tensor, options: Mapping[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """(T, V) logits at the kept positions, in parts where all of them at once would take much memory."""
+        tokens, at_once = int(keep_BL.sum()), max(1, LOGITS_AT_ONCE // self.vocab_size)
+        if tokens > at_once and (transform := self._transform) is not None:
+            hidden_BLD = backbone_of(self._model)(input_ids=input_ids_BL, **options).last_hidden_state
+            for hidden_TD in hidden_BLD[keep_BL.to(hidden_BLD.device)].split(at_once):
+                yield transform(self._model.get_output_embeddings()(hidden_TD))
+            return
+        logits_TV = self._model(input_ids=input_ids_BL, logits_to_keep=keep_BL, **options).logits
+        logits_TV = logits_TV.reshape(-1, self.vocab_size)
+        if len(logits_TV) != tokens:
             raise ConfigError(
                 f"model.name: {self._config.name} ignores a boolean logits_to_keep "
-                f"(expected {len(gold_T)} rows of logits, got {len(logits_TV)}); "
-                "its architecture cannot be a teacher"
+                f"(expected {tokens} rows of logits, got {len(logits_TV)}); its architecture cannot be a teacher"
             )
+        yield logits_TV
+
+    @functools.cached_property
+    def _transform(self) -> Transform | None:
+        """What the model does to the output of its `lm_head`; None where that cannot be told."""
+        return find_head(self._model)
+
+    def _read(
+        self, logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, sampling: Sampling | None
+    ) -> TeacherRows:
+        """What is kept of full logits."""
         excluded = None if self._excluded is None else self._excluded.to(logits_TV.device)
         rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size, excluded)
-        sampling = joined([item.sampling for item in batch])
         if sampling is None:
             return rows
         parts = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +16,12 @@ from logitbank.configs.schema import ModelConfig
 from logitbank.models.batches import batches_by_length
 from logitbank.models.weights import weights_hash
 from logitbank.sequences import AnsweredSequence
+from logitbank.storage import TeacherRows
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.sampling import Sampling
 from logitbank.teacher_cache.signal import signal
+from tests import tiny
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 2000))
@@ -69,6 +73,50 @@ def test_a_batch_gives_what_single_sequences_give(make_model: Callable[..., Path
         np.testing.assert_allclose(together.gold_logit[start:stop], alone.gold_logit, atol=1e-4)
         start = stop
     assert start == len(together)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("shared", [0, 6])
+def test_long_answers_never_have_all_their_logits_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capped: bool, shared: int
+) -> None:
+    """The same rows and draws, from a few rows of the `lm_head` at a time; also where logits pass a soft cap."""
+    size, seen = 97, []
+    shape = {**tiny.SHAPE, "vocab_size": size, "initializer_range": 0.4, "query_pre_attn_scalar": 16}
+    capping = {"final_logit_softcapping": 2.0} if capped else {}
+    torch.manual_seed(0)
+    made = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**shape, **capping))
+    made.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(0, size, shared)
+    batch = []
+    for spans in ([(9, 20), (33, 4)], [(8, 30)]):
+        ids = np.concatenate([prefix, rng.integers(0, size, sum(spans[-1]) - shared)])
+        sequence = AnsweredSequence(ids, spans)
+        batch.append(Sequenced(sequence, shared, Sampling(7, True, rng.random(sequence.answer_length))))
+
+    def rows() -> TeacherRows:
+        teacher = HFTeacher(
+            ModelConfig(str(tmp_path)),
+            dtype="float32",
+            tokenizer_size=90,
+            device=torch.device("cpu"),
+            prefix_reuse=True,
+        )
+        teacher._model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))
+        return teacher.score(batch, 12)
+
+    whole = rows()
+    assert max(seen) == 54 * size
+    seen.clear()
+    monkeypatch.setattr("logitbank.teacher_cache.engines.huggingface.LOGITS_AT_ONCE", 10 * size + 5)
+    parts = rows()
+    assert max(seen) == 10 * size
+    for field in ("logits", "logsumexp", "entropy", "gold_logit", "sample_log_mass"):
+        np.testing.assert_allclose(getattr(parts, field), getattr(whole, field), atol=1e-5, err_msg=field)
+    np.testing.assert_array_equal(parts.token_ids, whole.token_ids)
+    np.testing.assert_array_equal(parts.sample_ids, whole.sample_ids)
+    assert (np.abs(whole.logits).max() < 2) == capped
 
 
 def test_weights_hash_changes_with_any_weight(make_model: Callable[..., Path]) -> None:
