@@ -71,10 +71,17 @@ class _Seen:
         self._rows.execute("BEGIN")
 
     def earlier(self, kind: str, value: str, place: str) -> str | None:
-        """The place at which a value was seen before; None the first time."""
+        """The place at which a value was seen before; None the first time.
+
+        Raises:
+            TaskError: no room for it.
+        """
         key = hashlib.blake2b(f"{kind}/{value}".encode(), digest_size=16).digest()
-        if self._rows.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
-            return None
+        try:
+            if self._rows.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
+                return None
+        except sqlite3.Error as error:
+            raise TaskError(f"{place}: its hash cannot be kept in the temporary directory (TMPDIR): {error}") from None
         return str(self._rows.execute("SELECT place FROM seen WHERE key = ?", (key,)).fetchone()[0])
 
 

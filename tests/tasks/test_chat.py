@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -209,6 +210,39 @@ def test_files_of_one_glob_may_have_formats_of_their_own(tmp_path: Path, log: Ca
     assert [line.rpartition(": ")[2] for line in log()[:4]] == [
         "OpenAI messages", "prompt and completion", "ShareGPT conversations", "prompt and completion",
     ]  # fmt: skip
+
+
+def test_a_full_temporary_directory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened = real(*arguments, **options)
+        opened.execute("PRAGMA max_page_count=8")
+        return opened
+
+    real = sqlite3.connect
+    monkeypatch.setattr("logitbank.tasks.conversations.reading.sqlite3.connect", connect)
+    file = write(tmp_path / "x.jsonl", map(talk, range(1000)))
+    with pytest.raises(
+        TaskError, match=r"x.jsonl, line \d+: its hash cannot be kept .*TMPDIR.*: database or disk is full"
+    ):
+        load("test", settings(test=file))
+
+
+def test_a_hub_id_is_read_from_the_mirror_in_the_split_of_its_key(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "org" / "talks"
+    folder.mkdir(parents=True)
+    write(folder / "train.jsonl", map(talk, range(40)))
+    write(folder / "validation.jsonl", [talk(-1)])
+    write(folder / "test.jsonl", [talk(-2)])
+
+    def read(split: str, **files: str) -> set[str]:
+        return set(answers(load(split, DataSettings(mirror=str(tmp_path / "hub"), files={"chat": files}))))
+
+    assert read("test", test="org/talks") == {"It is -2."}
+    assert read("test", test="org/talks:default/validation") == {"It is -1."}
+    assert read("validation", train="org/talks", validation="org/talks") == {"It is -1."}
+    assert read("validation", train="org/talks") | read("train", train="org/talks") == {
+        f"It is {n}." for n in range(40)
+    }
 
 
 def test_a_context_for_all_is_for_the_teacher_alone(tmp_path: Path) -> None:
