@@ -6,9 +6,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from logitbank.command import CommandParser, run_command
-from logitbank.configs import ConfigError
+from logitbank.configs import Config, ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
 from logitbank.evaluation.checkpoints import (
     Checkpoint,
@@ -18,6 +19,9 @@ from logitbank.evaluation.checkpoints import (
     checkpoints_at_steps,
 )
 from logitbank.experiment import CONDITIONS
+
+if TYPE_CHECKING:
+    from logitbank.evaluation.reference import Reference
 
 
 def make_parser() -> CommandParser:
@@ -44,6 +48,13 @@ def make_parser() -> CommandParser:
         metavar="I/N",
         help="this process is worker I (from 0) of N that share the cells (default: as torchrun says)",
     )
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="store of a teacher on the evaluated split (build-teacher-cache --split): adds kl and agreement to "
+        "conversations",
+    )
+    parser.add_argument("--view", metavar="VIEW", help="which view of --store, where it has several")
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
     return parser
 
@@ -66,8 +77,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     condition = asked_condition(arguments.condition, checkpoints)
     check_condition(condition, checkpoints, new=arguments.new_condition)
     check_model(config.model.name, checkpoints)
+    reference = _reference(arguments, config)
     evaluated: Sequence[Checkpoint | None] = checkpoints or [None]
-    evaluate_all([Evaluation(config, condition, each, arguments.results, worker) for each in evaluated])
+    jobs = [Evaluation(config, condition, each, arguments.results, worker, reference) for each in evaluated]
+    evaluate_all(jobs)
+
+
+def _reference(arguments: argparse.Namespace, config: Config) -> Reference | None:
+    from logitbank.evaluation.questions import is_forced
+    from logitbank.evaluation.reference import open_reference  # zarr: not for --help
+
+    if arguments.store is None:
+        if arguments.view is not None:
+            raise ConfigError("--view: needs --store URL, the store that has the view")
+        return None
+    if not any(map(is_forced, config.tasks)):
+        raise ConfigError(
+            f"--store: compares the answers of conversations, and {', '.join(config.tasks)} "
+            f"{'has' if len(config.tasks) == 1 else 'have'} none; leave it out, or add chat to tasks"
+        )
+    return open_reference(arguments.store, arguments.view, config)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 from logitbank.configs import Config, Decides, config_to_dict, keys_deciding, value_of
 from logitbank.configs.schema import DistillationConfig
 from logitbank.evaluation.checkpoints import Checkpoint, opened_models
-from logitbank.evaluation.questions import shows_demonstrations
+from logitbank.evaluation.questions import is_forced, shows_demonstrations
 from logitbank.experiment import TrainingRecord, flatten
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.vllm import vllm_version
@@ -30,6 +30,8 @@ from logitbank.tasks.prompts import PromptEncoder
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
 # weights and columns of their own say these; epochs are in a run's record as its steps
 NAMED = ("model.name", "model.revision", "seed", "evaluation.method", "training.epochs")
+
+HASHED = "chat."  # the hash of the examples of a cell says what these decide, and only of conversations
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,18 @@ def examine(config: Config, checkpoint: Checkpoint | None) -> Model:
     return Model(base, whole, encoder)
 
 
-def identify(config: Config, condition: str, checkpoint: Checkpoint | None, model: Model) -> Identity:
-    """Name an evaluation by everything that decides its scores, tasks and languages aside."""
+def identify(
+    config: Config, condition: str, checkpoint: Checkpoint | None, model: Model, against: str | None = None
+) -> Identity:
+    """Name an evaluation by everything that decides its scores, tasks and languages aside.
+
+    Args:
+        config: how it is evaluated.
+        condition: under which its rows appear.
+        checkpoint: the trained weights; None for the model before training.
+        model: what is evaluated.
+        against: fingerprint of the teacher's view that answers are compared with; None without one.
+    """
     training = checkpoint.training if checkpoint is not None else None
     distillation: Mapping[str, Any] = {}
     if training is not None and training.view is not None:
@@ -102,6 +114,7 @@ def identify(config: Config, condition: str, checkpoint: Checkpoint | None, mode
         "training_run": training.run if training is not None else None,
         "step": step,
         "method": config.evaluation.method,
+        **_of_likelihoods(config, against),
     }
     run = "-".join([condition, *([f"step{step}"] if step is not None else []), _hash(what)])
     columns = {
@@ -169,10 +182,11 @@ def _setup(config: Config, condition: str, checkpoint: Checkpoint | None, model:
     protocol = {
         key: value_of(config, key)
         for key in keys_deciding(Decides.SCORE)
-        if key not in NAMED and (demonstrations or not key.startswith("fewshot."))
+        if key not in NAMED and not key.startswith(HASHED) and (demonstrations or not key.startswith("fewshot."))
     }
+    written = {task: limit for task, limit in config.evaluation.max_new_tokens.items() if not is_forced(task)}
     shared: dict[str, Any] = {
-        "protocol": protocol,
+        "protocol": protocol | {"evaluation.max_new_tokens": written},
         "tokenizer": model.encoder.tokenizer_hash,
         "template": model.encoder.template_hash,
     }
@@ -187,6 +201,13 @@ def _setup(config: Config, condition: str, checkpoint: Checkpoint | None, model:
         "training_set": checkpoint.training.training_set or checkpoint.training.store_fingerprint,
         "training": _training_settings(checkpoint.training),
     }
+
+
+def _of_likelihoods(config: Config, against: str | None) -> dict[str, Any]:
+    """What tells evaluations of gold answers apart, but decides no score: a teacher beside them, answers to read."""
+    limits = {task: limit for task, limit in config.evaluation.max_new_tokens.items() if is_forced(task)}
+    said = {"against": against, "max_new_tokens": limits or None}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _training_settings(training: TrainingRecord) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from logitbank.tasks import TASKS, Task
 from logitbank.tasks.common import metrics_of
 from logitbank.tasks.data import protocol_of
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
+from logitbank.tasks.scoring.likelihood import NATS, OF_A_TEACHER
 
 SHARED_COLUMNS = ("run", "model", "condition", "checkpoint", "step", "seed", "task", "language", "split", "method")
 
@@ -105,8 +106,16 @@ def predict(
     return rows
 
 
-def metric_rows(predictions: Sequence[Mapping[str, Any]], contents: Contents) -> list[dict[str, Any]]:
-    """Rows of `metrics` from the prediction rows of one cell; those by likelihood have names of their own."""
+def metric_rows(
+    predictions: Sequence[Mapping[str, Any]], contents: Contents, against: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `metrics` from the prediction rows of one cell.
+
+    Args:
+        predictions: of the cell.
+        contents: what it asks.
+        against: the teacher that answers were compared with.
+    """
     first = predictions[0]
     task = TASKS[first["task"]]
     shared = {name: first[name] for name in SHARED_COLUMNS}
@@ -120,7 +129,14 @@ def metric_rows(predictions: Sequence[Mapping[str, Any]], contents: Contents) ->
         **{name: _mean(predictions, name) for name in ("demonstrations", "demonstrations_wanted", "cut_short")},
     }
     return [
-        {**shared, **about, "metric": metric, "value": value, "is_primary": metric == task.primary_metric}
+        {
+            **shared,
+            **about,
+            "metric": metric,
+            "value": value,
+            "is_primary": metric == task.primary_metric,
+            "against": against if metric in OF_A_TEACHER else None,
+        }
         for metric, value in values.items()
     ]
 
@@ -131,6 +147,7 @@ def cell_line(condition: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     failures = next((row["value"] for row in metrics if row["metric"] == "parse_failure"), None)
     parts = [f"{condition} {primary['task']}/{primary['language']}"]
     parts.append(f"{primary['metric']} {100 * primary['value']:.1f}")
+    parts += [f"{row['metric']} {row['value']:.4f}" for row in metrics if row["metric"] in NATS]
     if failures is not None:
         parts.append(f"parse failures {100 * failures:.1f}%")
     if primary["cut_short"]:

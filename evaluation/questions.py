@@ -12,10 +12,12 @@ from typing import Any
 from logitbank.configs import Config, ConfigError, data_settings
 from logitbank.experiment import CONDITIONS
 from logitbank.tasks import TASKS, DataSettings, Example, Task
+from logitbank.tasks.conversations import Conversation
 from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.outside import source_hash
 from logitbank.tasks.prompts import PromptEncoder
+from logitbank.tasks.scoring.likelihood import LikelihoodScores
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ def shows_demonstrations(condition: str) -> bool:
     """Whether prompts of a condition hold demonstrations; those of a name of one's own do not."""
     known = CONDITIONS.get(condition)
     return known is not None and known.demonstrations
+
+
+def is_forced(task: str) -> bool:
+    """Whether a task is scored by the likelihood of its gold answers, teacher-forced."""
+    return isinstance(TASKS[task], LikelihoodScores)
 
 
 def check_demonstrations(config: Config, condition: str, tasks: Iterable[str]) -> None:
@@ -93,21 +100,47 @@ def draw_questions(config: Config, condition: str, task: str, language: str) -> 
     ]
 
 
-def contents_of(task: Task, questions: Sequence[Question]) -> Contents:
-    """What the questions of a cell are, in short."""
-    asked = [asked_and_gold(task, question.example) for question in questions]
-    shown = [
-        [[task.user_message(example), example.answer] for example in question.demonstrations] for question in questions
-    ]
+def contents_of(task: Task, questions: Sequence[Question], protocol: Sequence[object] = ()) -> Contents:
+    """What the questions of a cell are, in short.
+
+    Args:
+        task: of the cell.
+        questions: of the cell.
+        protocol: what else decides which tokens of them are scored.
+    """
+    asked: list[Any] = [asked_and_gold(task, question.example) for question in questions]
+    if protocol:
+        asked.append(list(protocol))
+    shown = [[_shown(task, example) for example in question.demonstrations] for question in questions]
     source = source_hash(task)
     scored = _hash(asked) if source is None else f"{_hash(asked)}+{source}"
     return Contents(len(questions), scored, _hash([task.system_prompt, shown]))
 
 
+def _shown(task: Task, example: Example) -> list[str]:
+    if _conversation(example) is not None:
+        return list(asked_and_gold(task, example)[1:])
+    return [task.user_message(example), example.answer]
+
+
 def asked_and_gold(task: Task, example: Example) -> tuple[str, str, str]:
-    """An example as rows of `predictions` have it: id, the user's turn, and the reference as JSON."""
-    reference = json.dumps(task.reference(example), ensure_ascii=False)
-    return example.example_id, task.user_message(example), reference
+    """An example as rows of `predictions` have it: id, the user's turn, and the reference as JSON.
+
+    Of a conversation the second is JSON of all `messages` but the last and of the `tools`, the third the last message.
+    """
+    if (conversation := _conversation(example)) is not None:
+        before = {"messages": conversation.messages[:-1], "tools": conversation.tools}
+        return example.example_id, _json(before), _json(conversation.messages[-1])
+    return example.example_id, task.user_message(example), _json(task.reference(example))
+
+
+def _conversation(example: Example) -> Conversation | None:
+    found = example.fields.get("conversation")
+    return found if isinstance(found, Conversation) else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def answer_limit(config: Config, encoder: PromptEncoder, task: str, language: str) -> int:

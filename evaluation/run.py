@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ from logitbank.evaluation.identity import Identity, examine, identify
 from logitbank.evaluation.predictions import cell_line, encode_questions, metric_rows, predict
 from logitbank.evaluation.questions import (
     Contents,
+    Question,
     answer_limit,
     asked_and_gold,
     check_demonstrations,
     contents_of,
     draw_questions,
+    is_forced,
 )
+from logitbank.evaluation.reference import Reference
+from logitbank.evaluation.teacher_forced import encode_forced, forced_protocol, predict_forced, teacher_of
 from logitbank.models.workers import Worker
 from logitbank.progress import Progress
 from logitbank.storage.results import read_rows, write_rows
@@ -42,6 +47,7 @@ class Evaluation:
         checkpoint: the trained weights, or None for the base model.
         results: directory of the result rows.
         worker: which share of the cells is this process's; None does all.
+        reference: the teacher that teacher-forced answers are compared with; None compares nothing.
     """
 
     config: Config
@@ -49,6 +55,7 @@ class Evaluation:
     checkpoint: Checkpoint | None
     results: Path
     worker: Worker | None = None
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Plan:
     Attributes:
         job: the evaluation.
         identity: of its rows.
+        compared: of the rows of answers that are compared with a teacher; the same where none are.
         encoder: makes its prompts.
         contents: of every cell of the grid.
         mine: how many cells are this process's.
@@ -66,10 +74,19 @@ class Plan:
 
     job: Evaluation
     identity: Identity
+    compared: Identity
     encoder: PromptEncoder
     contents: Mapping[Place, Contents]
     mine: int
     pending: Sequence[Place]
+
+    def identity_of(self, cell: Place) -> Identity:
+        """Of the rows of a cell."""
+        return self.compared if is_forced(cell[0]) else self.identity
+
+    def name_of(self, cell: Place) -> str:
+        """Of the files of a cell."""
+        return f"{self.identity_of(cell).run}@{cell[0]}.{cell[1]}"
 
 
 def evaluate(job: Evaluation, *, opener: EngineOpener = open_engine) -> Identity:
@@ -120,16 +137,24 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     for cell in grid.present:
         key = (id(job.config), job.condition, cell)
         if key not in known:
-            known[key] = contents_of(TASKS[cell[0]], draw_questions(job.config, job.condition, *cell))
+            questions = draw_questions(job.config, job.condition, *cell)
+            protocol = forced_protocol(job.config, cell[0], job.reference) if is_forced(cell[0]) else ()
+            known[key] = contents_of(TASKS[cell[0]], questions, protocol)
         contents[cell] = known[key]
-    identity = _current(job, identify(job.config, job.condition, job.checkpoint, model), contents)
+    asked = (job.config, job.condition, job.checkpoint, model)
+    answered = {cell: each for cell, each in contents.items() if job.reference is None or not is_forced(cell[0])}
+    identity = compared = _current(job, identify(*asked), answered)
+    if job.reference is not None:
+        forced = {cell: each for cell, each in contents.items() if cell not in answered}
+        compared = _current(job, identify(*asked, against=job.reference.fingerprint), forced)
     mine = grid.present[job.worker.index :: job.worker.count] if job.worker else grid.present
     if job.worker:
         print(f"{job.worker}: {len(mine)} of {len(grid.present)} cells")
-    pending = [cell for cell in mine if read_rows(job.results, "metrics", _file_name(identity, cell)) is None]
+    plan = Plan(job, identity, compared, model.encoder, contents, len(mine), mine)
+    pending = [cell for cell in mine if read_rows(job.results, "metrics", plan.name_of(cell)) is None]
     if done := len(mine) - len(pending):
         print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")
-    return Plan(job, identity, model.encoder, contents, len(mine), pending)
+    return dataclasses.replace(plan, pending=pending)
 
 
 def _evaluate_pending(plan: Plan, opener: EngineOpener, progress: Progress) -> None:
@@ -142,46 +167,64 @@ def _evaluate_pending(plan: Plan, opener: EngineOpener, progress: Progress) -> N
         if rows is None:
             engine = engine or opener(job.config, job.checkpoint)
             rows = _answer(plan, engine, cell, progress)
-        metrics = metric_rows(rows, plan.contents[cell])
-        write_rows(job.results, "metrics", metrics, _file_name(plan.identity, cell))
+        against = job.reference.label if job.reference is not None and is_forced(cell[0]) else None
+        metrics = metric_rows(rows, plan.contents[cell], against)
+        write_rows(job.results, "metrics", metrics, plan.name_of(cell))
         seconds = time.monotonic() - started
         progress.say(f"[{number}/{plan.mine}] {cell_line(job.condition, metrics)} in {seconds:.1f} s")
 
 
 def _answer(plan: Plan, engine: Engine, cell: Place, progress: Progress) -> list[dict[str, Any]]:
     """Let the model answer a cell; the rows of `predictions` that were written."""
+    job, questions = plan.job, draw_questions(plan.job.config, plan.job.condition, *cell)
+    rows = (_forced if is_forced(cell[0]) else _written)(plan, engine, cell, questions, progress)
+    progress.advance(len(questions) - len(rows))
+    write_rows(job.results, "predictions", rows, plan.name_of(cell))
+    return rows
+
+
+def _written(
+    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of answers that the model writes or chooses."""
     job = plan.job
-    max_new_tokens = answer_limit(job.config, plan.encoder, *cell)
-    questions = draw_questions(job.config, job.condition, *cell)
+    limit = answer_limit(job.config, plan.encoder, *cell)
     asked = encode_questions(
-        job.config,
-        plan.encoder,
-        *cell,
-        questions,
-        context_tokens=engine.context_tokens,
-        max_new_tokens=max_new_tokens,
+        job.config, plan.encoder, *cell, questions, context_tokens=engine.context_tokens, max_new_tokens=limit
     )
-    _write_run(plan)  # not before: of what cannot be opened nothing is left; and not after hours
-    rows = predict(
+    _write_run(plan, cell)
+    return predict(
         job.config,
         engine,
         plan.encoder,
         plan.identity,
         cell,
         asked,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=limit,
         progress=progress.advance,
     )
-    progress.advance(len(questions) - len(asked))
-    write_rows(job.results, "predictions", rows, _file_name(plan.identity, cell))
-    return rows
+
+
+def _forced(
+    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of gold answers that are scored."""
+    job = plan.job
+    asked = encode_forced(
+        job.config, plan.encoder, job.reference, *cell, questions, context_tokens=engine.context_tokens
+    )
+    teacher = teacher_of(job.reference, asked)
+    _write_run(plan, cell)
+    return predict_forced(
+        job.config, engine, plan.encoder, plan.compared, teacher, cell, asked, progress=progress.advance
+    )
 
 
 def _tasks(config: Config) -> list[str]:
     """The tasks that can be scored by the method asked for; others are named, all of them an error."""
     if config.evaluation.method == "generate":
         return config.tasks
-    with_labels = [name for name in config.tasks if TASKS[name].labels]
+    with_labels = [name for name in config.tasks if TASKS[name].labels or is_forced(name)]
     if not with_labels:
         raise ConfigError(
             f"evaluation.method: likelihood compares the labels of a task, and {', '.join(config.tasks)} "
@@ -203,7 +246,7 @@ def _current(job: Evaluation, identity: Identity, contents: Mapping[Place, Conte
         number += 1
     latest = identity.generation(number)
     for cell, asked in contents.items():
-        rows = read_rows(job.results, "metrics", _file_name(latest, cell))
+        rows = read_rows(job.results, "metrics", f"{latest.run}@{cell[0]}.{cell[1]}")
         if rows and (rows[0]["examples_hash"], rows[0]["demonstrations_hash"]) != (
             asked.examples_hash,
             asked.demonstrations_hash,
@@ -227,7 +270,7 @@ def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | Non
     Raises:
         StoreError: they answer other questions than are asked now.
     """
-    name = _file_name(plan.identity, cell)
+    name = plan.name_of(cell)
     rows = read_rows(plan.job.results, "predictions", name)
     if rows is None:
         return None
@@ -241,13 +284,12 @@ def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | Non
     return rows
 
 
-def _file_name(identity: Identity, cell: Place) -> str:
-    return f"{identity.run}@{cell[0]}.{cell[1]}"
+def _write_run(plan: Plan, cell: Place) -> None:
+    """The row of `runs`, unless it is there: it holds the time at which the first worker began.
 
-
-def _write_run(plan: Plan) -> None:
-    """The row of `runs`, unless it is there: it holds the time at which the first worker began."""
-    results, identity = plan.job.results, plan.identity
+    Not before the cell is encoded: of what cannot be opened nothing is left; and not after hours of answers.
+    """
+    results, identity = plan.job.results, plan.identity_of(cell)
     if read_rows(results, "runs", identity.run) is not None:
         return
     try:

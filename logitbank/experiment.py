@@ -94,6 +94,12 @@ def is_same_model(one: str, other: str) -> bool:
     return not CHECKPOINT_NAME.fullmatch(last) or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
+def model_label(name: str) -> str:
+    """The last part of a hub id or path; with the one before it where any checkpoint has that name: `big/final`."""
+    parts = Path(name).parts
+    return "/".join(parts[-2:] if CHECKPOINT_NAME.fullmatch(parts[-1]) else parts[-1:]).lstrip("/")
+
+
 def view_of_argument(argument: str) -> str | None:
     """The view that `--view` names; None for `none`."""
     return None if argument == NO_VIEW else argument

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from logitbank.tasks.common import UNDETERMINED, Example, Source, Task
+from logitbank.tasks.common import UNDETERMINED, Example, Source
 from logitbank.tasks.conversations import Conversation, read_conversation, read_split
+from logitbank.tasks.scoring.likelihood import LikelihoodScores
 from logitbank.tasks.settings import DataSettings
 
 
-class Chat(Task):
-    """Conversations, whose assistant turns are learnt."""
+class Chat(LikelihoodScores):
+    """Conversations, whose assistant turns are learnt, and scored by their likelihood."""
 
     name = "chat"
     system_prompt = ""  # conversations bring their own
@@ -19,7 +20,6 @@ class Chat(Task):
     sources: Mapping[str, Source] = {}
     num_demonstrations = 2
     max_new_tokens = 512
-    primary_metric = "exact_match"
     labels: tuple[str, ...] = ()
     max_student_tokens = 8192
     max_teacher_tokens = 16384
@@ -50,15 +50,6 @@ class Chat(Task):
     def parse(self, output: str) -> str | None:
         """The whole text without surrounding space; None where nothing is left."""
         return output.strip() or None
-
-    def statistics(self, output: str, reference: str, language: str, protocol: str | None = None) -> dict[str, float]:
-        """`exact_match` and `parse_failure`, each 0 or 1."""
-        text = self.parse(output)
-        return {"exact_match": float(text == reference.strip()), "parse_failure": float(text is None)}
-
-    def metrics(self, means: Mapping[str, Any]) -> dict[str, Any]:
-        """`exact_match` and `parse_failure`."""
-        return {name: means[name] for name in ("exact_match", "parse_failure")}
 
     def _example(self, example_id: str, conversation: Conversation) -> Example:
         return Example(example_id, self.name, UNDETERMINED, {"conversation": conversation}, conversation.answer)

@@ -8,6 +8,7 @@ from logitbank.evaluation.report.caveats import cut_short, fewer_demonstrations
 from logitbank.evaluation.report.labels import Row, key_of, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.table import MISSING, Table
+from logitbank.evaluation.report.units import unit_of
 
 # Rows below a score, where there is something to say.
 BELOW: dict[str, Callable[[Row], str]] = {"demonstrations": fewer_demonstrations, "cut short": cut_short}
@@ -27,7 +28,11 @@ def condition_tables(results: Results) -> list[Table]:
                 rows = [text for mean in sorted(means, key=key_of) for text in _language_rows(results, mean, languages)]
                 header = ["model", *languages, "language_mean", "seeds"]
                 groups = [1 + len(languages)]
-                tables.append(Table(f"{condition}: {task} ({metric}, %)", header, rows, level=3, groups=groups))
+                tables.append(
+                    Table(
+                        f"{condition}: {task} ({metric}, {unit_of(metric).name})", header, rows, level=3, groups=groups
+                    )
+                )
     return tables
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+from logitbank.evaluation.report.intervals import FORCED
 from logitbank.evaluation.report.labels import Labels, Row, ordered_conditions, ordered_languages, ordered_tasks
+from logitbank.evaluation.report.likelihood_table import METRICS
+from logitbank.evaluation.report.units import PERCENT, unit_of
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import Catalogue
+from logitbank.tasks import TASKS
 
 EXAMPLES_PER_CELL = 6
 STORE_EXAMPLES_PER_CELL = 3
@@ -17,9 +22,9 @@ def browsed_examples(catalogue: Catalogue) -> list[dict[str, Any]]:
     """A few evaluated examples of each cell, and a few that the teacher store was built on.
 
     Returns:
-        Dicts of `task`, `language`, `example_id`, `question`, `gold`, `prompts` (texts), `answers` (of each
-        model and condition, `prompt` an index into `prompts`) and `teacher` (for each view and answer position
-        the five likeliest tokens with their probabilities).
+        Dicts of `task`, `language`, `example_id`, `question`, `gold`, `conversation` (None, or what stands in their
+        place), `prompts` (texts), `answers` (of each model and condition, `prompt` an index into `prompts`) and
+        `teacher` (for each view and answer position the five likeliest tokens with their probabilities).
     """
     examples = _evaluated(catalogue)
     _add_teachers(catalogue, examples)
@@ -45,7 +50,7 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
             FROM shown GROUP BY task, language, example_id)
         SELECT s.task, s.language, s.example_id, s.prompt, s.question, s.gold, s.model, s.condition, s.seed,
                s.setup, s.variant, s.taught_by, s.max_steps,
-               s.output, s.parsed, s.score
+               s.output, s.parsed, s.score, s.method, s.statistics, s.cut_short
         FROM shown AS s JOIN ranked AS r USING (task, language, example_id)
         WHERE r.place <= {EXAMPLES_PER_CELL}
         """
@@ -57,12 +62,37 @@ def _evaluated(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
         example = examples.setdefault(
             row["example_id"],
             {name: row[name] for name in ("task", "language", "example_id", "question", "gold")}
-            | {"prompts": [], "answers": [], "teacher": []},
+            | {"conversation": _conversation(row), "prompts": [], "answers": [], "teacher": []},
         )
         names = ("condition", "seed", "output", "parsed", "score")
         answer = {"series": labels.series(row), "prompt": _index(example["prompts"], row)}
+        answer |= {"scores": _scores(row), "written": row["method"] != FORCED or row["cut_short"] is not None}
         example["answers"].append(answer | {name: row[name] for name in names})
     return examples
+
+
+def _conversation(row: Row) -> dict[str, Any] | None:
+    """Messages before the last answer, that answer, and the tools; None for a question that is a text."""
+    if row["method"] != FORCED:
+        return None
+    try:
+        before, answer = json.loads(row["question"]), json.loads(row["gold"])
+    except ValueError:  # a task from outside that asks in its own words
+        return None
+    if not isinstance(before, dict) or not isinstance(answer, dict) or "messages" not in before:
+        return None
+    return {"messages": before["messages"], "tools": before.get("tools", []), "answer": answer}
+
+
+def _scores(row: Row) -> str:
+    """What an example scored, where that is not right or wrong: `token_accuracy 61.2 %, cross_entropy 1.8321 …`."""
+    if row["method"] != FORCED or row["task"] not in TASKS:
+        return ""
+    metrics = TASKS[row["task"]].metrics(dict(row["statistics"]))
+    shown = [(name, metrics[name]) for name in METRICS if name in metrics and name != "perplexity"]
+    return ", ".join(
+        f"{name} {unit_of(name).text(value)}{'%' if unit_of(name) is PERCENT else ''}" for name, value in shown
+    )
 
 
 def _index(prompts: list[str], row: Row) -> int | None:
@@ -89,7 +119,8 @@ def _add_teachers(catalogue: Catalogue, examples: dict[str, dict[str, Any]]) -> 
             question, gold = readers[row["store"]].prompt_and_answer(row["example_id"])
             examples[row["example_id"]] = {
                 **{name: row[name] for name in ("task", "language", "example_id")},
-                **{"question": question, "gold": gold, "prompts": [], "answers": [], "teacher": []},
+                **{"question": question, "gold": gold, "conversation": None},
+                **{"prompts": [], "answers": [], "teacher": []},
             }
     wanted = ", ".join("'" + example_id.replace("'", "''") + "'" for example_id in examples)
     tokens = catalogue.rows(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from logitbank.errors import counted
 from logitbank.evaluation.report.labels import (
@@ -17,6 +18,7 @@ from logitbank.evaluation.report.results import GAP_KEY, Results
 from logitbank.evaluation.report.table import UNRESOLVED
 from logitbank.experiment import GAPS
 
+Place = TypeVar("Place", bound=Hashable)
 GAP_NOTE = (
     "Gaps in points, over the cells that both have, by a paired bootstrap over the same examples. "
     f"{UNRESOLVED}: the interval contains zero, so the difference is not resolved and no finding. "
@@ -25,22 +27,29 @@ GAP_NOTE = (
 
 
 def main_gaps(results: Results, model: str) -> list[Row]:
-    """A model's rows of `task_gaps` but those of imported λ sweeps."""
+    """A model's rows of `task_gaps`, primary metrics, but those of imported λ sweeps."""
     return [
         row
         for row in results.task_gaps
-        if row["model"] == model and not is_imported_sweep({**row, "condition": row["minuend"]}, results.averages)
+        if row["model"] == model
+        and row["is_primary"]
+        and not is_imported_sweep({**row, "condition": row["minuend"]}, results.averages)
     ]
 
 
 def gap_columns(rows: Sequence[Row]) -> list[tuple[str, str, Mapping[str, Row]]]:
     """Name and detail of the gap columns of one model's rows of `task_gaps`, each with its rows by task."""
-    columns: list[tuple[str, str, Mapping[str, Row]]] = []
+    return gap_columns_by(lambda row: str(row["task"]), rows)
+
+
+def gap_columns_by(place: Callable[[Row], Place], rows: Sequence[Row]) -> list[tuple[str, str, Mapping[Place, Row]]]:
+    """The same, each column with its rows by what `place` gives for them."""
+    columns: list[tuple[str, str, Mapping[Place, Row]]] = []
     for minuend, subtrahend in GAPS:
-        by_key: dict[tuple[str, ...], dict[str, Row]] = {}
+        by_key: dict[tuple[str, ...], dict[Place, Row]] = {}
         for row in rows:
             if (row["minuend"], row["subtrahend"]) == (minuend, subtrahend):
-                by_key.setdefault(tuple(str(row[name]) for name in GAP_KEY), {})[row["task"]] = row
+                by_key.setdefault(tuple(str(row[name]) for name in GAP_KEY), {})[place(row)] = row
         series = [by_key[key] for key in sorted(by_key)]
         details = tell_apart([next(iter(by_task.values())) for by_task in series])
         columns += [(f"{minuend}−{subtrahend}", detail, own) for detail, own in zip(details, series, strict=True)]

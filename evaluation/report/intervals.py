@@ -14,7 +14,8 @@ instead (Brown, Cai and DasGupta, 2001, Statistical Science 16). Two cells with 
 answers differ on too few examples to resample: their difference is drawn as if half an example more had
 been won by each side, which is Jeffreys' prior on the two kinds of discordant pairs. Weights are Dirichlet's,
 as in the Bayesian bootstrap (Rubin, 1981, Annals of Statistics 9). The half examples are whole wins and
-losses for graded scores and span F1 too, and vanish among many examples.
+losses for graded scores and span F1 too, and vanish among many examples. What is scored by likelihood needs none
+of this: an example holds many tokens, and two models that differ at all differ on every one of them.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from logitbank.errors import StoreError
 from logitbank.evaluation.report.labels import KEY, Row, key_of
 from logitbank.storage.results import Catalogue
 from logitbank.tasks import TASKS, Task
+from logitbank.tasks.scoring.likelihood import OF_A_TEACHER, LikelihoodScores
 
 DRAWS = 1000
 LEVEL = 0.95
+FORCED = "teacher_forced"  # the method of what is scored by likelihood
+_BOOTSTRAPPED = f"method IN ('generate', '{FORCED}')"
 GROUP_CELLS = 256  # cells resampled at once: D·G·S numbers
 MOST_COUNTS = 2**23  # of D·N, made at once
 EXAMPLE_BYTES = 64  # that reading takes of an example's statistics
@@ -73,18 +77,22 @@ class Replicates:
         sizes: `cell -> N`.
         by_step: `(cell, step) -> (D,) float64` of the primary metric, where a cell was evaluated at several
             training steps.
+        forced: the cells that are scored by likelihood.
     """
 
     by_cell: dict[tuple[CellKey, str], FloatArray] = field(default_factory=dict)
     examples: dict[CellKey, str] = field(default_factory=dict)
     sizes: dict[CellKey, int] = field(default_factory=dict)
     by_step: dict[tuple[CellKey, int], FloatArray] = field(default_factory=dict)
+    forced: set[CellKey] = field(default_factory=set)
 
-    def note(self, cell: CellKey, digest: str, size: int) -> None:
+    def note(self, cell: CellKey, digest: str, size: int, *, forced: bool = False) -> None:
         """Remember what a cell was asked, by one of its seeds or steps."""
         if self.examples.setdefault(cell, digest) != digest:
             self.examples[cell] += digest  # its seeds were asked different examples: it pairs with no other
         self.sizes[cell] = size
+        if forced:
+            self.forced.add(cell)
 
     def cell(self, cell: CellKey, metric: str) -> Interval | None:
         """Interval of one cell; None where it has no predictions (published numbers)."""
@@ -133,7 +141,8 @@ class Replicates:
             a, b = self.by_cell.get((one, metric)), self.by_cell.get((other, metric))
             if a is None or b is None or self.examples[one] != self.examples[other]:
                 return None
-            differences.append(with_unseen_pairs(a - b, self.sizes[one], one))
+            forced = one in self.forced
+            differences.append(a - b if forced else with_unseen_pairs(a - b, self.sizes[one], one))
         return interval(np.mean(differences, axis=0)) if differences else None
 
 
@@ -223,6 +232,11 @@ def bootstrap_metrics(task: Task, statistics: FloatArray, names: Sequence[str], 
     return task.metrics({name: means[:, :, index] for index, name in enumerate(names)})
 
 
+def replicate_name(row: Row) -> str:
+    """What replicates of a row's metric are kept under: comparisons with two teachers are two metrics."""
+    return " ".join(filter(None, (row["metric"], row.get("against"))))
+
+
 def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replicates:
     """Replicates of the primary metric, and of the named ones, of every cell that the tables show.
 
@@ -230,80 +244,79 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
         StoreError: predictions of one task whose statistics have different names.
     """
     found = Replicates()
-    for row in catalogue.rows("SELECT DISTINCT task FROM metrics WHERE method = 'generate' ORDER BY task"):
+    for row in catalogue.rows(f"SELECT DISTINCT task FROM metrics WHERE {_BOOTSTRAPPED} ORDER BY task"):
         if row["task"] in TASKS:
             _add_task(found, catalogue, TASKS[row["task"]], metrics)
     return found
 
 
 def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
-    by_size: dict[int, list[Row]] = {}
+    alike: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
     for row in _segments(catalogue, task):
-        by_size.setdefault(row["size"], []).append(row)
-    names = _statistics_names(catalogue, task)
+        alike.setdefault((row["size"], tuple(row["names"])), []).append(row)
     final = _SeedMeans(found.by_cell)
     stepwise = _SeedMeans(found.by_step)
-    for batch in _batches(by_size, catalogue.memory.rows):
+    for batch in _batches(alike, catalogue.memory.rows):
         statistics = _read_statistics(catalogue, task, [row for part in batch for row in part])
         for part in batch:
-            size = part[0]["size"]
+            size, names = part[0]["size"], part[0]["names"]
             numbers = np.stack([statistics[row["segment"]].numbers for row in part])
             drawn = _bootstrap(task, numbers, names)
             wanted = {task.primary_metric, *metrics} & drawn.keys()
             values = {name: np.ascontiguousarray(drawn[name].T) for name in wanted}
             for index, row in enumerate(part):
                 cell = (*key_of(row), task.name, row["language"])
-                found.note(cell, statistics[row["segment"]].digest, size)
+                found.note(cell, statistics[row["segment"]].digest, size, forced=row["method"] == FORCED)
                 if row["has_steps"] and row["step"] is not None:
                     stepwise.add((cell, row["step"]), values[task.primary_metric][index], cell)
                 if row["is_final"]:
                     for metric, replicates in values.items():
-                        final.add((cell, metric), replicates[index], cell)
+                        against = row["against"] if metric in OF_A_TEACHER else None
+                        name = replicate_name({"metric": metric, "against": against})
+                        final.add((cell, name), replicates[index], cell)
     final.finish()
     stepwise.finish()
 
 
 def _segments(catalogue: Catalogue, task: Task) -> list[Row]:
-    """The examples of one run in one language, with their number and the series that they belong to."""
+    """The examples of one run in one language: how many, the names of their statistics, the series they belong to.
+
+    Raises:
+        StoreError: the statistics of some files have other names; those of conversations may, beside a teacher's.
+    """
     key = f"{', '.join(KEY)}, language"
-    own = f"task = '{task.name}' AND is_primary AND method = 'generate'"
+    own = f"task = '{task.name}' AND is_primary AND {_BOOTSTRAPPED}"
     answer = catalogue.query(
         f"""
         WITH shown AS (
-            SELECT run, {key}, step, row_number() OVER (ORDER BY run, language) - 1 AS segment,
+            SELECT run, {key}, step, method, row_number() OVER (ORDER BY run, language) - 1 AS segment,
                    (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
                    min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
             FROM scores WHERE {own}),
         sizes AS (
-            SELECT run, language, sum(examples)::BIGINT AS size FROM example_statistics
-            WHERE task = '{task.name}' AND method = 'generate' GROUP BY run, language)
-        SELECT * FROM shown JOIN sizes USING (run, language) ORDER BY segment
+            SELECT run, language, method, sum(examples)::BIGINT AS size,
+                   list_distinct(flatten(list(names))) AS kinds
+            FROM example_statistics WHERE task = '{task.name}' GROUP BY run, language, method),
+        compared AS (
+            SELECT run, language, any_value(against) AS against FROM metrics
+            WHERE task = '{task.name}' GROUP BY run, language)
+        SELECT *, kinds[1] AS names FROM shown JOIN sizes USING (run, language, method)
+        LEFT JOIN compared USING (run, language) ORDER BY segment
         """
     )
     columns = [column.to_pylist() for column in answer.columns]
-    return [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _statistics_names(catalogue: Catalogue, task: Task) -> list[str]:
-    """The names of a task's statistics; none without predictions.
-
-    Raises:
-        StoreError: those of some files differ.
-    """
-    rows = catalogue.rows(
-        "SELECT DISTINCT unnest(names) AS names FROM example_statistics "
-        f"WHERE task = '{task.name}' AND method = 'generate' AND run IN (SELECT run FROM scores)"
-    )
-    if len(rows) > 1:
+    rows: list[Row] = [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+    kinds = {tuple(names) for row in rows for names in row["kinds"]}
+    if any(len(row["kinds"]) > 1 for row in rows) or (len(kinds) > 1 and not isinstance(task, LikelihoodScores)):
         raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    return list(rows[0]["names"]) if rows else []
+    return rows
 
 
-def _batches(by_size: Mapping[int, Sequence[Row]], limit: int) -> Iterator[list[Sequence[Row]]]:
-    """Groups of segments of one size, as many at a time as fit into `limit` bytes."""
+def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: int) -> Iterator[list[Sequence[Row]]]:
+    """Groups of segments of one size with the same statistics, as many at a time as fit into `limit` bytes."""
     batch: list[Sequence[Row]] = []
     held = 0
-    for size, rows in by_size.items():
+    for (size, _), rows in alike.items():
         together = max(1, min(GROUP_CELLS, limit // (size * EXAMPLE_BYTES)))
         for start in range(0, len(rows), together):
             part = rows[start : start + together]
@@ -373,7 +386,7 @@ def _read_statistics(catalogue: Catalogue, task: Task, segments: Sequence[Row]) 
     runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted({row["run"] for row in segments}))
     answer = catalogue.query(
         "SELECT run, language, hashes, numbers FROM example_statistics "
-        f"WHERE task = '{task.name}' AND method = 'generate' AND run IN ({runs})"
+        f"WHERE task = '{task.name}' AND {_BOOTSTRAPPED} AND run IN ({runs})"
     )
     hashes = _lists(answer["hashes"], np.dtype(np.uint64))
     numbers = _lists(answer["numbers"], np.dtype(np.float64))

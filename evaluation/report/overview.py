@@ -30,6 +30,7 @@ def _overview(results: Results, model: str) -> Table:
     averages = [results.mean_text(means[column], "task_mean") for column in columns]
     rows.append(["task_mean", *averages, *(MISSING for _ in gaps)])
     notes = ["Rows: `language_mean`, the mean over languages, in %.", *([GAP_NOTE] if gaps else [])]
+    notes += results.left_out(own)
     notes += caveats(results, [means[column] for column in columns])
     header = ["task", *columns, *(in_brackets(name, detail) for name, detail, _ in gaps)]
     return Table(f"Overview: {labels.models[model]}", header, rows, notes, groups=[1 + len(columns)])

@@ -55,7 +55,9 @@ function fillExamples() {
 function answerBox(e, a) {
   const box = element("div", "", "answer");
   box.append(element("h4", a.series + (a.seed === null ? "" : ", seed " + a.seed)));
-  box.append(element("div", "score " + a.score.toFixed(2), a.score >= 1 ? "right" : "wrong"));
+  if (a.scores) box.append(element("div", a.scores, "note"));
+  else box.append(element("div", "score " + a.score.toFixed(2), a.score >= 1 ? "right" : "wrong"));
+  if (a.written === false) return box;
   box.append(element("pre", a.output === "" ? "(empty)" : a.output));
   if (a.parsed === null) box.append(element("div", "could not be read", "wrong"));
   if (a.prompt !== null) {
@@ -76,12 +78,45 @@ function teacherBox(view, tokens) {
   }
   return box;
 }
+function folded(title, text) {
+  const more = element("details", "");
+  more.append(element("summary", title), element("pre", text));
+  return more;
+}
+function messageBox(message) {
+  const box = element("div", "", "turn " + message.role);
+  box.append(element("div", message.role + (message.name ? " " + message.name : ""), "role"));
+  if (message.reasoning_content) box.append(folded("reasoning", message.reasoning_content));
+  if (message.content) box.append(element("div", message.content, "said"));
+  for (const call of message.tool_calls || []) {
+    const line = element("div", "", "call");
+    line.append(element("code", call.function.name + "(" + JSON.stringify(call.function.arguments) + ")"));
+    box.append(line);
+  }
+  return box;
+}
+function conversationBox(talk) {
+  const box = element("div", "", "talk");
+  if (talk.tools.length) {
+    const names = talk.tools.map(tool => (tool.function || tool).name).join(", ");
+    box.append(folded("tools: " + names, JSON.stringify(talk.tools, null, 1)));
+  }
+  box.append(...talk.messages.map(messageBox));
+  return box;
+}
 function showExample() {
   const e = examples[exampleSelect.value], place = document.getElementById("shown");
   place.replaceChildren();
   if (!e) return;
-  place.append(element("h3", "Question"), element("pre", e.question));
-  place.append(element("h3", "Gold"), element("pre", e.gold));
+  if (e.conversation) {
+    place.append(element("h3", "Conversation"), conversationBox(e.conversation));
+    const answer = element("div", "", "talk");
+    answer.append(messageBox(e.conversation.answer));
+    place.append(element("h3", "Reference answer"), answer);
+  } else {
+    place.append(element("h3", "Question"), element("pre", e.question));
+    place.append(element("h3", "Gold"), element("pre", e.gold));
+  }
   if (e.answers.length) {
     const grid = element("div", "", "answers");
     grid.append(...e.answers.map(a => answerBox(e, a)));

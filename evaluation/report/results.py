@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates
-from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of
-from logitbank.evaluation.report.table import average, difference_with_interval, percent, with_interval
+from logitbank.evaluation.report.intervals import FORCED, CellKey, Interval, Replicates, load_replicates, replicate_name
+from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of, ordered_tasks
+from logitbank.evaluation.report.table import average, difference_with_interval, with_interval
+from logitbank.evaluation.report.units import unit_of
 from logitbank.storage.results import Catalogue
 
 # Shown in tables of their own; every other metric is in `metrics`.
-EXTRA_METRICS = ("exact_match", "likelihood_accuracy")
+EXTRA_METRICS = ("exact_match", "likelihood_accuracy", "cross_entropy", "perplexity", "kl", "agreement")
 # Views that many tables read, each made of those before it.
 KEPT = ("evaluations", "scores", "final_scores", "cells", "grid", "task_averages", "gaps", "task_gaps")
 # What tells one gap of a model from another.
@@ -26,11 +27,11 @@ class Results:
 
     Attributes:
         catalogue: where the rows come from, for what only one table needs.
-        averages: of `averages`.
+        averages: of `averages`; where tasks are scored by answers, without those that are scored by likelihood.
         task_averages: of `task_averages`, primary and extra metrics.
         cells: of `cells`, primary and extra metrics.
-        task_gaps: of `task_gaps`, primary metrics.
-        gaps: of `gaps`, primary metrics.
+        task_gaps: of `task_gaps`, primary and extra metrics.
+        gaps: of `gaps`, primary and extra metrics.
         labels: short names for them.
         replicates: of every cell that has predictions.
     """
@@ -51,14 +52,16 @@ class Results:
         wanted = ", ".join(f"'{metric}'" for metric in EXTRA_METRICS)
         shown = f"WHERE is_primary OR metric IN ({wanted})"
         averages = catalogue.rows("SELECT * FROM averages")
+        if answered := [row for row in averages if row["method"] != FORCED]:
+            averages = answered
         task_averages = catalogue.rows(f"SELECT * FROM task_averages {shown}")
         return cls(
             catalogue=catalogue,
             averages=averages,
             task_averages=task_averages,
             cells=catalogue.rows(f"SELECT * FROM cells {shown}"),
-            task_gaps=catalogue.rows("SELECT * FROM task_gaps WHERE is_primary"),
-            gaps=catalogue.rows("SELECT * FROM gaps WHERE is_primary"),
+            task_gaps=catalogue.rows(f"SELECT * FROM task_gaps {shown}"),
+            gaps=catalogue.rows(f"SELECT * FROM gaps {shown}"),
             labels=Labels.of([*averages, *task_averages]),
             replicates=load_replicates(catalogue, EXTRA_METRICS),
         )
@@ -71,6 +74,7 @@ class Results:
     def cells_of(self, row: Row, **fixed: Any) -> list[Row]:
         """Cells of the same key as a row, primary ones unless `metric` says."""
         wanted = fixed if "metric" in fixed else {**fixed, "is_primary": True}
+        wanted |= {name: row[name] for name in ("method", "against") if name in row}
         return [
             cell
             for cell in self._cells_by_key.get(key_of(row), ())
@@ -81,6 +85,13 @@ class Results:
         """Rows of `task_averages` of the same key as a row, primary metrics."""
         return [own for own in self._tasks_by_key.get(key_of(row), ()) if own["is_primary"]]
 
+    def left_out(self, rows: Sequence[Row]) -> list[str]:
+        """Which tasks of rows of `task_averages` are in no mean over tasks, in a note."""
+        tasks = ordered_tasks(row["task"] for row in rows if row["method"] == FORCED)
+        if not tasks or all(row["method"] == FORCED for row in self.averages):
+            return []
+        return [f"Means over tasks are of scores of answers; {', '.join(tasks)}, scored by likelihood, is in none."]
+
     def mean_text(self, row: Row, name: str) -> str:
         """A row's `task_mean` or `task_language_mean` with its interval."""
         return with_interval(
@@ -89,37 +100,39 @@ class Results:
 
     def mean_interval(self, row: Row, name: str) -> Interval | None:
         """Interval of a row's `task_mean` or `task_language_mean`."""
-        own = self.cells_of(row)
+        own = self.cells_of(row)  # of the row's method
         metric = {cell["task"]: cell["metric"] for cell in own}
         keys = [cell_key(cell) for cell in own]
         return self.replicates.task_mean(keys, metric) if name == "task_mean" else self.replicates.average(keys, metric)
 
     def task_average(self, row: Row) -> str:
         """`language_mean` of a row of `task_averages` with its interval."""
-        shown = average(row["language_mean"], row["languages"], row["expected_languages"])
-        return with_interval(shown, row["language_mean"], self.task_interval(row))
+        unit = unit_of(row["metric"])
+        shown = average(row["language_mean"], row["languages"], row["expected_languages"], unit=unit)
+        return with_interval(shown, row["language_mean"], self.task_interval(row), unit)
 
     def task_interval(self, row: Row) -> Interval | None:
         """Interval of `language_mean` of a row of `task_averages`."""
         own = self.cells_of(row, task=row["task"], metric=row["metric"])
-        return self.replicates.average([cell_key(cell) for cell in own], row["metric"])
+        return self.replicates.average([cell_key(cell) for cell in own], replicate_name(row))
 
     def cell_text(self, cell: Row) -> str:
         """A row of `cells` with its interval."""
-        found = self.replicates.cell(cell_key(cell), cell["metric"])
-        return with_interval(percent(cell["value"]), cell["value"], found)
+        found, unit = self.replicates.cell(cell_key(cell), replicate_name(cell)), unit_of(cell["metric"])
+        return with_interval(unit.text(cell["value"]), cell["value"], found, unit)
 
     def gap(self, row: Row) -> str:
         """A row of `task_gaps` with its paired interval and, where it is not resolved, the mark."""
-        shown = average(row["difference"], row["languages"], row["expected_languages"], signed=True)
-        return difference_with_interval(shown, row["difference"], self.gap_interval(row))
+        unit = unit_of(row["metric"])
+        shown = average(row["difference"], row["languages"], row["expected_languages"], signed=True, unit=unit)
+        return difference_with_interval(shown, row["difference"], self.gap_interval(row), unit)
 
     def gap_interval(self, row: Row) -> Interval | None:
         """Paired bootstrap interval of a row of `task_gaps`, or of one that has some of its columns."""
-        same = [name for name in ("model", "task", "metric", *GAP_KEY) if name in row]
+        same = [name for name in ("model", "task", "metric", "against", *GAP_KEY) if name in row]
         own = self._gaps_by_task.get((row["model"], row["task"]), ())
         pairs = [gap_cells(gap) for gap in own if all(gap[name] == row[name] for name in same)]
-        return self.replicates.difference(pairs, row["metric"])
+        return self.replicates.difference(pairs, replicate_name(row))
 
     @cached_property
     def _cells_by_key(self) -> dict[tuple[str, ...], list[Row]]:

@@ -8,6 +8,7 @@ from logitbank.evaluation.report.checkpoints import checkpoint_tables
 from logitbank.evaluation.report.conditions import condition_tables
 from logitbank.evaluation.report.cross_entropy import cross_entropy_table
 from logitbank.evaluation.report.lambda_table import learned_lambda_table, sweep_tables
+from logitbank.evaluation.report.likelihood_table import likelihood_tables
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.overview import overview_tables
 from logitbank.evaluation.report.results import Results
@@ -27,6 +28,7 @@ def standing_tables(results: Results, *, cells: bool = True) -> list[Table]:
     return [
         *summary_tables(results),
         *overview_tables(results),
+        *likelihood_tables(results),
         *transfer_tables(results),
         *checkpoint_tables(results),
         *sweep_tables(results),

@@ -8,6 +8,7 @@ from logitbank.errors import counted
 from logitbank.evaluation.report.caveats import step_notes
 from logitbank.evaluation.report.gaps import gap_sentences
 from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_conditions, ordered_models
+from logitbank.evaluation.report.likelihood_table import likelihood_sentences
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.table import MISSING, Table, average, percent
 
@@ -36,6 +37,7 @@ def summary_tables(results: Results) -> list[Table]:
             texts = [results.mean_text(by_column[c], name) if c in by_column else MISSING for c in columns]
             rows.append([labels.models[model], *texts])
         notes = [f"`{name}`, in %: {meaning}. (n/m): only n of the m cells that any model has."]
+        notes += results.left_out(results.task_averages)
         if name == list(AVERAGES)[-1]:
             notes += [INTERVAL_NOTE, *step_notes(shown, labels.series)]
             if left_out:
@@ -47,7 +49,8 @@ def summary_tables(results: Results) -> list[Table]:
 
 def summary_lines(results: Results) -> list[str]:
     """What the rows say in a few sentences: how much there is, the averages, which gaps are resolved."""
-    return [counts_line(results), *average_lines(results), *gap_sentences(results), *failure_lines(results)]
+    said = [*gap_sentences(results), *likelihood_sentences(results)]
+    return [counts_line(results), *average_lines(results), *said, *failure_lines(results)]
 
 
 def counts_line(results: Results) -> str:
@@ -55,10 +58,11 @@ def counts_line(results: Results) -> str:
     count = results.catalogue.rows(
         "SELECT coalesce(sum(examples), 0)::BIGINT AS answers, count(DISTINCT run) AS runs FROM example_statistics"
     )[0]
-    conditions = {row["condition"] for row in results.averages}
+    conditions = {row["condition"] for row in results.task_averages}
     cells = {(cell["task"], cell["language"]) for cell in results.cells}
+    models = ordered_models(results.task_averages)
     return (
-        f"{counted(len(ordered_models(results.averages)), 'model')} under {counted(len(conditions), 'condition')} in "
+        f"{counted(len(models), 'model')} under {counted(len(conditions), 'condition')} in "
         f"{counted(len(cells), 'cell')}; {counted(count['answers'], 'prediction')} of "
         f"{counted(count['runs'], 'evaluation')}."
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from logitbank.evaluation.report.intervals import Interval
+from logitbank.evaluation.report.units import MISSING, PERCENT, Unit
 
-MISSING = "—"
 UNRESOLVED = "≈0"
 LOPSIDED = 1.5  # one arm of an interval this many times the other is shown by its bounds
 
@@ -70,20 +69,16 @@ def block_rows(table: Table, columns: Sequence[int]) -> list[Sequence[str]]:
 
 def percent(value: float | None, *, signed: bool = False) -> str:
     """A fraction as a percentage with one decimal: 0.637 -> 63.7, signed +63.7; a missing one as —."""
-    if value is None or math.isnan(value):
-        return MISSING
-    points = 100 * value + math.copysign(1e-9, value)  # halves away from zero, whatever binary makes of 72.95
-    text = f"{points:+.1f}" if signed else f"{points:.1f}"
-    return "0.0" if text in ("-0.0", "+0.0") else text
+    return PERCENT.text(value, signed=signed)
 
 
-def average(value: float | None, count: int, expected: int, *, signed: bool = False) -> str:
+def average(value: float | None, count: int, expected: int, *, signed: bool = False, unit: Unit = PERCENT) -> str:
     """An average that says over how many of how many it goes where some are missing: `28.5 (17/28)`."""
-    text = percent(value, signed=signed)
+    text = unit.text(value, signed=signed)
     return text if text == MISSING or count >= expected else f"{text} ({count}/{expected})"
 
 
-def with_interval(text: str, value: float | None, found: Interval | None) -> str:
+def with_interval(text: str, value: float | None, found: Interval | None, unit: Unit = PERCENT) -> str:
     """A score with its interval: `56.7 ±4.3`, or `98.0 [92.9, 99.7]` where the interval is lopsided.
 
     The interval reaches to the score: of a mean over cells that are all at 0 or at 1, Jeffreys' draws stay inside, and
@@ -93,22 +88,22 @@ def with_interval(text: str, value: float | None, found: Interval | None) -> str
     if text == MISSING or value is None or found is None:
         return text
     found = replace(found, low=min(found.low, value), high=max(found.high, value))
-    return f"{text} {_uncertainty(value, found, lowest=0.0, signed=False)}"
+    return f"{text} {_uncertainty(value, found, unit, lowest=0.0, signed=False)}"
 
 
-def difference_with_interval(text: str, value: float | None, found: Interval | None) -> str:
+def difference_with_interval(text: str, value: float | None, found: Interval | None, unit: Unit = PERCENT) -> str:
     """A difference with its interval, and `≈0` where that contains zero; `+1.2 ±?` without predictions to pair."""
     if text == MISSING or value is None:
         return text
     if found is None:
         return f"{text} ±?"
     mark = "" if found.excludes_zero else f" {UNRESOLVED}"
-    return f"{text} {_uncertainty(value, found, lowest=-1.0, signed=True)}{mark}"
+    return f"{text} {_uncertainty(value, found, unit, lowest=-unit.highest, signed=True)}{mark}"
 
 
-def _uncertainty(value: float, found: Interval, *, lowest: float, signed: bool) -> str:
+def _uncertainty(value: float, found: Interval, unit: Unit, *, lowest: float, signed: bool) -> str:
     below, above, half = value - found.low, found.high - value, found.half_width
     lopsided = min(below, above) * LOPSIDED < max(below, above)
-    if lopsided or value - half < lowest or value + half > 1:
-        return f"[{percent(found.low, signed=signed)}, {percent(found.high, signed=signed)}]"
-    return f"±{percent(half)}"
+    if lopsided or value - half < lowest or value + half > unit.highest:
+        return f"[{unit.text(found.low, signed=signed)}, {unit.text(found.high, signed=signed)}]"
+    return f"±{unit.text(half)}"

@@ -2,7 +2,7 @@
 
 `RESULTS/<table>/<name>.parquet`; nothing is ever appended to or rewritten (a writer that repeats its work
 withdraws its own files first), so that readers need no lock (`catalogue` opens DuckDB views over the files).
-Metric values are fractions, losses nats.
+Metric values are fractions, cross-entropies and divergences nats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from logitbank.errors import OutputError, StoreError
 
 # A new version adds nullable columns and changes none: files of all versions are then read by column name, and
 # what an older one lacks is null.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 VERSION_KEY = "logitbank.results.v"  # footer key, version appended: found without decoding the footer
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]*")
 
@@ -43,7 +43,7 @@ _IDENTITY = [
     _required("task", pa.string()),
     _required("language", pa.string()),
     _required("split", pa.string()),
-    _required("method", pa.string()),  # generate | likelihood | imported
+    _required("method", pa.string()),  # generate | likelihood | teacher_forced | imported
 ]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -68,7 +68,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_IDENTITY,
             _required("metric", pa.string()),
-            _required("value", pa.float64()),  # a fraction, not a percentage
+            _required("value", pa.float64()),  # a fraction, not a percentage; cross_entropy and kl in nats
             _required("is_primary", pa.bool_()),  # the metric that tables and averages use
             pa.field("examples", pa.int64()),  # null where a published number does not say
             pa.field("demonstrations", pa.float64()),  # mean kept in a prompt
@@ -76,6 +76,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("cut_short", pa.float64()),  # share of answers that ended at the limit of new tokens
             pa.field("examples_hash", pa.string()),  # of questions and gold answers
             pa.field("demonstrations_hash", pa.string()),  # of the demonstrations drawn for them
+            pa.field("against", pa.string()),  # the teacher that kl and agreement are of, as in `taught_by`
         ]
     ),
     "runs": pa.schema(

@@ -9,7 +9,8 @@ Averages are named for what they are and never share a column:
 A *series* is what one row or column of a table is about: `SERIES` names the columns that tell one from
 another. All rows of a series come from runs that differ in seed and step alone. A cell is the mean over
 seeds of the primary metric at one training step. `expected_*` counts what any row of the results has, so
-that an average over fewer says so. All values are fractions.
+that an average over fewer says so. All values are fractions, but `cross_entropy` and `kl` (nats per answer token) and
+`perplexity`; differences of those are better where they are negative.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ VIEWS: dict[str, str] = {
                coalesce(e.variant, '') AS variant, coalesce(e.taught_by, '') AS taught_by, e.view,
                e.store_fingerprint, e.lambda_distill, e.strategy, e.max_steps, m.seed, m.step, m.split, m.method,
                m.task, m.language, m.metric, m.value, m.is_primary, m.examples, m.demonstrations,
-               m.demonstrations_wanted, m.cut_short, m.examples_hash, e.created_at, m.run
+               m.demonstrations_wanted, m.cut_short, m.examples_hash, m.against, e.created_at, m.run
         FROM metrics AS m LEFT JOIN evaluations AS e USING (run)
         QUALIFY m.run = first_value(m.run) OVER (
             PARTITION BY m.model, coalesce(e.condition, m.condition), coalesce(e.setup, ''), coalesce(e.variant, ''),
@@ -82,23 +83,24 @@ VIEWS: dict[str, str] = {
                 PARTITION BY {SERIES}, method, task, language ORDER BY created_at DESC NULLS LAST, run DESC)
     """,
     "cells": f"""
-        SELECT {SERIES}, step, method, task, language, metric, is_primary, {_OF_SERIES},
+        SELECT {SERIES}, step, method, task, language, metric, is_primary, against, {_OF_SERIES},
                avg(value) AS value, count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation,
                min(examples) AS examples, {_AS_ASKED}, any_value(examples_hash) AS examples_hash
         FROM final_scores
-        GROUP BY {SERIES}, step, method, task, language, metric, is_primary
+        GROUP BY {SERIES}, step, method, task, language, metric, is_primary, against
     """,
     "grid": """
-        SELECT DISTINCT task, language FROM metrics WHERE is_primary
+        SELECT DISTINCT task, language, method = 'teacher_forced' AS teacher_forced FROM metrics WHERE is_primary
     """,
     "task_averages": f"""
-        SELECT {SERIES}, step, method, task, metric, is_primary, {_OF_SERIES},
+        SELECT {SERIES}, step, method, task, metric, is_primary, against, {_OF_SERIES},
                avg(value) AS language_mean, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = cells.task) AS expected_languages,
                max(seeds) AS seeds, min(seeds) AS fewest_seeds, {_AS_ASKED}
         FROM cells
-        GROUP BY {SERIES}, step, method, task, metric, is_primary
+        GROUP BY {SERIES}, step, method, task, metric, is_primary, against
     """,
+    # What is scored by likelihood (method `teacher_forced`) is averaged apart from what is scored by answers.
     "averages": f"""
         WITH over_cells AS (
             SELECT {SERIES}, step, method, {_OF_SERIES}, avg(value) AS task_language_mean, count(*) AS cells
@@ -108,8 +110,11 @@ VIEWS: dict[str, str] = {
                    max(seeds) AS seeds, min(fewest_seeds) AS fewest_seeds
             FROM task_averages WHERE is_primary GROUP BY {SERIES}, method)
         SELECT {SERIES}, step, method, max_steps, view, store_fingerprint, lambda_distill, strategy, task_mean, tasks,
-               (SELECT count(DISTINCT task) FROM grid) AS expected_tasks,
-               task_language_mean, cells, (SELECT count(*) FROM grid) AS expected_cells, seeds, fewest_seeds
+               (SELECT count(DISTINCT task) FROM grid WHERE teacher_forced = (method = 'teacher_forced'))
+                   AS expected_tasks,
+               task_language_mean, cells,
+               (SELECT count(*) FROM grid WHERE teacher_forced = (method = 'teacher_forced')) AS expected_cells,
+               seeds, fewest_seeds
         FROM over_cells JOIN over_tasks USING ({SERIES}, method)
     """,
     # Differences of two trained conditions of one model, cell by cell, on the same examples, after the same training
@@ -120,7 +125,7 @@ VIEWS: dict[str, str] = {
         SELECT a.model, a.setup, pairs.minuend || '-' || pairs.subtrahend AS gap, pairs.minuend, pairs.subtrahend,
                a.variant, b.variant AS subtrahend_variant, a.taught_by, b.taught_by AS subtrahend_taught_by,
                a.step, a.max_steps, a.store_fingerprint, a.lambda_distill, a.strategy,
-               a.method, a.task, a.language, a.metric, a.is_primary,
+               a.method, a.task, a.language, a.metric, a.is_primary, a.against,
                a.value - b.value AS difference, a.value, b.value AS subtrahend_value,
                least(a.seeds, b.seeds) AS seeds
         FROM pairs
@@ -128,20 +133,21 @@ VIEWS: dict[str, str] = {
         JOIN cells AS b ON b.condition = pairs.subtrahend
         WHERE a.model = b.model AND a.setup = b.setup AND a.method = b.method AND a.task = b.task
           AND a.language = b.language AND a.metric = b.metric AND a.step IS NOT DISTINCT FROM b.step
-          AND a.max_steps IS NOT DISTINCT FROM b.max_steps AND a.examples_hash IS NOT DISTINCT FROM b.examples_hash
+          AND a.max_steps IS NOT DISTINCT FROM b.max_steps AND a.against IS NOT DISTINCT FROM b.against
+          AND a.examples_hash IS NOT DISTINCT FROM b.examples_hash
           AND (b.condition NOT IN ({_TAUGHT})
                OR (a.variant = b.variant AND a.store_fingerprint IS NOT DISTINCT FROM b.store_fingerprint))
     """,
     "task_gaps": """
         SELECT model, setup, gap, minuend, subtrahend, variant, subtrahend_variant, taught_by, subtrahend_taught_by,
                step, max_steps, any_value(store_fingerprint) AS store_fingerprint, method, task, metric, is_primary,
-               any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy,
+               against, any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy,
                avg(difference) AS difference, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = gaps.task) AS expected_languages,
                min(seeds) AS seeds
         FROM gaps
         GROUP BY model, setup, gap, minuend, subtrahend, variant, subtrahend_variant, taught_by, subtrahend_taught_by,
-                 step, max_steps, method, task, metric, is_primary
+                 step, max_steps, method, task, metric, is_primary, against
     """,
     # How much is lost on the way from English to the other languages.
     "transfer_gaps": f"""

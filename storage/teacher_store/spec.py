@@ -100,6 +100,11 @@ class StoreInfo(StoreFields):
         return tuple(self.identity.get("identity", {}).get("untaught", ()))
 
     @property
+    def teacher_template(self) -> str | None:
+        """Hash of the teacher's chat template, where it is another than the student's; None for any other teacher."""
+        return self._text(self.identity.get("identity", {}).get("teacher_template"))
+
+    @property
     def split(self) -> str:
         """Whose examples it holds."""
         return self._text(self.identity.get("identity", {}).get("split")) or "train"

@@ -1,0 +1,5 @@
+"""Reading and scoring answers."""
+
+__all__ = [
+    "likelihood",
+]

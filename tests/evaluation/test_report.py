@@ -201,6 +201,47 @@ def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     assert browser.evaluate("document.querySelectorAll('#shown summary')[0].textContent") == "prompt"
 
 
+@pytest.mark.parametrize("width", [1280, 480])
+def test_a_conversation_is_shown_turn_by_turn(browser: Browser, tmp_path: Path, width: int) -> None:
+    call = {"type": "function", "function": {"name": ATTACK, "arguments": {"where": ATTACK * 3}}}
+    talk = {
+        "messages": [
+            {"role": "system", "content": "x" * 400},
+            {"role": "user", "content": f"{ATTACK}\nsecond line"},
+            {"role": "assistant", "content": "", "reasoning_content": "Let me see.", "tool_calls": [call]},
+            {"role": "tool", "name": "weather", "content": ATTACK},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "description": ATTACK}}],
+        "answer": {"role": "assistant", "content": "It rains."},
+    }
+    answers = [
+        {**ANSWER, "scores": "token_accuracy 61.2%, kl 0.1034", "written": True},
+        {**ANSWER, "series": "m d", "output": "", "scores": "token_accuracy 50.0%", "written": False},
+    ]
+    page = tmp_path / "page.html"
+    example = {**EXAMPLE, "task": "chat", "conversation": talk, "answers": answers}
+    page.write_text(html_page([], [], [], [example]), encoding="utf-8")
+    browser.open(page, width)
+    assert browser.evaluate("document.title") == "Results", "a model's script ran"
+    assert browser.evaluate(OVERFLOW) == []
+    shown = "[...document.querySelectorAll('#shown .turn')].map(e => [e.className, e.innerText])"
+    turns = browser.evaluate(shown)
+    assert [name for name, _ in turns] == [
+        f"turn {role}" for role in ("system", "user", "assistant", "tool", "assistant")
+    ]
+    assert turns[1][1] == f"user\n{ATTACK}\nsecond line"
+    assert turns[2][1].startswith("assistant\nreasoning")
+    assert f"{ATTACK}({json.dumps({'where': ATTACK * 3}, separators=(',', ':'))})" in turns[2][1]
+    assert turns[3][1] == f"tool weather\n{ATTACK}"
+    assert turns[4][1] == "assistant\nIt rains."
+    summaries = browser.evaluate("[...document.querySelectorAll('#shown summary')].map(e => e.textContent)")
+    assert summaries == ["tools: weather", "reasoning", "prompt"]
+    boxes = browser.evaluate("[...document.querySelectorAll('#shown .answer')].map(e => e.innerText)")
+    assert "token_accuracy 61.2%, kl 0.1034" in boxes[0]
+    assert ATTACK in boxes[0]
+    assert boxes[1] == "m d, seed 1\ntoken_accuracy 50.0%", "nothing was written"
+
+
 def test_a_script_that_gets_into_the_page_does_not_run(browser: Browser, tmp_path: Path) -> None:
     """Should the escaping ever fail, the content security policy still stands."""
     page = tmp_path / "page.html"

@@ -59,8 +59,29 @@ def answer(catalogue: Catalogue, heading: str) -> list[dict[str, Any]]:
     return catalogue.rows(query)
 
 
-def test_there_are_ten_queries() -> None:
-    assert len(QUERIES) == 10
+def test_there_are_eleven_queries() -> None:
+    assert len(QUERIES) == 11
+    assert "## Eleven queries" in TEXT
+
+
+def test_the_query_of_conversations(tmp_path: Path) -> None:
+    shared = {"run": "r", "model": "m", "condition": "distilled", "task": "chat", "language": "und", "split": "test"}
+    shared |= {"method": "teacher_forced", "prompt_hash": "p", "demonstrations": 0, "question": "{}", "gold": "{}"}
+    sums = {"tokens": 4.0, "negative_log_likelihood": 6.0, "correct_tokens": 2.0, "agreeing_tokens": 1.0}
+    rows = [
+        {**shared, "example_id": name, "output": name, "score": 0.5, "statistics": {**sums, **own}}
+        for name, own in (
+            ("near", {"kl": 0.5, "compared_tokens": 4.0}),
+            ("far", {"kl": 6.0, "compared_tokens": 3.0}),
+            ("alone", {}),
+        )
+    ]
+    write_rows(tmp_path, "predictions", rows, "r")
+    found = answer(Catalogue([tmp_path]), "How far each student's conversations")
+    assert [(row["example_id"], row["kl"], row["cross_entropy"]) for row in found] == [
+        ("far", 2.0, 1.5),
+        ("near", 0.125, 1.5),
+    ]
 
 
 def test_the_queries_of_scores(catalogue: Catalogue) -> None:

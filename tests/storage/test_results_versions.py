@@ -24,8 +24,16 @@ ABSENT = {  # version -> table -> columns that it did not have
     1: {"predictions": ["prompt", "demonstrations_wanted", "cut_short"]},
     2: {
         "predictions": ["demonstrations_wanted", "cut_short"],
-        "metrics": ["demonstrations", "demonstrations_wanted", "cut_short", "examples_hash", "demonstrations_hash"],
+        "metrics": [
+            "demonstrations",
+            "demonstrations_wanted",
+            "cut_short",
+            "examples_hash",
+            "demonstrations_hash",
+            "against",
+        ],
     },
+    3: {"predictions": [], "metrics": ["against"]},
 }
 
 
