@@ -23,14 +23,9 @@ Real = Callable[..., Any]
 Encoders = Callable[..., ExampleEncoder]
 CONTROL = re.compile(r"<\|[a-z_]+\|>|<start_of_turn>|<end_of_turn>|<｜[^｜]+｜>|\[/?INST\]")
 SHARE = ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct"]
-SHARE += ["meta-llama-Llama-3.3-70B-Instruct"]
 TAKE_TOOLS = [*SHARE, "Qwen-Qwen3-0.6B", "openai-gpt-oss-120b"]
 TAKE_NO_TOOLS = ["google-gemma-2-2b-it", "microsoft-Phi-3.5-mini-instruct"]
-CLOSE_THOUGHTS = [
-    "Qwen-QwQ-32B",
-    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
-    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
-]
+CLOSE_THOUGHTS = ["Qwen-QwQ-32B", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"]
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|call|>", "</s>")
 
 
@@ -161,7 +156,7 @@ SPOKEN = TEXT.filter(lambda text: bool(text.strip()))
 PAIRS = st.lists(st.tuples(SPOKEN, SPOKEN), min_size=1, max_size=4)
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(
     pairs=PAIRS, system=st.none() | SPOKEN, thinking=st.booleans(), name=st.sampled_from(["qwen3", "llama-3.2"])
 )
@@ -175,7 +170,7 @@ def test_any_conversation_learns_what_would_be_generated(
     assert learnt(student(examples, example)) == by_number(reference)
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(
     st.lists(
         st.sampled_from(["<|im_end|>", "<|im_start|>", "a", " ", "\n", "<tool_call>", "</think>", "<|endoftext|>"]),
