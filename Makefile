@@ -95,6 +95,7 @@ mutants: install
 # The vLLM engine is measured where `make test-vllm` has made its environment.
 SHARED ?= ../shared
 BENCH_STORE := runs/bench/store
+BENCH_CHAT := runs/bench/chat
 PROXY := model.name=$(SHARED)/models/proxy-qwen3 data.mirror=$(SHARED)/hub
 
 bench: install
@@ -103,6 +104,10 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE) --top-k 256 128 64 16
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_student --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
+	$(BIN)/build-teacher-cache --store $(BENCH_CHAT) --view zeroshot $(PROXY) "tasks=[chat]" teacher.top_k=64 \
+		chat.train=$(SHARED)/chat/train.jsonl chat.validation=$(SHARED)/chat/validation.jsonl \
+		data.max_train_per_task=48 data.max_validation_per_task=4 data.max_student_tokens=2048
+	$(BIN)/python -m tests.benchmarks.bench_packing --store $(BENCH_CHAT) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_conflict --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_conflict --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3 --lora
 	$(BIN)/python -m tests.benchmarks.bench_waiting --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3

@@ -105,6 +105,17 @@ def test_every_conversation_counts_the_same_however_the_step_is_split(
         assert logged(tmp_path / name, "grad_norm") == pytest.approx(logged(one, "grad_norm"), rel=1e-4), name
 
 
+def test_a_task_s_limit_counts_conversations(parts_store: SimpleNamespace, configure: Callable[..., Config]) -> None:
+    """Parts of those that are within it all belong to the run."""
+    names = parts_store.store.examples.example_id
+    order = example_order(parts_store.store, configure("data.max_train_per_task=3"))
+    for task, examples in zip(order.tasks, order.examples, strict=True):
+        kept = {names[i].rsplit("#", 1)[0] for i in examples}
+        assert len(kept) == 3
+        assert len(examples) > 3
+        assert sorted(examples) == [i for i, name in enumerate(names) if name.rsplit("#", 1)[0] in kept], task
+
+
 def test_weights_are_one_over_the_conversation_and_one_on_average(
     parts_store: SimpleNamespace, configure: Callable[..., Config]
 ) -> None:

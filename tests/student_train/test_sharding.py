@@ -134,6 +134,13 @@ def test_sharded_runs_resume_and_their_checkpoints_are_whole(world: World, tiny_
     world.same("sharded", "one", kind)
 
 
+def test_packed_steps_have_other_numbers_of_micro_batches(world: World) -> None:
+    packed = [*KINDS["full"], "training.packing=true", "training.packed_tokens=24"]
+    main(world.arguments("one", *packed))
+    world.run("sharded", *packed)
+    world.same("sharded", "one", "full")
+
+
 def test_half_precision_with_a_frozen_base(world: World) -> None:
     half = [*KINDS["lora"], "training.precision=bf16", "model.dtype=bfloat16"]  # base and adapter of two dtypes
     main(world.arguments("one", *half))
