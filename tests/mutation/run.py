@@ -50,6 +50,10 @@ TARGETS = {
         ("student_train/strategies/*.py",),
         ("tests/student_train/test_strategies.py", "tests/student_train/test_strategies_over_steps.py"),
     ),
+    "packing": Target(
+        ("student_train/split.py", "models/packed_attention.py"),
+        ("tests/student_train/test_packing.py", "tests/models/test_packed_attention.py"),
+    ),
     "identity": Target(
         ("evaluation/identity.py", "configs/keys.py", "logitbank/experiment.py"),
         ("tests/evaluation/test_identity.py", "tests/configs/test_config.py", "tests/test_experiment.py"),
