@@ -212,9 +212,17 @@ class _Planner:
         task = TASKS[example.task]
         limit = self._config.data.max_teacher_tokens or int(task.max_teacher_tokens)
         found = self._encoding.teacher(view, task, example, student, demonstrations, max_tokens=limit)
-        if found is not None:
-            self._check_alignment(view, example, student.sequence, found.sequence)
-        return found
+        if found is None:
+            return None
+        self._check_alignment(view, example, student.sequence, found.sequence)
+        return found._replace(sequence=self._with_known_end(found.sequence))
+
+    def _with_known_end(self, sequence: AnsweredSequence) -> AnsweredSequence:
+        """The sequence with the teacher's own end of turn where it has no token for the student's: no logits either."""
+        teacher, ids = self._encoding.teacher_encoder, sequence.ids
+        if teacher is None or ids[-1] not in self._plan.untaught or _knows(teacher, int(ids[-1])):
+            return sequence
+        return AnsweredSequence(np.append(ids[:-1], teacher.end_of_turn_id), sequence.spans)
 
     def _check_alignment(
         self, view: str, example: Example, student: AnsweredSequence, teacher: AnsweredSequence
@@ -238,6 +246,10 @@ class _Planner:
             self._pools[cell], example, wanted, seed=self._config.seed, selection=self._config.fewshot.selection
         )
         return shuffle_answers(drawn, seed=self._config.seed, query=example) if view == "shuffled_answers" else drawn
+
+
+def _knows(encoder: PromptEncoder, token: int) -> bool:
+    return encoder.tokenizer.convert_ids_to_tokens(token) is not None
 
 
 def _counts(counter: Counter[Cell]) -> str:

@@ -19,6 +19,7 @@ from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.inspection import command as inspect_command
 from tests.tasks.dialogues import turns
+from tests.teacher_cache.conftest import CHATML
 from tests.teacher_cache.fakes import contents
 
 VIEWS = ("zeroshot", "fewshot", "context")
@@ -139,6 +140,31 @@ def test_a_dry_run_counts_what_the_teacher_reads(
     assert int(cells[8]) == sum(2 - shown for shown in plan.views["fewshot"].demonstrations) > 0
     assert all(len(record.sequence) <= 150 for record in plan.examples)
     assert sum(len(record.sequence.spans) for record in plan.examples) < 4 * (1 + 2 + 3)  # turns at the end are cut
+
+
+def test_a_teacher_that_ends_turns_its_own_way_reads_a_sequence_for_each(
+    make_model: Callable[..., Path], settings: list[str], tmp_path: Path
+) -> None:
+    url = str(tmp_path / "s")
+    teacher = make_model(CHATML.replace("<|im_end|>", "</s>").replace("<|im_start|>", "# "))
+    build_command.main(["--store", url, "--view", "zeroshot", *settings, f"teacher.model={teacher}"])
+    opened = TeacherStore.open(url)
+    names = [opened.examples.example_id[i] for i in range(len(opened.examples))]
+    assert sorted(name for name in names if "street-5" in name) == [
+        f"chat/und/train/street-5#{turn}" for turn in (1, 2, 3)
+    ]
+    assert len(names) == 4 * (1 + 2 + 3)
+    (end,) = opened.info.untaught
+    position = names.index("chat/und/train/street-5#2")
+    sequence = opened.examples.sequence(position)
+    assert sequence.ids[-1] == end
+    prepared = prepare(load_config([], [*settings, f"teacher.model={teacher}"]), ("zeroshot",))
+    read = prepared.plan.views["zeroshot"].sequences[position]
+    assert read.answer_ids.tolist() == sequence.answer_ids.tolist()
+    text = prepared.encoder.tokenizer.decode(read.prompt_ids)
+    assert text.count("</s>") == 4  # system prompt, two questions and the answer between them
+    assert "<|im_end|>" not in text
+    assert opened.view_attributes("zeroshot")["sequences"] == "context"
 
 
 def test_conversations_mix_with_other_tasks(settings: list[str], tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ Model = Callable[..., Path]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """`model(padding=8, control=(), seed=0)`: a random model of the byte tokenizer."""
 
-    def make(padding: int = 8, control: tuple[str, ...] = (), seed: int = 0, **tokenizer: Any) -> Path:
-        own = tiny.byte_tokenizer(CHATML, control=control, **tokenizer)
+    def make(
+        padding: int = 8, control: tuple[str, ...] = (), seed: int = 0, template: str = CHATML, **tokenizer: Any
+    ) -> Path:
+        own = tiny.byte_tokenizer(template, control=control, **tokenizer)
         path = tmp_path_factory.mktemp("model")
         return tiny.save_model(
             path, own, rows=len(own) + padding, max_position_embeddings=4096, initializer_range=0.5, seed=seed
@@ -139,6 +141,23 @@ def test_training_leaves_the_student_its_own_rows(
     train([f"model.name={ours}"], tmp_path / "store", tmp_path / "run")
     saved = json.loads((tmp_path / "run/final/config.json").read_text())
     assert saved["vocab_size"] == BYTES + student
+
+
+def test_a_teacher_without_the_student_s_end_of_turn_teaches_the_rest(
+    model: Model, mirror: Path, tmp_path: Path
+) -> None:
+    """Its row would be beyond the teacher's last."""
+    ours = model(control=("<stop>",), template=CHATML.replace("<|im_end|>", "<stop>"))
+    theirs = model(padding=0)
+    build_store(config(mirror, ours, theirs), str(tmp_path / "store"), ("zeroshot",))
+    store = TeacherStore.open(str(tmp_path / "store"))
+    assert store.info.untaught == (BYTES,)
+    assert store.info.vocab_size == BYTES
+    batch = batch_of(store)
+    assert batch.teacher is not None
+    assert batch.teacher.taught_T is not None
+    assert torch.equal(batch.teacher.taught_T == 0, batch.gold_T == BYTES)
+    train([f"model.name={ours}"], tmp_path / "store", tmp_path / "run")
 
 
 def test_a_teacher_that_means_other_tokens_is_refused_with_the_first_of_them(
