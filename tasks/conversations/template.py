@@ -127,6 +127,12 @@ class ConversationTemplate:
         own = self.end_of_turn
         return next((item for item in reversed(found) if item[1] == own), found[-1])
 
+    def ends_turn(self, text: str) -> bool:
+        """Whether text holds nothing but what may stand behind an answer: control tokens and white space."""
+        for token in self._special:
+            text = text.replace(token, "")
+        return not text.strip()
+
     def shows(self, content: str, text: str) -> bool:
         """Whether prepared content stands in rendered text, as it is or as JSON writes it."""
         content = content.strip()

@@ -91,6 +91,7 @@ class RenderedConversation:
         """Prepare the messages; nothing is rendered yet."""
         self.template = template
         self._messages, self._tools = template.prepare(messages, tools)
+        self._joined = len(messages) - len(self._messages)  # a system prompt that opens the first user turn
         self._at = [number for number, message in enumerate(self._messages) if message["role"] == "assistant"]
         #: Assistant turns of all kinds.
         self.assistant_turns = len(self._at)
@@ -109,7 +110,7 @@ class RenderedConversation:
         """
         if number not in self._turns:
             if -number > len(self._at):
-                raise TaskError(f"expected {-number} assistant turns, got {len(self._at)}")
+                raise TaskError(f"teacher_messages: expected {-number} assistant turns, got {len(self._at)}")
             index = self._at[number]
             turn = self._render(index)
             # Some templates show the system prompt or the tools in certain turns only: one before each is enough.
@@ -177,7 +178,7 @@ class RenderedConversation:
 
     def _led_to(self, index: int, prompt: str, text: str, regions: Sequence[tuple[int, int]]) -> tuple[str, str]:
         """Prompt and whole text of a turn whose rendering does not begin with the generation prompt."""
-        if regions:  # the template itself says what is generated
+        if regions and self.template.ends_turn(text[regions[-1][1] :]):  # the template itself says what is generated
             return text[: regions[-1][0]], text
         for thought, closing in ((_OPEN_THOUGHT, "</think>\n\n"), (_EMPTY_THOUGHT, "")):
             match = thought.search(prompt)
@@ -227,7 +228,7 @@ class RenderedConversation:
                     f"the chat template does not show tool messages: expected {_short(content)} in the prompt; use a "
                     "tokenizer whose template takes tools"
                 )
-            raise Refused(f"the chat template does not show message {number + 1} ({role})")
+            raise Refused(f"the chat template does not show message {number + 1 + self._joined} ({role})")
         self._check_answer_shown(index, turn)
 
     def _check_answer_shown(self, index: int, turn: Turn) -> None:
@@ -248,7 +249,7 @@ class RenderedConversation:
                 "use chat.thinking=drop"
             )
         if not shown:
-            raise Refused(f"the chat template does not show the text of message {index + 1} (assistant)")
+            raise Refused(f"the chat template does not show the text of message {index + 1 + self._joined} (assistant)")
 
 
 def _begins_with(ids: NDArray[np.int32], beginning: NDArray[np.int32]) -> bool:

@@ -101,7 +101,7 @@ def test_context_needs_one_with_the_same_turns() -> None:
     examples = ExampleEncoder(prompts(CHATML))
     with pytest.raises(TaskError, match=r"^chat/und/train/0: --view context: .* got none; give chat.context=FILE"):
         teacher(examples, "context", chat(TWO))
-    with pytest.raises(TaskError, match=r"^chat/und/train/0: expected 2 assistant turns, got 1"):
+    with pytest.raises(TaskError, match=r"^chat/und/train/0: teacher_messages: expected 2 assistant turns, got 1"):
         student(examples, chat(TWO, teacher=TWO[:3]))
     with pytest.raises(TaskError, match=r"writes '3' where the student's has '2'"):
         teacher(examples, "context", chat(TWO, teacher=[*TWO[:-1], {"role": "assistant", "content": "3."}]))

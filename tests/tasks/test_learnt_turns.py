@@ -151,9 +151,13 @@ def test_markers_choose_turns_and_stand_in_for_a_generation_prompt() -> None:
     assert answers(examples, student(examples, chat(TWO))) == [["1.<|im_end|>", "2.<|im_end|>"]]
 
 
-def test_a_template_without_a_way_to_its_turns_is_named() -> None:
-    examples = encoder(BY_ROLE.replace("ASSISTANT", "<|im_start|>bot\n{{ m.content }}<|im_end|>\n") + PROMPT)
-    with pytest.raises(TaskError, match=r"^chat/und/train/0: .* behind '.*assistant\\n', got '.*bot\\n1\.<") as info:
+@pytest.mark.parametrize("marks", [("", ""), ("{% if loop.index < 4 %}" + MARK, UNMARK + "{% endif %}")])
+def test_a_template_without_a_way_to_its_turns_is_named(marks: tuple[str, str]) -> None:
+    """Marks of an earlier turn lead to no later one."""
+    content = marks[0] + "{{ m.content }}<|im_end|>" + marks[1]
+    turn = content if not marks[0] else content.replace("{% endif %}", "{% else %}{{ m.content }}<|im_end|>{% endif %}")
+    examples = encoder(BY_ROLE.replace("ASSISTANT", f"<|im_start|>bot\n{turn}\n") + PROMPT)
+    with pytest.raises(TaskError, match=r"^chat/und/train/0: .* behind '.*assistant\\n', got '.*bot\\n[12]\.<") as info:
         student(examples, chat(TWO))
     assert "\n" not in str(info.value)
 
@@ -260,6 +264,9 @@ def test_conversations_that_the_template_refuses_are_skipped_and_counted() -> No
     )
     examples = encoder(loses)
     assert [len(student(examples, chat(messages))) for messages in (TWO, second)] == [1, 0]
+    assert examples.counts == {"conversations left out, because the chat template does not show message 4 (system)": 1}
+    examples = encoder("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + loses)
+    assert student(examples, chat(second)) == []
     assert examples.counts == {"conversations left out, because the chat template does not show message 4 (system)": 1}
 
 
