@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +109,8 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:
+    if arguments.memory is not None:  # before pyarrow is imported: its own allocator reserves a gigabyte
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from logitbank.storage.results import Catalogue, parse_memory
 
     memory = None if arguments.memory is None else parse_memory(arguments.memory)

@@ -31,7 +31,6 @@ FORMAT = f"2 schema {SCHEMA_VERSION} duckdb {duckdb.__version__}"
 ENOUGH = 100  # files in no copy that are worth one
 MOST_GONE = 100  # files of a copy that may have gone before it is made anew
 PART = 250  # files that are worth a thread of their own
-ROW_GROUP = 32 * 1024  # rows; prompts may be long
 KEEP_SECONDS = 3600  # other readers may still be reading copies that are no longer named
 
 Signature = tuple[int, int]  # size in bytes, modification time in nanoseconds
@@ -130,17 +129,16 @@ def renew(found: Copies, new: Mapping[str, tuple[Signature, int]], directory: Pa
         return found
     kept, merged = _tiers(found.copies, len(new))
     base = found.index.with_name(f"{found.relation.name}-{uuid.uuid4().hex[:12]}")
-    parts = [merged, *[[]] * (_parts(len(new), memory) - 1)]
-    names = sorted(new)
-    shares = [names[len(names) * at // len(parts) : len(names) * (at + 1) // len(parts)] for at in range(len(parts))]
+    pieces = _pieces(new, memory)
     jobs = [
-        _Job(found.relation, base.with_name(f"{base.name}-{number}.parquet"), own, {name: new[name] for name in share})
-        for number, (own, share) in enumerate(zip(parts, shares, strict=True))
+        _Job(found.relation, base.with_name(f"{base.name}-{number}.parquet"), [] if number else merged, piece)
+        for number, piece in enumerate(pieces)
     ]
+    threads = min(len(jobs), memory.threads)
     try:
         found.index.parent.mkdir(exist_ok=True)
-        with ThreadPoolExecutor(len(jobs)) as threads:
-            made = list(threads.map(lambda job: job.run(directory, memory.share(len(jobs))), jobs))
+        with ThreadPoolExecutor(threads) as pool:
+            made = list(pool.map(lambda job: job.run(directory, memory.share(threads)), jobs))
         copies = [*kept, *made]
         _write_index(found.index, copies)
         _remove_old(found.index, copies)
@@ -183,7 +181,7 @@ class _Job:
             with memory.connect(threads=1, async_threads=0) as connection:
                 connection.execute(
                     f"COPY ({' UNION ALL '.join(parts)}) TO {sql_list([partial])[1:-1]} "
-                    f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})"
+                    f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {self.relation.row_group})"
                 )
             partial.rename(self.path)
         finally:
@@ -201,8 +199,19 @@ def _tiers(copies: Sequence[Copy], new: int) -> tuple[list[Copy], list[Copy]]:
     return kept, merged[::-1]
 
 
-def _parts(files: int, memory: Memory) -> int:
-    return max(1, min(files // PART, memory.threads))
+def _pieces(new: Mapping[str, tuple[Signature, int]], memory: Memory) -> list[dict[str, tuple[Signature, int]]]:
+    """The new files, in the order of their names, by what one thread takes at a time."""
+    files = max(PART, -(-len(new) // memory.threads))
+    pieces: list[dict[str, tuple[Signature, int]]] = [{}]
+    held = 0
+    for name, about in sorted(new.items()):
+        size = about[0][0]
+        if pieces[-1] and (len(pieces[-1]) == files or held + size > memory.piece):
+            pieces.append({})
+            held = 0
+        pieces[-1][name] = about
+        held += size
+    return pieces
 
 
 def _entries(index: Path) -> list[Any]:

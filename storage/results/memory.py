@@ -42,6 +42,11 @@ class Memory:
         """Bytes of result rows that Python may hold at once."""
         return 2**28 if self.limit is None else min(2**28, self.limit // 8)
 
+    @property
+    def piece(self) -> int:
+        """Bytes of result files, compressed, to make one copy of: a hundred times as many once they are read."""
+        return 2**26 if self.limit is None else min(2**26, self.limit // self.threads // 400)
+
     def share(self, parts: int) -> Memory:
         """For each of so many parts that work at once."""
         return Memory(None if self.limit is None else self.limit // parts, 1)
@@ -51,7 +56,7 @@ class Memory:
         config["temp_directory"] = str(Path(tempfile.gettempdir(), f"logitbank-{uuid.uuid4().hex[:12]}"))
         if self.limit is not None:
             config["memory_limit"] = f"{self.limit // 2}B"
-            config["threads"] = self.threads
+            config |= {"threads": self.threads, "async_threads": 0}
         if threads is not None:
             config["threads"] = threads
         return duckdb.connect(":memory:", config=config)

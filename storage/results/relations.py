@@ -44,12 +44,14 @@ class Relation:
         columns: name -> DuckDB type.
         of_rows: SQL over `{rows}`, those of the files with `source` and `place` in it; it keeps `source`. None: the
             rows as they are.
+        row_group: rows that a copy is written, and read, at a time.
     """
 
     name: str
     table: str
     columns: Mapping[str, str]
     of_rows: str | None = None
+    row_group: int = 32 * 1024
 
     def unread(self) -> str:
         """SQL for an empty relation that no query may answer from."""
@@ -120,5 +122,5 @@ RELATIONS: dict[str, Relation] = {
         table: Relation(table, table, {field.name: _duckdb_type(field.type) for field in schema})
         for table, schema in SCHEMAS.items()
     },
-    "example_statistics": Relation("example_statistics", "predictions", _STATISTICS, _STATISTICS_OF_ROWS),
+    "example_statistics": Relation("example_statistics", "predictions", _STATISTICS, _STATISTICS_OF_ROWS, 2048),
 }
