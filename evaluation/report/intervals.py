@@ -32,8 +32,8 @@ import pyarrow as pa
 
 from logitbank.errors import StoreError
 from logitbank.evaluation.report.labels import KEY, Row, key_of
+from logitbank.evaluation.report.unknown_tasks import Scored, scored_task
 from logitbank.storage.results import Catalogue
-from logitbank.tasks import TASKS, Task
 from logitbank.tasks.scoring.likelihood import OF_A_TEACHER, LikelihoodScores
 
 DRAWS = 1000
@@ -214,7 +214,7 @@ def _draw(generator: np.random.Generator, examples: int, draws: int) -> FloatArr
     return generator.multinomial(examples, np.full(examples, 1 / examples), size=draws).astype(np.float64)
 
 
-def bootstrap_metrics(task: Task, statistics: FloatArray, names: Sequence[str], counts: FloatArray) -> dict[str, Any]:
+def bootstrap_metrics(task: Scored, statistics: FloatArray, names: Sequence[str], counts: FloatArray) -> dict[str, Any]:
     """Every metric of G cells under every draw.
 
     Args:
@@ -245,12 +245,12 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
     """
     found = Replicates()
     for row in catalogue.rows(f"SELECT DISTINCT task FROM metrics WHERE {_BOOTSTRAPPED} ORDER BY task"):
-        if row["task"] in TASKS:
-            _add_task(found, catalogue, TASKS[row["task"]], metrics)
+        if (task := scored_task(catalogue, row["task"])) is not None:
+            _add_task(found, catalogue, task, metrics)
     return found
 
 
-def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequence[str]) -> None:
+def _add_task(found: Replicates, catalogue: Catalogue, task: Scored, metrics: Sequence[str]) -> None:
     alike: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
     for row in _segments(catalogue, task):
         alike.setdefault((row["size"], tuple(row["names"])), []).append(row)
@@ -278,7 +278,7 @@ def _add_task(found: Replicates, catalogue: Catalogue, task: Task, metrics: Sequ
     stepwise.finish()
 
 
-def _segments(catalogue: Catalogue, task: Task) -> list[Row]:
+def _segments(catalogue: Catalogue, task: Scored) -> list[Row]:
     """The examples of one run in one language: how many, the names of their statistics, the series they belong to.
 
     Raises:
@@ -330,7 +330,7 @@ def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: 
         yield batch
 
 
-def _bootstrap(task: Task, statistics: FloatArray, names: Sequence[str]) -> dict[str, Any]:
+def _bootstrap(task: Scored, statistics: FloatArray, names: Sequence[str]) -> dict[str, Any]:
     """`bootstrap_metrics` with all draws; in blocks of them where they are too many numbers."""
     parts = [bootstrap_metrics(task, statistics, names, counts) for counts in _all_counts(statistics.shape[1])]
     return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
@@ -381,7 +381,7 @@ class _Segment:
     digest: str
 
 
-def _read_statistics(catalogue: Catalogue, task: Task, segments: Sequence[Row]) -> dict[int, _Segment]:
+def _read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row]) -> dict[int, _Segment]:
     """The statistics of all examples of the given segments."""
     runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted({row["run"] for row in segments}))
     answer = catalogue.query(

@@ -90,6 +90,8 @@ def test_the_page_runs_as_written(folder: Path) -> None:
         # what a model answers decides whether answers were cut short, and how wide a column is
         if "accuracy" not in line:
             assert shape(line) in lines, line
+    tables = processes.run("query-results", "--results", "runs/results", "tables", cwd=folder)
+    assert re.search(r"\| reviews \(accuracy\) \|.*±|\| reviews \(accuracy\) \|.*\[", tables.stdout), tables.stdout
     for condition in ("base", "distilled"):
         assert re.search(rf"\] {condition} reviews/en  accuracy \d+\.\d .* 8 examples in", printed)
         assert re.search(rf" {condition} +reviews +accuracy +\d", printed)
