@@ -41,7 +41,7 @@ def likelihood_sentences(results: Results) -> list[str]:
     for row in _forced_gaps(results):
         if row["metric"] != "kl":
             continue
-        label = in_brackets(results.labels.models[row["model"]], row["taught_by"])
+        label = in_brackets(results.labels.models[row["model"]], f"{row['variant']}, {row['taught_by']}")
         interval = results.gap_interval(row)
         if interval is None:
             said = f"compares with {row['subtrahend']} without predictions to judge by"

@@ -87,6 +87,10 @@ def test_condition_names(text: str, name: str) -> None:
         (["m,base,nli,accuracy,en,150"], "expected 0 to 100"),
         (["m,,nli,accuracy,en,50"], "line 2: expected condition"),
         (["m,base,nope,,en,50"], "task 'nope' is not one of ours"),
+        (
+            ["m,base,chat,cross_entropy,en,2.1"],
+            "line 2: metric: expected a score, a fraction or in %, got cross_entropy",
+        ),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, capsys: Any, lines: list[str], message: str) -> None:
