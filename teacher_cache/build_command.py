@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from logitbank.command import CommandParser, run_command
 from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.errors import counted
 from logitbank.experiment import DEFAULT_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def _print_estimate(expected: Estimate) -> None:
     )
     kept = f"K={expected.top_k}" + (f" and {expected.draws} draws" if expected.draws else "")
     print(
-        f"{expected.examples:,} examples, {expected.answer_tokens:,} answer tokens, {len(expected.views)} views: "
+        f"{counted(expected.examples, 'example')}, {counted(expected.answer_tokens, 'answer token')}, "
+        f"{counted(len(expected.views), 'view')}: "
         f"{expected.tokens:,} teacher tokens, about {expected.bytes / 1e6:,.1f} MB at {kept} ({expected.encoding})"
     )
 
