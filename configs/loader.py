@@ -161,7 +161,8 @@ def _wrong_type_message(key: str, values: Any) -> str:
         names.append(name)
         if not (dataclasses.is_dataclass(kind) and isinstance(values, dict)):
             break
-    return f"{'.'.join(names)}: expected {_in_words(kind)}, got {values!r}"
+    hint = f"; write {'.'.join(names)}=[{values}]" if get_origin(kind) is list and isinstance(values, str) else ""
+    return f"{'.'.join(names)}: expected {_in_words(kind)}, got {values!r}{hint}"
 
 
 def _in_words(kind: Any) -> str:

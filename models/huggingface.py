@@ -107,6 +107,12 @@ def lm_head_rows(model: ModelConfig) -> int:
     return int(text_config(model).vocab_size)
 
 
+def context_tokens(model: ModelConfig) -> int | None:
+    """Most tokens that the model reads at once, as its configuration says; None where it names no such limit."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
 def text_config(model: ModelConfig) -> Any:
     """The configuration of the model's language part, without its weights; ConfigError where there is none."""
     return _open(AutoConfig, model).get_text_config()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from logitbank.configs import Config, ConfigError
+from logitbank.models.huggingface import context_tokens
 from logitbank.registry import LOSSES
 from logitbank.storage import StoreError, TeacherStore
 from logitbank.student_train.tokens import check_tokens
@@ -25,7 +26,8 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     Raises:
         StoreError: it holds another split than the training split, the view is absent or half-built, the chat
             templates differ, or an id of the store is another token for this student.
-        ConfigError: more teacher logits asked for than stored, or a task that the store lacks.
+        ConfigError: more teacher logits asked for than stored, a task that the store lacks, or an example longer
+            than the model reads.
     """
     info, top_k = store.info, config.distillation.n_top_logits
     if info.split != "train":
@@ -62,6 +64,12 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             "the store was built for, or build a store for this one"
         )
     check_tokens(store, config.model, encoder, view, top_k)
+    most, longest = context_tokens(config.model), int(store.examples.input_length.max(initial=0))
+    if most is not None and longest - 1 > most:  # nothing is predicted from the last token
+        raise ConfigError(
+            f"model.name: {config.model.name} reads at most {most:,} tokens, but the store at {store.url} has an "
+            f"example of {longest:,}; build a store for this model, or with data.max_student_tokens={most}"
+        )
 
 
 def _check_signal(store: TeacherStore, config: Config) -> None:

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord
     """
     info, with_teacher = store.info, run.view is not None
     return TrainingRecord(
-        run=f"{run.output.resolve().name}-{uuid.uuid4().hex[:8]}",
+        run=f"{_file_name(run.output.resolve().name)}-{uuid.uuid4().hex[:8]}",
         condition=condition_of(run.view, teacher=info.teacher_model, model=run.config.model.name),
         model=run.config.model.name,
         view=run.view,
@@ -115,6 +116,11 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
                 continue  # epochs decide the steps, and the store, which was not opened, how many they are
             if before != after:
                 raise _another(name, checkpoint, before, after)
+
+
+def _file_name(name: str) -> str:
+    """A directory's name as result files may bear it: what is no plain letter, digit or mark becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._=@+-]+", "-", name).lstrip("-.=@+") or "run"
 
 
 def publish_log(run: Run, record: TrainingRecord, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

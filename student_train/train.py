@@ -250,7 +250,8 @@ def print_summary(
     micro_batches = f"{plan.accumulation_steps} accumulation steps × {plan.micro_batch_size}"
     if plan.packed_tokens is not None:
         micro_batches = f"packed rows of at most {plan.packed_tokens:,} tokens"
+    processes = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
     logger.info(
-        f"{plan.global_batch_size} examples a step: {plan.world_size} processes × {micro_batches}{engine}; "
+        f"{plan.global_batch_size} examples a step: {processes} × {micro_batches}{engine}; "
         f"steps {start + 1} to {training.max_steps}"
     )

@@ -22,7 +22,7 @@ from logitbank.tasks.settings import DataSettings
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-_reported: set[str] = set()  # cells whose unusable rows were already logged in this process
+_reported: set[tuple[str, ...]] = set()  # what was already logged in this process of a cell
 MAX_POOL = 5000  # demonstrations are drawn from at most this many rows of a split
 
 
@@ -197,7 +197,8 @@ def _from_files(
         key=lambda example: _rank(f"{data.seed}/{task.content_key(example)}"),
     )
     read = next(total)
-    if read > limit and limited_by is not None:
+    if read > limit and limited_by is not None and (cell, limited_by) not in _reported:
+        _reported.add((cell, limited_by))
         logger.info("%s: took %s of %s (%s)", cell, f"{limit:,}", counted(read, "example"), limited_by)
     return drawn
 
@@ -331,8 +332,8 @@ def _to_example(task: Task, row: _Row, language: str, example_id: str, place: st
 
 def _report_unusable(cell: str, unusable: Sequence[int], where: str) -> None:
     """Say once which rows were left out."""
-    if unusable and cell not in _reported:
-        _reported.add(cell)
+    if unusable and (cell,) not in _reported:
+        _reported.add((cell,))
         logger.info("%s: skipped %s without text, label or answer: %s", cell, _count_rows(unusable), where)
 
 

@@ -88,7 +88,7 @@ class ExampleEncoder:
         if _is_conversation(example):
             return self._conversations.teacher(view, example, student, demonstrations, max_tokens=max_tokens)
         if view == "zeroshot" and self.teacher_encoder is None:
-            return TeacherSequence(student.sequence, 0)
+            return TeacherSequence(student.sequence, 0) if len(student.sequence) <= max_tokens else None
         encoder = self.teacher_encoder or self.encoder
         answer = student.sequence.answer_ids
         prompt = encoder.encode_prompt(task, example, demonstrations, max_tokens=max_tokens - len(answer))

@@ -54,7 +54,9 @@ def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = T
     opener.check(config)
     pairing = pair(config)
     _check_ranks(config, pairing.rankable, opener)
-    plan = make_plan(config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own, split=split)
+    plan = make_plan(
+        config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own, split=split, contexts=pairing.contexts
+    )
     pairing.check_plan(plan)
     plan.excluded, plan.teacher_tokenizer = pairing.excluded, pairing.teacher_tokenizer
     return Prepared(pairing.teacher, pairing.encoder, plan)

@@ -12,10 +12,10 @@ import numpy as np
 
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import ModelConfig
-from logitbank.models.huggingface import lm_head_rows, load_tokenizer
+from logitbank.models.huggingface import context_tokens, lm_head_rows, load_tokenizer
 from logitbank.models.vocabulary import ModelTokens, TokenDifferences
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.plan import TeacherPlan
+from logitbank.teacher_cache.plan import Contexts, TeacherPlan
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ class Pairing:
     def excluded(self) -> tuple[int, ...]:
         """Ids that both could rank, but that are not the same token for both: they never enter the top K."""
         return () if self.tokens is None else tuple(i for i in self.tokens.ids.tolist() if i < self._rankable)
+
+    @property
+    def contexts(self) -> Contexts:
+        """Most tokens that each of the two reads at once."""
+        return Contexts(context_tokens(self.student), context_tokens(self.teacher))
 
     @property
     def rankable(self) -> int:

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,13 @@ from logitbank.teacher_cache.examples import TRAIN, Cell, held_out_examples, sto
 logger = logging.getLogger(__name__)
 
 CHAT = "chat"
+
+
+class Contexts(NamedTuple):
+    """Most tokens that student and teacher read at once; None for a model without such a limit."""
+
+    student: int | None = None
+    teacher: int | None = None
 
 
 @dataclass
@@ -106,6 +114,7 @@ def make_plan(
     teacher: PromptEncoder | None = None,
     *,
     split: str = TRAIN,
+    contexts: Contexts = Contexts(),  # noqa: B008  # immutable
 ) -> TeacherPlan:
     """Load, draw, encode and order everything.
 
@@ -116,6 +125,7 @@ def make_plan(
         teacher: encoder of the teacher, where its chat template is another than the student's; it has the same
             ids for an answer's text.
         split: whose examples: `train`, or `validation` or `test` for evaluation.
+        contexts: of student and teacher: no sequence is longer, whatever the configuration allows.
 
     Raises:
         ConfigError: an unknown view, one that a task does not have, or no example that fits the length limits.
@@ -130,7 +140,7 @@ def make_plan(
         plan.teacher_template = teacher.template_hash
         if teacher.end_of_turn_id != encoder.end_of_turn_id:
             plan.untaught = (encoder.end_of_turn_id,)
-    planner = _Planner(config, plan, ExampleEncoder(encoder, teacher, data_settings(config).chat))
+    planner = _Planner(config, plan, ExampleEncoder(encoder, teacher, data_settings(config).chat), contexts)
     examples = store_examples(config, split, present)
     with Progress("encoding", len(examples), "examples") as progress:
         for example in examples:
@@ -160,8 +170,8 @@ def _check_views(config: Config, views: Sequence[str]) -> None:
 class _Planner:
     """Encodes examples into a plan."""
 
-    def __init__(self, config: Config, plan: TeacherPlan, encoding: ExampleEncoder) -> None:
-        self._config, self._plan, self._encoding = config, plan, encoding
+    def __init__(self, config: Config, plan: TeacherPlan, encoding: ExampleEncoder, contexts: Contexts) -> None:
+        self._config, self._plan, self._encoding, self._contexts = config, plan, encoding, contexts
         self._pools: dict[Cell, list[Example]] = {}
 
     def add(self, example: Example) -> None:
@@ -196,10 +206,23 @@ class _Planner:
 
     def student_limit(self, task: str) -> int:
         """Most tokens of a student's sequence."""
-        return self._config.data.max_student_tokens or int(TASKS[task].max_student_tokens)
+        limit = self._config.data.max_student_tokens or int(TASKS[task].max_student_tokens)
+        return min(limit, self._contexts.student or limit)
+
+    def teacher_limit(self, task: str) -> int:
+        """Most tokens of a teacher's sequence."""
+        limit = self._config.data.max_teacher_tokens or int(TASKS[task].max_teacher_tokens)
+        return min(limit, self._contexts.teacher or limit)
 
     def report(self) -> None:
         """Say once what was left out or changed."""
+        data, contexts = self._config.data, self._contexts
+        for name, asked, most in (
+            ("student", data.max_student_tokens, contexts.student),
+            ("teacher", data.max_teacher_tokens, contexts.teacher),
+        ):
+            if asked is not None and most is not None and asked > most:
+                logger.info("data.max_%s_tokens: %s, all that the model reads; got %s", name, f"{most:,}", f"{asked:,}")
         questions = Counter({cell: count for cell, count in self._plan.left_out.items() if cell[0] != CHAT})
         if questions:
             logger.info("query too long, left out: %s", _counts(questions))
@@ -210,7 +233,7 @@ class _Planner:
         self, view: str, example: Example, student: StudentSequence, demonstrations: Sequence[Example]
     ) -> TeacherSequence | None:
         task = TASKS[example.task]
-        limit = self._config.data.max_teacher_tokens or int(task.max_teacher_tokens)
+        limit = self.teacher_limit(example.task)
         found = self._encoding.teacher(view, task, example, student, demonstrations, max_tokens=limit)
         if found is None:
             return None

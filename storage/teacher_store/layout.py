@@ -63,10 +63,11 @@ def plan_shards(answer_lengths: Sequence[int], shard_tokens: int, chunk_tokens: 
     """Lay examples out in their given order, opening a new shard where the next one does not fit.
 
     Returns:
-        The plan and the chunk length: both shrink for a store smaller than one shard.
+        The plan and the chunk length. Both shrink for a store smaller than one shard; shards grow, by whole chunks,
+        to hold the longest answer.
 
     Raises:
-        StoreError: no examples, an empty answer, or an answer longer than a shard.
+        StoreError: no examples, an empty answer, or shards that are not whole chunks.
     """
     lengths = np.asarray(answer_lengths, dtype=np.int64)
     if len(lengths) == 0:
@@ -82,10 +83,7 @@ def plan_shards(answer_lengths: Sequence[int], shard_tokens: int, chunk_tokens: 
         raise StoreError(
             f"store.shard_tokens: expected a multiple of store.chunk_tokens ({chunk_tokens}), got {shard_tokens}"
         )
-    if lengths.max() > shard_tokens:
-        raise StoreError(
-            f"store.shard_tokens: expected at least the longest answer ({lengths.max()} tokens), got {shard_tokens}"
-        )
+    shard_tokens = max(shard_tokens, -(-int(lengths.max()) // chunk_tokens) * chunk_tokens)
     ends = np.cumsum(lengths)
     starts = np.empty(len(lengths), dtype=np.int64)
     first_example = [0]

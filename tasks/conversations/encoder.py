@@ -94,7 +94,7 @@ class ConversationEncoder:
             )
         conversation = example.fields["conversation"]
         if view == "zeroshot" and self._teacher is self._student:
-            return TeacherSequence(student.sequence, 0)
+            return TeacherSequence(student.sequence, 0) if len(student.sequence) <= max_tokens else None
         if view == "context" and conversation.teacher_messages is None:
             raise TaskError(
                 f"{example.example_id}: --view context: expected a longer context for the teacher, got none; give "

@@ -54,7 +54,7 @@ def test_the_study_s_settings_are_the_defaults() -> None:
         (["training.max_steps=many"], "training.max_steps: expected an integer, got 'many'"),
         (["training.use_lora=maybe"], "training.use_lora: expected true or false, got 'maybe'"),
         (["distillation.n_top_logits=x"], "distillation.n_top_logits: expected an integer or null, got 'x'"),
-        (["tasks=nli"], "tasks: expected a list such as .*, got 'nli'"),
+        (["tasks=nli"], "tasks: expected a list such as .*, got 'nli'; write tasks=.nli.$"),
         (["tasks={nli: 1}"], "tasks: expected a list such as .*, got {'nli': 1}"),
         (["fewshot.num_demonstrations={nli:1}"], "fewshot.num_demonstrations: expected a mapping .*a space after"),
         (["fewshot.num_demonstrations=[1]"], "fewshot.num_demonstrations: expected a mapping"),

@@ -50,11 +50,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     module = [sys.executable, "-m", "logitbank", "train-student"]
-    arguments = command(tiny_model, small_store.url, tmp_path / "run")
+    arguments = command(tiny_model, small_store.url, tmp_path / "a run")  # of this name are result files too
     done = subprocess.run([*module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "step 2/2  loss" in done.stderr
-    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert (tmp_path / "a run" / "final" / "model.safetensors").exists()
     failed = processes.run("train-student", *command(tiny_model, str(tmp_path / "nowhere"), tmp_path / "other"))
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
@@ -188,3 +188,16 @@ def test_a_view_is_mandatory(configure: Callable[..., object], capsys: pytest.Ca
         main(["--store", "x", "--output", "y"])
     assert stop.value.code == 2
     assert "--view" in capsys.readouterr().err
+
+
+def test_a_model_that_reads_less_than_the_store_holds_is_refused(
+    tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 9}))
+    line = refused(capsys, command(short, small_store.url, tmp_path / "run"))
+    assert "reads at most 9 tokens, but the store at" in line
+    assert "data.max_student_tokens=9" in line
+    assert not (tmp_path / "run").exists()

@@ -239,7 +239,8 @@ def test_what_cannot_split_a_packed_step_is_refused(
 ) -> None:
     packed = runs.arguments("refused", models["qwen3"], "training.packing=true", "training.global_batch_size=7")
     done = processes.run_ranks(2, "train-student", *packed)
-    assert [rank.returncode for rank in done] == [2, 2]
+    assert done[0].returncode == 2
+    assert done[1].returncode != 0  # 2, unless the first was gone before it could say the same
     assert "training.global_batch_size: expected a multiple of 2 (processes), got 7" in done[0].stderr
     assert not (runs.directory / "refused").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

@@ -15,7 +15,6 @@ import pytest
 from logitbank.configs import data_settings, load_config
 from logitbank.tasks import TASKS, ChatSettings, DataSettings, Example, TaskError
 from logitbank.tasks.data import cells, demonstration_pool, load_examples, training_examples
-from tests.tasks.scores import score
 
 CELL = "und"
 
@@ -278,10 +277,8 @@ def test_a_context_that_cannot_be_read_is_one_line(content: bytes | None, says: 
 
 
 def test_scores_of_answers() -> None:
-    assert score(TASKS["chat"], ["It is 1.\n", "", "2"], ["It is 1.", "a", "3"]) == {
-        "exact_match": 1 / 3,
-        "parse_failure": 1 / 3,
-    }
+    said = [TASKS["chat"].statistics(text, "It is 1.", "und") for text in ("It is 1.\n", " \n", "2")]
+    assert said == [{"parse_failure": 0.0}, {"parse_failure": 1.0}, {"parse_failure": 0.0}]
 
 
 def test_memory_of_a_limit_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from logitbank.tasks import TASKS, DataSettings, TaskError
 from logitbank.tasks.common import metrics_of
 from logitbank.tasks.data import load_examples
+from logitbank.tasks.scoring.likelihood import LikelihoodScores
 from tests.tasks.scores import score as score_outputs
 
 NLI, PA, GSM8K = TASKS["nli"], TASKS["pa"], TASKS["gsm8k"]
@@ -144,9 +145,12 @@ def test_metrics_work_on_arrays_of_means(name: str) -> None:
     reference = {"gsm8k": "#### 1", "qa": ["a b"], "ner": ["B-PER", "O"], "pos": ["NOUN", "X"]}.get(name, "no")
     outputs = ["B-PER B-LOC a no 1", "x", ""]
     rows = [task.statistics(output, reference, "en") for output in outputs]
+    if isinstance(task, LikelihoodScores):  # what a model's likelihood adds
+        sums = ({"tokens": 4, "negative_log_likelihood": 6.5, "correct_tokens": 1}, {"tokens": 1}, {"tokens": 9})
+        rows = [row | dict.fromkeys(sums[0], 3.0) | more for row, more in zip(rows, sums, strict=True)]
     weights = np.array([[1, 1, 1], [3, 0, 0], [0, 2, 1]]) / 3  # three resamples of three examples
     means = {key: weights @ np.array([row[key] for row in rows]) for key in rows[0]}
     for metric, values in task.metrics(means).items():
         for resample, value in zip(([0, 1, 2], [0, 0, 0], [1, 1, 2]), np.asarray(values), strict=True):
-            scored = score_outputs(task, [outputs[index] for index in resample], [reference] * 3, "en")
+            scored = metrics_of(task, [rows[index] for index in resample])
             assert scored[metric] == pytest.approx(value)

@@ -220,3 +220,21 @@ def test_a_conversation_is_shown_answer_by_answer(store: Path, capsys: pytest.Ca
     assert [f"entropy {view}" in header for view in VIEWS] == [True] * 3
     entropies = [f"{shown['spans'][1]['views'][view]['mean_entropy']:.3f}" for view in sorted(VIEWS)]
     assert any(line.startswith("| 2 ") and all(value in line for value in entropies) for line in text.splitlines())
+
+
+def test_no_sequence_is_longer_than_the_models_read(
+    settings: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(settings[0].removeprefix("model.name="))
+    whole = [len(record.sequence) for record in prepare(load_config([], settings), ("zeroshot",)).plan.examples]
+    most = sorted(whole)[len(whole) // 2]
+    shutil.copytree(model, tmp_path / "short")
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": most}))
+    short = load_config([], [*settings, f"model.name={tmp_path / 'short'}", "data.max_student_tokens=100000"])
+    caplog.set_level("INFO")
+    cut = prepare(short, ("zeroshot",)).plan
+    assert max(whole) > most >= max(len(record.sequence) for record in cut.examples)
+    assert f"data.max_student_tokens: {most}, all that the model reads; got 100,000" in caplog.text
+    taught = load_config([], [*settings, f"teacher.model={tmp_path / 'short'}"])
+    assert prepare(taught, ("zeroshot",)).plan.longest <= most
