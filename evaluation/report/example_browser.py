@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
-from logitbank.evaluation.report.intervals import FORCED
 from logitbank.evaluation.report.labels import Labels, Row, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.evaluation.report.likelihood_table import METRICS
+from logitbank.evaluation.report.statistics import FORCED
 from logitbank.evaluation.report.units import PERCENT, unit_of
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import Catalogue

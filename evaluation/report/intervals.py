@@ -22,24 +22,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
-from logitbank.errors import StoreError
-from logitbank.evaluation.report.labels import KEY, Row, key_of
+from logitbank.evaluation.report.labels import Row, key_of
+from logitbank.evaluation.report.statistics import BOOTSTRAPPED, FORCED, read_statistics, segments_of
 from logitbank.evaluation.report.unknown_tasks import Scored, scored_task
 from logitbank.storage.results import Catalogue
-from logitbank.tasks.scoring.likelihood import OF_A_TEACHER, LikelihoodScores
+from logitbank.tasks.scoring.likelihood import OF_A_TEACHER
 
 DRAWS = 1000
 LEVEL = 0.95
-FORCED = "teacher_forced"  # the method of what is scored by likelihood
-_BOOTSTRAPPED = f"method IN ('generate', '{FORCED}')"
 GROUP_CELLS = 256  # cells resampled at once: D·G·S numbers
 MOST_COUNTS = 2**23  # of D·N, made at once
 EXAMPLE_BYTES = 64  # that reading takes of an example's statistics
@@ -244,7 +240,7 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
         StoreError: predictions of one task whose statistics have different names.
     """
     found = Replicates()
-    for row in catalogue.rows(f"SELECT DISTINCT task FROM metrics WHERE {_BOOTSTRAPPED} ORDER BY task"):
+    for row in catalogue.rows(f"SELECT DISTINCT task FROM metrics WHERE {BOOTSTRAPPED} ORDER BY task"):
         if (task := scored_task(catalogue, row["task"])) is not None:
             _add_task(found, catalogue, task, metrics)
     return found
@@ -252,12 +248,12 @@ def load_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Replic
 
 def _add_task(found: Replicates, catalogue: Catalogue, task: Scored, metrics: Sequence[str]) -> None:
     alike: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
-    for row in _segments(catalogue, task):
+    for row in segments_of(catalogue, task):
         alike.setdefault((row["size"], tuple(row["names"])), []).append(row)
     final = _SeedMeans(found.by_cell)
     stepwise = _SeedMeans(found.by_step)
     for batch in _batches(alike, catalogue.memory.rows):
-        statistics = _read_statistics(catalogue, task, [row for part in batch for row in part])
+        statistics = read_statistics(catalogue, task, [row for part in batch for row in part])
         for part in batch:
             size, names = part[0]["size"], part[0]["names"]
             numbers = np.stack([statistics[row["segment"]].numbers for row in part])
@@ -276,40 +272,6 @@ def _add_task(found: Replicates, catalogue: Catalogue, task: Scored, metrics: Se
                         final.add((cell, name), replicates[index], cell)
     final.finish()
     stepwise.finish()
-
-
-def _segments(catalogue: Catalogue, task: Scored) -> list[Row]:
-    """The examples of one run in one language: how many, the names of their statistics, the series they belong to.
-
-    Raises:
-        StoreError: the statistics of some files have other names; those of conversations may, beside a teacher's.
-    """
-    key = f"{', '.join(KEY)}, language"
-    own = f"task = '{task.name}' AND is_primary AND {_BOOTSTRAPPED}"
-    answer = catalogue.query(
-        f"""
-        WITH shown AS (
-            SELECT run, {key}, step, method, row_number() OVER (ORDER BY run, language) - 1 AS segment,
-                   (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
-                   min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
-            FROM scores WHERE {own}),
-        sizes AS (
-            SELECT run, language, method, sum(examples)::BIGINT AS size,
-                   list_distinct(flatten(list(names))) AS kinds
-            FROM example_statistics WHERE task = '{task.name}' GROUP BY run, language, method),
-        compared AS (
-            SELECT run, language, any_value(against) AS against FROM metrics
-            WHERE task = '{task.name}' GROUP BY run, language)
-        SELECT *, kinds[1] AS names FROM shown JOIN sizes USING (run, language, method)
-        LEFT JOIN compared USING (run, language) ORDER BY segment
-        """
-    )
-    columns = [column.to_pylist() for column in answer.columns]
-    rows: list[Row] = [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
-    kinds = {tuple(names) for row in rows for names in row["kinds"]}
-    if any(len(row["kinds"]) > 1 for row in rows) or (len(kinds) > 1 and not isinstance(task, LikelihoodScores)):
-        raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    return rows
 
 
 def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: int) -> Iterator[list[Sequence[Row]]]:
@@ -371,54 +333,6 @@ class _SeedMeans(Generic[Key]):
         """Divide by the number of seeds, and put the draws in the order of the cell."""
         for key, (total, seeds, cell) in self._sums.items():
             self._target[key] = total[_independent_order(cell[-2], cell[-1])] / seeds
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """(N,S) statistics in the order of the examples' hashes, and a digest of these."""
-
-    numbers: FloatArray
-    digest: str
-
-
-def _read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row]) -> dict[int, _Segment]:
-    """The statistics of all examples of the given segments."""
-    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted({row["run"] for row in segments}))
-    answer = catalogue.query(
-        "SELECT run, language, hashes, numbers FROM example_statistics "
-        f"WHERE task = '{task.name}' AND {_BOOTSTRAPPED} AND run IN ({runs})"
-    )
-    hashes = _lists(answer["hashes"], np.dtype(np.uint64))
-    numbers = _lists(answer["numbers"], np.dtype(np.float64))
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, where in enumerate(zip(answer["run"].to_pylist(), answer["language"].to_pylist(), strict=True)):
-        places.setdefault(where, []).append(place)
-    found = {}
-    for row in segments:
-        own = places[row["run"], row["language"]]
-        if len(own) == 1:
-            hashed, values = hashes[own[0]], numbers[own[0]].reshape(row["size"], -1)
-        else:  # of several files
-            hashed = np.concatenate([hashes[place] for place in own])
-            order = np.argsort(hashed, kind="stable")
-            hashed = hashed[order]
-            values = np.concatenate([numbers[place] for place in own]).reshape(row["size"], -1)[order]
-        found[row["segment"]] = _Segment(values, hashlib.sha256(hashed.tobytes()).hexdigest())
-    return found
-
-
-def _lists(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> list[np.ndarray[Any, Any]]:
-    """The numbers of each list of a column; pyarrow's own way imports pandas, which takes longer than this."""
-    found: list[np.ndarray[Any, Any]] = []
-    for chunk in column.chunks:
-        values = chunk.values
-        if values.type != pa.from_numpy_dtype(dtype) or values.null_count or chunk.null_count:
-            raise StoreError(f"predictions: expected {dtype} without nulls, got {values.type} with {values.null_count}")
-        start = values.offset * dtype.itemsize
-        flat = np.frombuffer(values.buffers()[1], dtype, len(values), start) if len(values) else np.zeros(0, dtype)
-        offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, 4 * chunk.offset)
-        found += [flat[start:end] for start, end in itertools.pairwise(offsets.tolist())]
-    return found
 
 
 @functools.cache

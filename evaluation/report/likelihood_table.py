@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from logitbank.evaluation.report.caveats import step_notes
 from logitbank.evaluation.report.gaps import gap_columns_by
-from logitbank.evaluation.report.intervals import FORCED
 from logitbank.evaluation.report.labels import Row, in_brackets, ordered_columns, ordered_models, ordered_tasks
 from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.statistics import FORCED
 from logitbank.evaluation.report.table import UNRESOLVED, Table
 from logitbank.evaluation.report.units import MISSING, lower_is_better, unit_of
 

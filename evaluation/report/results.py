@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from logitbank.evaluation.report.intervals import FORCED, CellKey, Interval, Replicates, load_replicates, replicate_name
+from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates, replicate_name
 from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of, ordered_tasks
+from logitbank.evaluation.report.statistics import FORCED
 from logitbank.evaluation.report.table import average, difference_with_interval, with_interval
 from logitbank.evaluation.report.units import unit_of
 from logitbank.storage.results import Catalogue
