@@ -198,6 +198,7 @@ def view_attributes(
 
 
 _UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
+_ABSENT = {**_UNSAID, "identity.split": "train"}  # nor one of the training split of that
 
 
 def refuse_difference(where: str, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
@@ -210,7 +211,7 @@ def refuse_difference(where: str, stored: Mapping[str, Any], requested: Mapping[
     """
     before, now = flatten(stored), flatten(requested)
     for key in sorted(before.keys() | now.keys(), key=_consequence):
-        absent = _UNSAID.get(key, "nothing")
+        absent = _ABSENT.get(key, "nothing")
         old, new = before.get(key, absent), now.get(key, absent)
         if old != new:
             raise StoreError(

@@ -196,6 +196,17 @@ def test_a_view_that_a_task_does_not_have_is_one_line(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_store_of_another_split_is_not_resumed(
+    store: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(store)
+    with pytest.raises(SystemExit) as stop:
+        build_command.main(["--store", str(store), "--view", "zeroshot", "--split", "test", *settings])
+    assert stop.value.code == 2
+    assert "created with identity.split = train, but this run requests test" in capsys.readouterr().err
+    assert contents(store) == before
+
+
 def test_a_conversation_is_shown_answer_by_answer(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opened = TeacherStore.open(str(store))
     name = "chat/und/train/street-5"  # three answers behind a system prompt
