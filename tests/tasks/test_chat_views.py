@@ -44,7 +44,9 @@ def check_contexts(tokenizer: Any, messages: Sequence[Any], tools: Sequence[Any]
 def test_zeroshot_is_the_student_s_own_sequence() -> None:
     examples = ExampleEncoder(prompts(CHATML))
     (part,) = student(examples, chat(TWO))
-    seen = examples.teacher("zeroshot", CHAT, chat(TWO), part, [], max_tokens=1)
+    length = len(part.sequence)
+    assert examples.teacher("zeroshot", CHAT, chat(TWO), part, [], max_tokens=length - 1) is None
+    seen = examples.teacher("zeroshot", CHAT, chat(TWO), part, [], max_tokens=length)
     assert seen is not None
     assert seen.sequence is part.sequence
     assert seen.demonstrations == 0
