@@ -13,12 +13,13 @@ from tests.storage import stores
 LIMIT = 13 << 20  # bytes beyond what a process has that has read one batch
 
 EPOCHS = f"""
-import resource, sys, threading
+import resource, sys
 from pathlib import Path
 import numpy as np
+import zarr
 from logitbank.storage import TeacherStore
 
-threading.stack_size(1 << 18)  # how many threads read objects depends on the machine's load
+zarr.config.set({{"threading.max_workers": 1}})  # how many it starts, each with a stack, depends on the machine's load
 
 def epoch(cache_bytes):
     store = TeacherStore.open(sys.argv[1], cache_bytes=cache_bytes)
@@ -32,11 +33,9 @@ bounded, kept = epoch(1 << 20), epoch(1 << 30)
 next(bounded), next(kept)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(status["VmData"].split()[0]) + {LIMIT},) * 2)
-print(next(bounded))
-try:
-    next(kept)
-except MemoryError:
-    print("MemoryError")
+print(next(bounded), flush=True)
+next(kept)
+print("kept")
 """
 
 
@@ -47,6 +46,7 @@ def test_an_epoch_fits_in_less_memory_than_the_decoded_store(tmp_path: Path) -> 
     answer_tokens = sum(len(e.answer_ids) for e in examples)
     assert answer_tokens * 256 * 8 > 1.5 * LIMIT  # ids and logits, decoded
     command = [sys.executable, "-W", "ignore", "-c", EPOCHS, str(tmp_path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    # The limit is one that a reader of the whole store meets.
-    assert printed == [str(answer_tokens), "MemoryError"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(answer_tokens)], done.stderr
+    # The limit is one that a reader of the whole store meets; a library may crash where it does.
+    assert "MemoryError" in done.stderr or done.returncode < 0
