@@ -31,7 +31,7 @@ _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+)(?:/(?P<s
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's first bytes
 _PARQUET = b"PAR1"
 _CHUNK = 1 << 20  # characters of a JSON array that are read at a time
-_LATEST_FAULT = 16  # an error so near the end of what was read may be a value that was cut: `tru`, `\ud83`
+_LATEST_FAULT = 16  # an error so near the end of what was read may be a value that was cut, such as `\ud83`
 _BATCH = 256  # rows of a Parquet file that are Python objects at a time
 
 
