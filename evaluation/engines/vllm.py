@@ -86,28 +86,15 @@ class VllmEngine:
     def answer_logprobs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, progress: Callable[[int], object]
     ) -> list[float]:
-        """See `Engine.answer_logprobs`.
-
-        Each answer token is the only one allowed in a completion of one token, which leaves the raw
-        log-probabilities as they are; equal beginnings are computed once.
-        """
-        from vllm import SamplingParams
-
+        """See `Engine.answer_logprobs`."""
         asked = [
             (pair, [*prompt, *answer[:done]], token)
             for pair, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
             for done, token in enumerate(answer)
         ]
-        parameters = [
-            SamplingParams(
-                temperature=0, max_tokens=1, logprobs=0, allowed_token_ids=[token], ignore_eos=True, detokenize=False
-            )
-            for _, _, token in asked
-        ]
         sums = [0.0] * len(prompts)
-        outputs = self._run([ids for _, ids, _ in asked], parameters)
-        for (pair, _, token), output in zip(asked, outputs, strict=True):
-            sums[pair] += output.outputs[0].logprobs[0][token].logprob
+        for (pair, _, _), told in zip(asked, self._ask([(ids, token) for _, ids, token in asked]), strict=True):
+            sums[pair] += told.logprob
         progress(len(prompts))
         return sums
 
@@ -118,28 +105,39 @@ class VllmEngine:
         *,
         progress: Callable[[int], object],
     ) -> list[Likelihood]:
-        """See `Engine.score`; by the log-probabilities of prompt tokens, which know no token but gold and likeliest.
+        """See `Engine.score`.
 
         Raises:
             ConfigError: a teacher to compare with.
         """
         if teacher is not None:
             raise ConfigError(KL_REFUSED)
+        found = []
+        for sequence in sequences:
+            ids, positions = sequence.ids.tolist(), sequence.answer_positions.tolist()
+            told = self._ask([(ids[:position], ids[position]) for position in positions])
+            likelihood = -sum(each.logprob for each in told)
+            found.append(Likelihood(sequence.answer_length, likelihood, sum(each.rank == 1 for each in told)))
+            progress(1)
+        return found
+
+    def _ask(self, asked: Sequence[tuple[Sequence[int], int]]) -> list[Any]:
+        """vLLM's `Logprob` of a token behind each prompt.
+
+        Each token is the only one allowed in a completion of one token, which leaves the raw log-probabilities and
+        ranks as they are; equal beginnings are computed once. Log-probabilities of prompts would be one request a
+        sequence, but vLLM 0.32 cannot give them with an adapter.
+        """
         from vllm import SamplingParams
 
-        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
-        prompts = [sequence.ids.tolist() for sequence in sequences]
-        outputs = self._run(prompts, [parameters] * len(sequences))
-        found = []
-        for sequence, output in zip(sequences, outputs, strict=True):
-            likelihood, correct = 0.0, 0
-            for position in sequence.answer_positions.tolist():
-                told = output.prompt_logprobs[position][int(sequence.ids[position])]
-                likelihood -= told.logprob
-                correct += told.rank == 1
-            found.append(Likelihood(sequence.answer_length, likelihood, correct))
-        progress(len(sequences))
-        return found
+        parameters = [
+            SamplingParams(
+                temperature=0, max_tokens=1, logprobs=0, allowed_token_ids=[token], ignore_eos=True, detokenize=False
+            )
+            for _, token in asked
+        ]
+        outputs = self._run([ids for ids, _ in asked], parameters)
+        return [output.outputs[0].logprobs[0][token] for (_, token), output in zip(asked, outputs, strict=True)]
 
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         from vllm import TokensPrompt
