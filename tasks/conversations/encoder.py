@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.common import Example, TaskError
@@ -18,6 +20,7 @@ from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
 from logitbank.tasks.settings import ChatSettings
 
 Group = tuple[int, ...]
+Ids = TypeVar("Ids", AnsweredSequence, NDArray[np.int32])
 
 
 class ConversationEncoder:
@@ -100,38 +103,51 @@ class ConversationEncoder:
                 f"{example.example_id}: --view context: expected a longer context for the teacher, got none; give "
                 "chat.context=FILE, or a column `context` or `teacher_messages`"
             )
-        for start in range(len(demonstrations) + 1):
-            shown = demonstrations[start:]
-            try:
-                sequence = self._read(self._reading(view, conversation, shown), conversation, student)
-            except Refused as reason:
-                if not shown:
-                    self._counts[f"conversations left out, because {reason}"] += 1
-                continue
-            except TaskError as error:
-                raise TaskError(f"{example.example_id}: {error}") from error
-            if len(sequence) <= max_tokens:
-                return TeacherSequence(sequence, len(shown))
-        return None
+        found = self._first_that_fits(
+            example,
+            demonstrations,
+            lambda shown: self._read(self._reading(view, conversation, shown), conversation, student),
+            max_tokens,
+        )
+        return None if found is None else TeacherSequence(*found)
 
     def generation(
         self, example: Example, demonstrations: Sequence[Example], *, max_tokens: int
     ) -> EncodedPrompt | None:
         """The prompt of the last turn; None where it does not fit even without demonstrations."""
         conversation = example.fields["conversation"]
+
+        def prompt_ids(shown: Sequence[Example]) -> NDArray[np.int32]:
+            rendered = _with_demonstrations(self._student, conversation, shown) if shown else self._own(conversation)
+            return rendered.ids(-1).prompt
+
+        found = self._first_that_fits(example, demonstrations, prompt_ids, max_tokens)
+        return None if found is None else EncodedPrompt(found[0].tolist(), found[1])
+
+    def _first_that_fits(
+        self,
+        example: Example,
+        demonstrations: Sequence[Example],
+        make: Callable[[Sequence[Example]], Ids],
+        max_tokens: int,
+    ) -> tuple[Ids, int] | None:
+        """What `make` gives with as many demonstrations as fit, dropped from the front, and how many these are.
+
+        Raises:
+            TaskError: what `make` raises, behind the example's id.
+        """
         for start in range(len(demonstrations) + 1):
             shown = demonstrations[start:]
-            rendered = _with_demonstrations(self._student, conversation, shown) if shown else self._own(conversation)
             try:
-                ids = rendered.ids(-1).prompt
+                made = make(shown)
             except Refused as reason:
                 if not shown:
                     self._counts[f"conversations left out, because {reason}"] += 1
                 continue
             except TaskError as error:
                 raise TaskError(f"{example.example_id}: {error}") from error
-            if len(ids) <= max_tokens:
-                return EncodedPrompt(ids.tolist(), len(shown))
+            if len(made) <= max_tokens:
+                return made, len(shown)
         return None
 
     def _groups(self, conversation: Conversation) -> tuple[RenderedConversation, list[Group]]:
