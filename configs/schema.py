@@ -13,6 +13,7 @@ from enum import Flag, auto
 from typing import Any
 
 from logitbank.errors import ConfigError
+from logitbank.preference import TASK as PREFERENCE
 
 __all__ = ["Config", "ConfigError", "Decides"]
 
@@ -52,6 +53,9 @@ class ModelConfig:
     dtype: str = key("auto", decides=STORE | STUDENT | SCORE)
     attn_implementation: str | None = key(None, decides=STORE | STUDENT | SCORE)
     trust_remote_code: bool = key(False, decides=NOTHING)
+    head: str | None = key(None, decides=STUDENT | SCORE)
+    pooling: str = key("pair", decides=STUDENT | SCORE)
+    fallbacks: list[str] = key(factory=list, decides=NOTHING)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class DataConfig:
     max_validation_per_task: int = key(100, decides=STORE)
     max_student_tokens: int | None = key(None, decides=STORE)
     max_teacher_tokens: int | None = key(None, decides=STORE)
+    keep_turns: str = key("last", decides=STORE | STUDENT | SCORE)
+    swap: str = key("none", decides=STUDENT)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,20 @@ class ChatConfig:
     turns: str = key("all", decides=STORE | SCORE)
     thinking: str = key("drop", decides=STORE | SCORE)
     context: str | None = key(None, decides=STORE)
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Comparisons of two answers, for the task `preference`."""
+
+    train: str | None = key(None, decides=STORE)
+    validation: str | None = key(None, decides=STORE)
+    test: str | None = key(None, decides=STORE)
+    external: list[str] = key(factory=list, decides=STORE)
+    holdout: float = key(0.05, decides=STORE)
+    selection: float = key(0.2, decides=STORE)
+    dedup: str = key("pair", decides=STORE)
+    folds: int = key(5, decides=STORE)
 
 
 @dataclass(frozen=True)
@@ -147,6 +167,9 @@ class DistillationConfig:
     meta_init: str = key("uniform", decides=STUDENT)
     meta_every: int = key(1, decides=STUDENT)
     meta_batch_size: int = key(16, decides=STUDENT)
+    alpha: float = key(0.5, decides=STUDENT)
+    mse_weight: float = key(0.0, decides=STUDENT)
+    view_weights: dict[str, float] = key(factory=dict, decides=STUDENT)
 
 
 @dataclass(frozen=True)
@@ -175,6 +198,9 @@ class TrainingConfig:
     warmup_steps: int = key(50, decides=STUDENT)
     grad_clip: float = key(1.0, decides=STUDENT)
     loss_weight: str = key("token", decides=STUDENT)
+    label_smoothing: float = key(0.0, decides=STUDENT)
+    eval_steps: int | None = key(None, decides=STUDENT)
+    patience: int | None = key(None, decides=STUDENT)
     packing: bool = key(False, decides=NOTHING)
     packed_tokens: int = key(8192, decides=NOTHING)
     precision: str = key("auto", decides=STUDENT)
@@ -207,6 +233,9 @@ class EvaluationConfig:
     batch_tokens: int = key(8192, decides=NOTHING)
     max_prompt_tokens: int = key(16384, decides=SCORE)
     max_new_tokens: dict[str, int] = key(factory=dict, decides=SCORE)
+    tta_tokens: list[int] = key(factory=list, decides=SCORE)
+    swap_average: bool = key(False, decides=SCORE)
+    load_in_8bit: bool = key(False, decides=SCORE)
 
 
 @dataclass(frozen=True)
@@ -219,6 +248,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     fewshot: FewshotConfig = field(default_factory=FewshotConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -227,3 +257,13 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether it is about comparisons of two answers, which have stores and students of their own kind."""
+        return self.tasks == [PREFERENCE]
+
+    @property
+    def head(self) -> str:
+        """What a student ends in: `lm`, `classifier` or `letters`."""
+        return self.model.head or ("classifier" if self.is_preference else "lm")

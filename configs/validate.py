@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from logitbank.configs.keys import value_of
 from logitbank.configs.schema import ALL_LINEAR, Config, ConfigError, DistillationConfig
+from logitbank.preference import TASK as PREFERENCE
 from logitbank.registry import ENCODINGS, EVALUATION_ENGINES, LOSSES, STRATEGIES, TASKS, TEACHER_ENGINES
 from logitbank.storage import MOST_DRAWS, SIGNALS
 from logitbank.tasks import LANGUAGES
@@ -15,7 +16,12 @@ from logitbank.tasks.outside import languages_of
 CHOICES: dict[str, Collection[str]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "teacher.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "model.head": ("lm", "classifier", "letters"),
+    "model.pooling": ("last", "mean", "pair"),
     "data.train_languages": ("english", "in_language"),
+    "data.keep_turns": ("last", "first"),
+    "data.swap": ("none", "external", "all"),
+    "preference.dedup": ("pair", "prompt", "none"),
     "chat.turns": ("all", "last"),
     "chat.thinking": ("drop", "keep"),
     "fewshot.selection": ("per_example", "fixed"),
@@ -30,9 +36,9 @@ CHOICES: dict[str, Collection[str]] = {
     "distillation.meta_init": ("uniform", "per_task"),
     "training.loss_weight": ("token", "conversation"),
     "training.precision": ("auto", "bf16", "fp16", "fp32"),
-    "evaluation.method": ("generate", "likelihood"),
+    "evaluation.method": ("generate", "likelihood", "classify"),
     "evaluation.engine": EVALUATION_ENGINES,
-    "evaluation.split": ("test", "validation"),
+    "evaluation.split": ("test", "validation", "calibration", "holdout", "held_out"),
 }
 AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -41,6 +47,9 @@ AT_LEAST: dict[str, float] = {
     "data.max_student_tokens": 8,
     "data.max_teacher_tokens": 8,
     "chat.holdout": 0,
+    "preference.holdout": 0,
+    "preference.selection": 0,
+    "preference.folds": 2,
     "teacher.top_k": 1,
     "teacher.draws": 1,
     "teacher.batch_tokens": 1,
@@ -58,6 +67,8 @@ AT_LEAST: dict[str, float] = {
     "distillation.meta_learning_rate": 0,
     "distillation.meta_every": 1,
     "distillation.meta_batch_size": 1,
+    "distillation.alpha": 0,
+    "distillation.mse_weight": 0,
     "lora.r": 1,
     "lora.alpha": 1,
     "lora.dropout": 0,
@@ -69,6 +80,9 @@ AT_LEAST: dict[str, float] = {
     "training.weight_decay": 0,
     "training.warmup_steps": 0,
     "training.grad_clip": 0,
+    "training.label_smoothing": 0,
+    "training.eval_steps": 1,
+    "training.patience": 1,
     "training.save_steps": 1,
     "training.logging_steps": 1,
     "training.num_workers": 0,
@@ -120,6 +134,7 @@ def validate(config: Config, *, any_task: bool = False) -> None:
             _check_choice(f"data.sources.{name}", source, TASKS[name].sources)
     if not config.chat.holdout < 1:
         raise ConfigError(f"chat.holdout: expected a share below 1, got {config.chat.holdout:g}")
+    _check_preference(config)
     _check_distillation(config)
     if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
         raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
@@ -147,6 +162,32 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         )
 
 
+def _check_preference(config: Config) -> None:
+    for key in (
+        *("preference.holdout", "preference.selection"),
+        *("distillation.alpha", "training.label_smoothing"),
+    ):
+        value = value_of(config, key)
+        if not float(str(value)) <= 1:
+            raise ConfigError(f"{key}: expected a share of at most 1, got {value}")
+    if PREFERENCE in config.tasks and not config.is_preference:
+        raise ConfigError(
+            f"tasks: {PREFERENCE} has stores and students of its own kind; expected it alone, got "
+            f"{', '.join(config.tasks)}"
+        )
+    if (config.head == "lm") == config.is_preference:
+        able = "classifier or letters" if config.is_preference else "lm"
+        raise ConfigError(f"model.head: expected {able} for {', '.join(config.tasks)}, got {config.head}")
+    if config.training.patience is not None and config.training.eval_steps is None:
+        raise ConfigError("training.patience: counts evaluations; set training.eval_steps too")
+    for length in config.evaluation.tta_tokens:
+        if length < 8:
+            raise ConfigError(f"evaluation.tta_tokens: expected lengths of at least 8 tokens, got {length}")
+    for view, weight in config.distillation.view_weights.items():
+        if not weight > 0:
+            raise ConfigError(f"distillation.view_weights.{view}: expected a number above 0, got {weight:g}")
+
+
 def _check_distillation(config: Config) -> None:
     distillation = config.distillation
     parts = distillation.strategy.split("*")
@@ -172,6 +213,8 @@ def _check_distillation(config: Config) -> None:
         ("normalize_logits", "none", "takes_normalize_logits"),
     ):
         value = getattr(distillation, key)
+        if config.is_preference and key == "temperature":
+            continue  # its losses are on probabilities
         if value != plain and not getattr(LOSSES[distillation.loss], takes):
             able = ", ".join(name for name, loss in LOSSES.items() if getattr(loss, takes))
             raise ConfigError(
