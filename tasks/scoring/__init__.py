@@ -1,5 +1,6 @@
 """Reading and scoring answers."""
 
 __all__ = [
+    "classes",
     "likelihood",
 ]
