@@ -27,7 +27,7 @@ from logitbank.storage.results.relations import SOURCE, Relation, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION
 
 # A hash of strings is the DuckDB version's own, the columns are the schema's.
-FORMAT = f"2 schema {SCHEMA_VERSION} duckdb {duckdb.__version__}"
+FORMAT = f"3 schema {SCHEMA_VERSION} duckdb {duckdb.__version__}"
 ENOUGH = 100  # files in no copy that are worth one
 MOST_GONE = 100  # files of a copy that may have gone before it is made anew
 PART = 250  # files that are worth a thread of their own

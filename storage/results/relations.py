@@ -21,15 +21,18 @@ _STATISTICS = {
     "method": "VARCHAR",
     "examples": "BIGINT",
     "hashes": "UBIGINT[]",
+    "clusters": "UBIGINT[]",  # of the same examples; null where no row is of one
     "names": "VARCHAR[][]",  # the statistics' names; several lists where examples differ in them
     "numbers": "DOUBLE[]",
 }
 _STATISTICS_OF_ROWS = """
     SELECT run, task, language, method, count(*) AS examples,
            list(hash ORDER BY hash, source, place) AS hashes,
+           CASE WHEN count(cluster) > 0 THEN list(cluster_hash ORDER BY hash, source, place) END AS clusters,
            list(DISTINCT map_keys(statistics)) AS names,
            flatten(list(map_values(statistics) ORDER BY hash, source, place)) AS numbers, source
-    FROM (SELECT *, hash(example_id) AS hash FROM ({rows}))
+    FROM (SELECT *, hash(example_id) AS hash, CASE WHEN cluster IS NULL THEN hash ELSE hash(cluster) END AS cluster_hash
+          FROM ({rows}))
     GROUP BY source, run, task, language, method
 """
 

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from logitbank.errors import OutputError, StoreError
 
-# A new version adds nullable columns and changes none: files of all versions are then read by column name, and
-# what an older one lacks is null.
-SCHEMA_VERSION = 4
+# A new version adds nullable columns, or lets one be null, and changes nothing else: files of all versions are then
+# read by column name, and what an older one lacks is null.
+SCHEMA_VERSION = 5
 VERSION_KEY = "logitbank.results.v"  # footer key, version appended: found without decoding the footer
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]*")
 
@@ -43,7 +43,7 @@ _IDENTITY = [
     _required("task", pa.string()),
     _required("language", pa.string()),
     _required("split", pa.string()),
-    _required("method", pa.string()),  # generate | likelihood | teacher_forced | imported
+    _required("method", pa.string()),  # generate | likelihood | teacher_forced | classify | imported
 ]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -51,6 +51,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_IDENTITY,
             _required("example_id", pa.string()),
+            pa.field("cluster", pa.string()),  # rows of one cluster are resampled together; null: each by itself
             _required("prompt_hash", pa.string()),  # of the prompt's token ids
             _required("demonstrations", pa.int64()),  # kept in the prompt
             pa.field("demonstrations_wanted", pa.int64()),  # before any was dropped for length
@@ -59,8 +60,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             _required("output", pa.string()),  # raw model text
             pa.field("cut_short", pa.bool_()),  # generation ended at its limit, not at an end of turn
             pa.field("parsed", pa.string()),  # JSON; null where nothing could be parsed
-            _required("gold", pa.string()),  # JSON of the reference
-            _required("score", pa.float64()),  # the primary metric on this example alone
+            pa.field("gold", pa.string()),  # JSON of the reference; null where nobody gave one
+            pa.field("score", pa.float64()),  # the primary metric on this example alone; null without a reference
             _required("statistics", pa.map_(pa.string(), pa.float64())),  # their means give every metric
         ]
     ),
@@ -68,7 +69,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_IDENTITY,
             _required("metric", pa.string()),
-            _required("value", pa.float64()),  # a fraction, not a percentage; cross_entropy and kl in nats
+            _required("value", pa.float64()),  # a fraction, not a percentage; cross_entropy, kl and log_loss in nats
             _required("is_primary", pa.bool_()),  # the metric that tables and averages use
             pa.field("examples", pa.int64()),  # null where a published number does not say
             pa.field("demonstrations", pa.float64()),  # mean kept in a prompt
@@ -93,6 +94,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("strategy", pa.string()),
             pa.field("variant", pa.string()),  # how it was distilled, to read: "λ=0.05", "entropy λ=0.5"
             pa.field("setup", pa.string()),  # hash of all else that decides a score, the seed aside
+            pa.field("held_out_fold", pa.int64()),  # which fold of the store its training left out; null: none
             pa.field("training_run", pa.string()),  # the training run that an evaluation's checkpoint is of
             pa.field("max_steps", pa.int64()),  # length of the training run
             pa.field("store_fingerprint", pa.string()),
@@ -244,8 +246,9 @@ def to_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def _same_or_refuse(path: Path, content: pa.Table) -> Path:
     try:
         existing = pq.ParquetFile(path).read()
-        # A file of an earlier version has fewer columns: what it says must be the same.
-        same = existing.equals(content.select([name for name in existing.column_names if name in content.column_names]))
+        # A file of an earlier version has fewer columns, and fewer that may be null: what it says must be the same.
+        told = content.select([name for name in existing.column_names if name in content.column_names])
+        same = existing.column_names == told.column_names and existing.cast(told.schema).equals(told)
     except (pa.ArrowException, OSError):
         raise _torn(path) from None
     if not same:

@@ -16,7 +16,9 @@ from logitbank.storage.results.rows import write_rows
 CELL = ("run", "task", "language", "method")
 
 
-def _write(results: Path, name: str, examples: Sequence[int], **about: Any) -> None:
+def _write(
+    results: Path, name: str, examples: Sequence[int], each: Sequence[dict[str, Any]] | None = None, **about: Any
+) -> None:
     rows = [
         {
             **{"run": "r", "model": "m", "condition": "base", "task": "nli", "language": "en", "split": "test"},
@@ -24,8 +26,9 @@ def _write(results: Path, name: str, examples: Sequence[int], **about: Any) -> N
             **{"question": "q", "output": "o", "gold": "1", "score": float(index % 3)},
             "statistics": {"correct": float(index % 3), "parse_failure": index / 7},
             **about,
+            **own,
         }
-        for index in examples
+        for index, own in zip(examples, each or [{}] * len(examples), strict=True)
     ]
     write_rows(results, "predictions", rows, name)
 
@@ -53,6 +56,21 @@ def test_numbers_stand_in_the_order_of_the_examples_hashes(
             assert row["hashes"] == [each["hash"] for each in own]
             assert row["names"] == [["correct", "parse_failure"]]
             assert row["numbers"] == [number for each in own for _, number in each["statistics"]]
+
+
+def test_clusters_stand_beside_their_examples(tmp_path: Path) -> None:
+    clusters = ["p", "q", None, "p", None, "r"]
+    rows = [{"example_id": f"nli/{index}", "cluster": cluster} for index, cluster in enumerate(clusters)]
+    for run, own in (("mixed", rows), ("none", [{**row, "cluster": None} for row in rows])):
+        _write(tmp_path, run, [0] * len(own), run=run, each=own)
+    catalogue = Catalogue([tmp_path])
+    plain = catalogue.rows("SELECT run, hash(example_id) AS hash, cluster FROM predictions ORDER BY hash")
+    found = {row["run"]: row for row in catalogue.rows("SELECT * FROM example_statistics")}
+    assert found["none"]["clusters"] is None
+    assert len(set(found["mixed"]["clusters"])) == 5, "an example of no cluster is one of its own"
+    expected = [row["cluster"] or row["hash"] for row in plain if row["run"] == "mixed"]
+    pairs = set(zip(found["mixed"]["clusters"], expected, strict=True))
+    assert len(pairs) == 5, f"{pairs}: each cluster has one number"
 
 
 def test_several_spellings_of_the_names_are_all_told(tmp_path: Path) -> None:

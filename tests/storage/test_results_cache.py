@@ -192,7 +192,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
         copy.write_bytes(copy.read_bytes()[:-20])
     elif damage == "version":
         index = tmp_path / ".cache" / "training_log.json"
-        index.write_text(index.read_text().replace('"format": "2', '"format": "1'))
+        index.write_text(index.read_text().replace(result_cache.FORMAT, "another"))
         copy.write_bytes(bytes(copy.stat().st_size))
     else:
         copy.unlink()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from logitbank.errors import StoreError
 from logitbank.storage.results import SCHEMA_VERSION, SCHEMAS, Catalogue, compaction, read_rows, write_rows
 from logitbank.storage.results.rows import VERSION_KEY, to_table
 
@@ -21,9 +23,9 @@ PREDICTION: dict[str, Any] = {
 METRIC = {key: PREDICTION[key] for key in ("run", "model", "condition", "task", "language", "split", "method")}
 METRIC |= {"metric": "accuracy", "value": 0.5, "is_primary": True}
 ABSENT = {  # version -> table -> columns that it did not have
-    1: {"predictions": ["prompt", "demonstrations_wanted", "cut_short"]},
+    1: {"predictions": ["prompt", "demonstrations_wanted", "cut_short", "cluster"]},
     2: {
-        "predictions": ["demonstrations_wanted", "cut_short"],
+        "predictions": ["demonstrations_wanted", "cut_short", "cluster"],
         "metrics": [
             "demonstrations",
             "demonstrations_wanted",
@@ -33,8 +35,12 @@ ABSENT = {  # version -> table -> columns that it did not have
             "against",
         ],
     },
-    3: {"predictions": [], "metrics": ["against"]},
+    3: {"predictions": ["cluster"], "metrics": ["against"], "runs": ["held_out_fold"]},
+    4: {"predictions": ["cluster"], "runs": ["held_out_fold"]},
 }
+
+
+REQUIRED = {"predictions": ["gold", "score"]}  # before version 5
 
 
 def _write_old(results: Path, version: int, name: str, table: str = "predictions") -> None:
@@ -43,6 +49,10 @@ def _write_old(results: Path, version: int, name: str, table: str = "predictions
     if version > 1 and table == "predictions":
         row["prompt"] = f"prompt of {name}"
     content = to_table(table, [row]).drop_columns(ABSENT[version][table])
+    fields = [
+        field.with_nullable(field.nullable and field.name not in REQUIRED.get(table, ())) for field in content.schema
+    ]
+    content = content.cast(pa.schema(fields))
     path = results / table / f"{name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(content.replace_schema_metadata({f"{VERSION_KEY}{version}": table}), path)
@@ -95,6 +105,15 @@ def test_the_copy_of_many_files_is_of_today(tmp_path: Path, monkeypatch: pytest.
         assert _prompts(tmp_path) == expected
     (copy,) = (tmp_path / ".cache").glob("predictions-*.parquet")
     assert pq.read_schema(copy).names == [*SCHEMAS["predictions"].names, "source"]
+
+
+@pytest.mark.parametrize("version", ABSENT)
+def test_the_same_rows_again_are_fine_beside_a_file_of_an_older_version(tmp_path: Path, version: int) -> None:
+    row = {**PREDICTION, "run": "old", **({"prompt": "prompt of old"} if version > 1 else {})}
+    _write_old(tmp_path, version, "old")
+    write_rows(tmp_path, "predictions", [row], "old")
+    with pytest.raises(StoreError, match="exists with other rows"):
+        write_rows(tmp_path, "predictions", [{**row, "score": 0.5}], "old")
 
 
 def test_every_column_that_a_version_added_may_be_null() -> None:
