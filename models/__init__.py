@@ -2,10 +2,14 @@
 
 __all__ = [
     "batches",
+    "classifier",
     "devices",
     "head",
     "huggingface",
     "packed_attention",
+    "pair_batch",
+    "pair_head",
+    "pair_scoring",
     "precision",
     "vllm",
     "vocabulary",

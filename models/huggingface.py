@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from logitbank.configs.schema import ConfigError, ModelConfig
 from logitbank.models.precision import opened_dtype
@@ -65,6 +65,51 @@ def load_causal_lm(
     Raises:
         ConfigError: no such directory or hub repository, or no model in it.
     """
+    return _load(
+        AutoModelForCausalLM,
+        model,
+        dtype=dtype,
+        device=device,
+        load_in_4bit=load_in_4bit,
+        load_in_8bit=load_in_8bit,
+        device_map=device_map,
+        stay_on_host=stay_on_host,
+    )
+
+
+def load_backbone(
+    model: ModelConfig,
+    *,
+    dtype: str | None = None,
+    device: str | torch.device = "cpu",
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    stay_on_host: bool = False,
+) -> Any:
+    """Open a model without any head, decoder or encoder; arguments and errors as `load_causal_lm`."""
+    return _load(
+        AutoModel,
+        model,
+        dtype=dtype,
+        device=device,
+        load_in_4bit=load_in_4bit,
+        load_in_8bit=load_in_8bit,
+        device_map=None,
+        stay_on_host=stay_on_host,
+    )
+
+
+def _load(
+    auto: Any,
+    model: ModelConfig,
+    *,
+    dtype: str | None,
+    device: str | torch.device,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    device_map: str | None,
+    stay_on_host: bool,
+) -> Any:
     key = "model.dtype" if dtype is None else "teacher.dtype"  # a student asks for float32 at most
     name = opened_dtype(key, dtype or model.dtype, torch.device(device))
     options: dict[str, Any] = {"dtype": DTYPES.get(name, "auto")}
@@ -79,10 +124,11 @@ def load_causal_lm(
         )
     elif load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    if device_map is not None or "quantization_config" in options:
+    quantised = "quantization_config" in options or hasattr(_open(AutoConfig, model), "quantization_config")
+    if device_map is not None or quantised:  # what is quantised is put where it goes when it is loaded
         options["device_map"] = device_map or {"": torch.device(device)}
-        return _open(AutoModelForCausalLM, model, **options).eval()
-    opened = _open(AutoModelForCausalLM, model, **options).eval()
+        return _open(auto, model, **options).eval()
+    opened = _open(auto, model, **options).eval()
     return opened if stay_on_host else opened.to(device)
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from logitbank.configs.schema import ConfigError, ModelConfig
 
 WORTH_REMEMBERING = 16 << 20  # bytes; what is smaller is hashed in no time
-DESCRIPTIONS = ("config.json", "adapter_config.json")
+DESCRIPTIONS = ("config.json", "adapter_config.json", "classifier.json")
 
 
 def weights_hash(model: ModelConfig) -> str:
