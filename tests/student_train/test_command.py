@@ -12,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import transformers
 
 from logitbank.experiment import TrainingRecord
@@ -72,7 +74,6 @@ def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace
         (["model.name=./no/such/model"], "none", "model.name"),
         (["training.use_lora=true", "lora.target_modules=[no_proj]"], "none", "lora.target_modules"),
         (["lora.load_in_4bit=true"], "none", "lora.load_in_4bit: only a frozen base"),
-        (["lora.load_in_4bit=true", "training.use_lora=true"], "none", "lora.load_in_4bit: needs"),
         (
             ["distillation.strategy=meta", "distillation.lambda_distill=2"],
             "fewshot",
@@ -93,6 +94,13 @@ def test_what_does_not_fit_is_refused(
     arguments = command(tiny_model, small_store.url, tmp_path / "run", *changes, view=view)
     assert says in refused(capsys, arguments)
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_an_adapter_learns_on_a_base_of_4_bits(tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path) -> None:
+    changes = ["training.use_lora=true", "lora.load_in_4bit=true", "training.warmup_steps=0"]
+    main(command(tiny_model, small_store.url, tmp_path / "run", *changes))
+    weights = safetensors.numpy.load_file(tmp_path / "run/final/adapter_model.safetensors")
+    assert all(np.abs(value).max() > 0 for value in weights.values())  # B starts at zero
 
 
 def test_a_half_built_view_is_refused(
