@@ -21,6 +21,7 @@ from logitbank.tasks import LANGUAGES, TaskError
 from logitbank.tasks.outside import languages_of, open_tasks
 
 SHIPPED = Path(__file__).parent
+TRAIN_LIMIT = 5000  # `data.max_train_per_task` of every task but `preference`, whose teachers need all rows
 
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task: bool = False) -> Config:
@@ -63,6 +64,8 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task
     if length == "max_steps":
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=None))
     config = _with_tasks(config, languages_given="languages" in given, any_task=any_task)
+    if config.data.max_train_per_task is None and not config.is_preference:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_train_per_task=TRAIN_LIMIT))
     validate(config, any_task=any_task)
     return config
 

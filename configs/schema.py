@@ -65,7 +65,7 @@ class DataConfig:
     mirror: str | None = key(None, decides=NOTHING)
     sources: dict[str, str] = key(factory=dict, decides=STORE | SCORE)
     train_languages: str = key("english", decides=STORE)
-    max_train_per_task: int = key(5000, decides=STORE | STUDENT)
+    max_train_per_task: int | None = key(None, decides=STORE | STUDENT)
     max_validation_per_task: int = key(100, decides=STORE)
     max_student_tokens: int | None = key(None, decides=STORE)
     max_teacher_tokens: int | None = key(None, decides=STORE)

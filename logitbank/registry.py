@@ -124,6 +124,7 @@ TASKS: Registry[Any] = Registry(
         "ner": "logitbank.tasks.ner:TASK",
         "pos": "logitbank.tasks.pos:TASK",
         "chat": "logitbank.tasks.chat:TASK",
+        "preference": "logitbank.tasks.preference.task:TASK",
     },
     group="logitbank.tasks",
     opener="logitbank.tasks.outside:open_installed",

@@ -3,7 +3,7 @@
 from logitbank.errors import TaskError
 from logitbank.registry import TASKS
 from logitbank.tasks.common import LANGUAGES, UNDETERMINED, Example, ReadsFiles, Source, Task
-from logitbank.tasks.settings import ChatSettings, DataSettings
+from logitbank.tasks.settings import ChatSettings, DataSettings, PreferenceSettings
 
 __all__ = [
     "LANGUAGES",
@@ -12,6 +12,7 @@ __all__ = [
     "ChatSettings",
     "DataSettings",
     "Example",
+    "PreferenceSettings",
     "ReadsFiles",
     "Source",
     "Task",
@@ -25,6 +26,7 @@ __all__ = [
     "nli",
     "outside",
     "pos",
+    "preference",
     "prompts",
     "settings",
 ]

@@ -1,13 +1,15 @@
 """Rows of the files that a configuration names, one at a time, each with its place for messages.
 
-A name is a path, a glob, any URL that fsspec knows, or a hub id: `org/name`, `org/name:config/split`. The content of a
-file says what it is: JSON lines, a JSON array or Parquet, plain or in gzip or zstd. JSON is read here and not by
-`datasets`, which settles the type of a column at the beginning of a file and gives an error no line number.
+A name is a path, a glob, any URL that fsspec knows, or a hub id: `org/name`, `org/name:config/split`. A file whose name
+ends in `.csv` is CSV with a header; of any other the content says what it is: JSON lines, a JSON array or Parquet. All
+may be in gzip or zstd. JSON and CSV are read here and not by `datasets`, which settles the type of a column at the
+beginning of a file and gives an error no line number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -26,13 +28,15 @@ from logitbank.errors import TaskError
 from logitbank.tasks.common import HubSource
 from logitbank.tasks.hub import open_split, split_files
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst", ".zstd")
+_COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", *_COMPRESSED_SUFFIXES)
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+)(?:/(?P<split>[\w.-]+))?)?")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's first bytes
 _PARQUET = b"PAR1"
 _CHUNK = 1 << 20  # characters of a JSON array that are read at a time
 _LATEST_FAULT = 16  # an error so near the end of what was read may be a value that was cut, such as `\ud83`
 _BATCH = 256  # rows of a Parquet file that are Python objects at a time
+_LONGEST_CELL = 2**31 - 1  # characters, the most that `csv` takes everywhere; its default is 131,072
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Row:
     """One row of a file.
 
     Attributes:
-        values: column -> value. Where it comes from Arrow, keys and columns that are null are left out.
+        values: column -> value. Keys and columns that are null in Arrow, or empty in CSV, are left out.
         file: as messages call it.
         number: of the line in JSON lines, of the row elsewhere, from 1.
         unit: what the number counts: `line` or `row`.
@@ -58,10 +62,11 @@ class Row:
 
 
 class _File(NamedTuple):
-    """A file to be read, and its name in messages."""
+    """A file to be read: its name in messages, and whether that says that it is CSV."""
 
     name: str
     open: Callable[[], BinaryIO]
+    is_csv: bool
 
 
 def open_rows(key: str, name: str, *, split: str, mirror: str | None = None) -> Iterator[Row]:
@@ -105,7 +110,8 @@ def _hub_rows(key: str, source: HubSource, mirror: str | None) -> Iterator[Row]:
     if files is not None and rows is None:
         names = [f"{source.path}: {PurePosixPath(name).name}" for name in files.names]
         openers = [_opener(fsspec.filesystem("file"), str(path)) for path in files.paths]
-        yield from _file_rows(key, [_File(*pair) for pair in zip(names, openers, strict=True)])
+        csvs = map(_is_csv, files.names)
+        yield from _file_rows(key, [_File(*file) for file in zip(names, openers, csvs, strict=True)])
         return
     for number, values in enumerate(rows or (), start=1):
         yield Row(_without_null(values), str(source), number, "row")
@@ -117,6 +123,8 @@ def _file_rows(key: str, files: list[_File]) -> Iterator[Row]:
             plain = _decompressed(opened)
             if plain.peek(len(_PARQUET)).startswith(_PARQUET):
                 yield from _parquet_rows(file.name, plain)
+            elif file.is_csv:
+                yield from _csv_rows(key, file.name, plain)
             else:
                 yield from _json_rows(key, file.name, plain)
 
@@ -130,9 +138,9 @@ def _find(key: str, name: str) -> list[_File]:
                 f"{key}: {shlex.quote(name)} is a directory; name its files, as {shlex.quote(name)}/*.jsonl"
             )
         if filesystem.isfile(path):
-            return [_File(shlex.quote(name), _opener(filesystem, path))]
+            return [_File(shlex.quote(name), _opener(filesystem, path), _is_csv(path))]
         if _is_glob(name) and (found := [file for file in sorted(filesystem.glob(path)) if filesystem.isfile(file)]):
-            return [_File(_shown(name, file), _opener(filesystem, file)) for file in found]
+            return [_File(_shown(name, file), _opener(filesystem, file), _is_csv(file)) for file in found]
     hub = "" if "://" in name else ", nor a hub id (org/name, org/name:config/split)"
     kind = "file matches" if _is_glob(name) else "file"
     raise TaskError(f"{key}: no {kind} {shlex.quote(name)}{hub}")
@@ -151,6 +159,14 @@ def _shown(name: str, file: str) -> str:
     if "://" in name:
         return shlex.quote(f"{name.partition('://')[0]}://{file}")
     return shlex.quote(file if Path(name).is_absolute() or name.startswith("~") else os.path.relpath(file))
+
+
+def _is_csv(path: str) -> bool:
+    """Whether a file is CSV by its name, of which a web address may ask for a version or a download."""
+    name = PurePosixPath(path.partition("?")[0] if _is_web(path) else path)
+    while name.suffix in _COMPRESSED_SUFFIXES:
+        name = name.with_suffix("")
+    return name.suffix == ".csv"
 
 
 def _opener(filesystem: Any, path: str) -> Callable[[], BinaryIO]:
@@ -199,6 +215,35 @@ def _json_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator
             hint = "; expected one JSON object a line, or one array of them" if number == 1 else ""
             raise TaskError(f"{key}: {place}: not valid JSON: {error.msg} at column {error.colno:,}{hint}") from None
         yield Row(_object(key, place, values), name, number, "line")
+
+
+def _csv_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[Row]:
+    """Rows of CSV, every value a text; cells may hold line breaks, so rows are counted and not lines."""
+    csv.field_size_limit(_LONGEST_CELL)
+    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    number = 0
+    try:
+        filled = (cells for cells in csv.reader(text, strict=True) if cells)  # an empty line is no row
+        header = next(filled, [])
+        if len(set(header)) != len(header):
+            twice = next(column for column in header if header.count(column) > 1)
+            raise TaskError(f"{key}: {name}: expected each column once, got {twice!r} twice")
+        while True:
+            number += 1
+            if (cells := next(filled, None)) is None:
+                return
+            if len(cells) != len(header):
+                raise TaskError(
+                    f"{key}: {name}, row {number:,}: expected {len(header):,} cells, as the header has, got "
+                    f"{len(cells):,}; a comma or line break in a cell needs quotes around the cell"
+                )
+            yield Row({column: cell for column, cell in zip(header, cells, strict=True) if cell}, name, number, "row")
+    except UnicodeDecodeError:
+        raise TaskError(f"{key}: {name}, row {number:,}: expected UTF-8 text, got other bytes") from None
+    except csv.Error as error:
+        raise TaskError(f"{key}: {name}, row {number:,}: not valid CSV: {error}") from None
+    finally:
+        text.detach()  # the file is closed by who opened it
 
 
 def _array_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[Row]:

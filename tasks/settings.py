@@ -24,6 +24,25 @@ class ChatSettings:
 
 
 @dataclass(frozen=True)
+class PreferenceSettings:
+    """How comparisons of two answers are read and divided.
+
+    Attributes:
+        external: files, globs, URLs or hub ids of further comparisons to train on.
+        holdout: share of the training file's prompts that stands in for a validation file where there is none.
+        selection: share of the validation prompts that chooses checkpoints.
+        dedup: what of duplicates is kept: `pair`, `prompt` or `none`.
+        folds: of the training comparisons.
+    """
+
+    external: tuple[str, ...] = ()
+    holdout: float = 0.05
+    selection: float = 0.2
+    dedup: str = "pair"
+    folds: int = 5
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Where examples come from; `configs.data_settings` makes it from a configuration.
 
@@ -33,6 +52,7 @@ class DataSettings:
         seed: of random subsets.
         files: task -> split -> file, glob, URL or hub id, for tasks that read files.
         chat: how conversations are read.
+        preference: how comparisons of two answers are read.
     """
 
     mirror: str | None = None
@@ -40,6 +60,7 @@ class DataSettings:
     seed: int = 0
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     chat: ChatSettings = ChatSettings()
+    preference: PreferenceSettings = PreferenceSettings()
 
     def file(self, task: str, split: str) -> str | None:
         """The file that the configuration names for a split of a task; None where it names none."""

@@ -141,7 +141,7 @@ def test_a_hub_id_names_configuration_and_split(hub: str) -> None:
         assert [row.values for row in found] == ROWS, name  # no key of another row, no number become a text
         assert found[1].place == "org/talks: train.jsonl, line 2"
     assert [row.values for row in rows_of("org/talks:short/dev", mirror=hub)] == ROWS[:1]
-    assert [row.values for row in rows_of("org/table", mirror=hub)] == [{"id": 1, "prompt": "hello"}, {"id": 2}]
+    assert [row.values for row in rows_of("org/table", mirror=hub)] == [{"id": "1", "prompt": "hello"}, {"id": "2"}]
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,9 @@ def test_nothing_to_score_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", list(TASKS))
 def test_metrics_work_on_arrays_of_means(name: str) -> None:
     task = TASKS[name]
-    reference = {"gsm8k": "#### 1", "qa": ["a b"], "ner": ["B-PER", "O"], "pos": ["NOUN", "X"]}.get(name, "no")
-    outputs = ["B-PER B-LOC a no 1", "x", ""]
+    references = {"gsm8k": "#### 1", "qa": ["a b"], "ner": ["B-PER", "O"], "pos": ["NOUN", "X"]}
+    reference = {**references, "preference": (0.25, 0.75, 0)}.get(name, "no")
+    outputs = ["B-PER B-LOC a no 1", '{"model_a": 0.5, "model_b": 0.3, "tie": 0.2}', ""]
     rows = [task.statistics(output, reference, "en") for output in outputs]
     if isinstance(task, LikelihoodScores):  # what a model's likelihood adds
         sums = ({"tokens": 4, "negative_log_likelihood": 6.5, "correct_tokens": 1}, {"tokens": 1}, {"tokens": 9})

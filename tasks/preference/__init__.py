@@ -1,0 +1,8 @@
+"""Comparisons of two answers: rows and their labels, duplicates, leaks, folds, and the tokens that a model reads."""
+
+from logitbank.tasks.preference.packing import PairPacker
+from logitbank.tasks.preference.parts import PARTS, part_of
+from logitbank.tasks.preference.preparation import PreparationReport, Prepared, prepare
+from logitbank.tasks.preference.reading import HUB_DEFAULT, load_pairs
+
+__all__ = ["HUB_DEFAULT", "PARTS", "PairPacker", "PreparationReport", "Prepared", "load_pairs", "part_of", "prepare"]
