@@ -1,4 +1,4 @@
-"""Teacher stores (Zarr); `storage.objects`: where their bytes lie; `storage.results`: rows (Parquet, DuckDB).
+"""Teacher and label stores (Zarr); `storage.objects`: where bytes lie; `storage.results`: rows (Parquet, DuckDB).
 
 Zarr is imported with the first name that needs it: reading result rows does not.
 """
@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Any
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
 
 if TYPE_CHECKING:
+    from logitbank.storage.label_store import (
+        LabelSpec,
+        LabelStore,
+        LabelStoreBuilder,
+        LabelStoreInfo,
+        PairTable,
+        ScoredShard,
+        Scorer,
+        is_label_store,
+        open_label_builder,
+    )
     from logitbank.storage.teacher_store import (
         LOG_MASS_FLOOR,
         MOST_DRAWS,
@@ -43,8 +54,15 @@ __all__ = [
     "ExampleRecord",
     "ExampleTable",
     "IncompleteStoreError",
+    "LabelSpec",
+    "LabelStore",
+    "LabelStoreBuilder",
+    "LabelStoreInfo",
     "OtherTeacher",
     "OwnSequences",
+    "PairTable",
+    "ScoredShard",
+    "Scorer",
     "StoreBuilder",
     "StoreError",
     "StoreInfo",
@@ -55,14 +73,29 @@ __all__ = [
     "Vocabulary",
     "bytes_of_draws",
     "concatenate",
+    "is_label_store",
     "open_builder",
+    "open_label_builder",
     "parts_to_verify",
     "verify",
 ]
 
+_LABEL_STORE = {
+    "LabelSpec",
+    "LabelStore",
+    "LabelStoreBuilder",
+    "LabelStoreInfo",
+    "PairTable",
+    "ScoredShard",
+    "Scorer",
+    "is_label_store",
+    "open_label_builder",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the teacher store."""
+    """A public name, from the room that has it."""
     if name not in __all__:
         raise AttributeError(f"module 'logitbank.storage' has no attribute {name!r}")
-    return getattr(importlib.import_module("logitbank.storage.teacher_store"), name)
+    room = "label_store" if name in _LABEL_STORE else "teacher_store"
+    return getattr(importlib.import_module(f"logitbank.storage.{room}"), name)

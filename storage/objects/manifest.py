@@ -1,8 +1,9 @@
 """Manifests: which objects exist, with size and hashes; written last, so they decide what is done.
 
 `manifest/base.json` covers the root, the examples and the vocabulary; `manifest/<view>/view.json`
-the metadata documents of one view; `manifest/<view>/<shard>.json` the objects of one shard. Each
-document carries the hash of its own content, so a flipped bit in a manifest is found too.
+the metadata documents of one view; `manifest/<view>/<shard>.json` the objects of one shard. In a label
+store `manifest/<view>/fold-<fold>.json` covers what the scorer of one fold had seen. Each document
+carries the hash of its own content, so a flipped bit in a manifest is found too.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def view_key(view: str) -> str:
 def shard_key(view: str, shard: int) -> str:
     """Key of the manifest that marks one shard of a view as done."""
     return f"manifest/{view}/{shard}.json"
+
+
+def fold_key(view: str, fold: int) -> str:
+    """Key of the manifest that says who scores one fold of a view of a label store."""
+    return f"manifest/{view}/fold-{fold}.json"
 
 
 def done_shards(objects: ObjectStore, view: str) -> set[int]:

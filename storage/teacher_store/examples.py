@@ -6,7 +6,6 @@ answer-token axis.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
 from logitbank.sequences import AnsweredSequence, Span
-from logitbank.storage.teacher_store.example_ids import ExampleIds
-from logitbank.storage.teacher_store.layout import FLAT_CHUNK, FORMAT_VERSION, create_flat_array
+from logitbank.storage.groups import ChunkedReader, ExampleIds, create_flat_array, join_names, read_all, starts_of
+from logitbank.storage.teacher_store.layout import FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,7 @@ def write_examples(
     Raises:
         StoreError: an id that repeats or holds a line break, or a task or language that the store does not name.
     """
-    ids = [record.example_id for record in records]
-    seen: set[str] = set()
-    for name in ids:
-        if "\n" in name or name in seen:
-            raise StoreError(f"example_id: expected unique ids without line breaks, got {name!r}")
-        seen.add(name)
+    joined = join_names([record.example_id for record in records])
     for record in records:
         if record.task not in tasks or record.language not in languages:
             raise StoreError(
@@ -83,7 +77,6 @@ def write_examples(
                 f"{', '.join(languages)}, got {record.task} in {record.language}"
             )
     task_of, language_of = ({name: i for i, name in enumerate(names)} for names in (tasks, languages))
-    joined = np.frombuffer("\n".join(ids).encode(), dtype=np.uint8)
     create_flat_array(group, "example_ids", joined, "zstd")
     create_flat_array(group, "task", np.array([task_of[r.task] for r in records], np.uint16), "pcodec")
     create_flat_array(group, "language", np.array([language_of[r.language] for r in records], np.uint16), "pcodec")
@@ -98,34 +91,28 @@ def write_sequences(group: zarr.Group, sequences: Sequence[AnsweredSequence], an
     length = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     answer_length = np.array([sequence.answer_length for sequence in sequences], dtype=np.int32)
     ids = np.concatenate([sequence.ids for sequence in sequences] or [np.zeros(0, np.int32)])
-    answer_at = _runs(np.repeat(_starts(length), span_count) + spans[:, 0], spans[:, 1])
+    answer_at = _runs(np.repeat(starts_of(length), span_count) + spans[:, 0], spans[:, 1])
     is_answer = np.zeros(len(ids), dtype=np.bool_)
     is_answer[answer_at] = True
     rows = int(answer_start[-1] + answer_length[-1]) if len(sequences) else 0
     answer_ids = np.zeros(rows, dtype=np.int32)
     answer_ids[_runs(answer_start, answer_length)] = ids[answer_at]
     context_length = (length - answer_length).astype(np.int32)
-    create_flat_array(group, "context_start", _starts(context_length), "pcodec")
+    create_flat_array(group, "context_start", starts_of(context_length), "pcodec")
     create_flat_array(group, "context_length", context_length, "pcodec")
     create_flat_array(group, "context_ids", ids[~is_answer], "zstd")
     create_flat_array(group, "answer_start", answer_start, "pcodec")
     create_flat_array(group, "answer_length", answer_length, "pcodec")
     create_flat_array(group, "answer_ids", answer_ids, "zstd")
-    create_flat_array(group, "span_start", _starts(span_count), "pcodec")
+    create_flat_array(group, "span_start", starts_of(span_count), "pcodec")
     create_flat_array(group, "span_count", span_count, "pcodec")
     create_flat_array(group, "span_position", span_position, "pcodec")
     create_flat_array(group, "span_length", span_length, "pcodec")
 
 
-def _starts(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Where runs of these lengths begin that lie end to end."""
-    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
-    return starts
-
-
 def _runs(starts: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[np.int64]:
     """The numbers start, start + 1 … of each run, run after run."""
-    runs: NDArray[np.int64] = np.repeat(starts - _starts(lengths), lengths) + np.arange(int(lengths.sum()))
+    runs: NDArray[np.int64] = np.repeat(starts - starts_of(lengths), lengths) + np.arange(int(lengths.sum()))
     return runs
 
 
@@ -171,22 +158,22 @@ class ExampleTable:
         context = "prompt" if format_version == 3 else "context"
         self.example: NDArray[np.int64] | range
         if of is None:
-            self.task = _read_all(open_array("task"))
-            self.language = _read_all(open_array("language"))
+            self.task = read_all(open_array("task"))
+            self.language = read_all(open_array("language"))
             self.example = range(len(self.task))
-            self.example_id = ExampleIds.joined(_read_all(open_array("example_ids")), len(self.task))
+            self.example_id = ExampleIds.joined(read_all(open_array("example_ids")), len(self.task))
         else:
-            self.example = _read_all(open_array("example"))
+            self.example = read_all(open_array("example"))
             self.task, self.language = of.task[self.example], of.language[self.example]
             self.example_id = of.example_id.take(self.example)
-        self.answer_length = _read_all(open_array("answer_length"))
-        self.answer_start = _read_all(open_array("answer_start"))
-        self.input_length: NDArray[np.int32] = _read_all(open_array(f"{context}_length")) + self.answer_length
-        self._context_start = _ChunkedReader(open_array(f"{context}_start"))
-        self._context = _ChunkedReader(open_array(f"{context}_ids"))
-        self._answers = _ChunkedReader(open_array("answer_ids"))
+        self.answer_length = read_all(open_array("answer_length"))
+        self.answer_start = read_all(open_array("answer_start"))
+        self.input_length: NDArray[np.int32] = read_all(open_array(f"{context}_length")) + self.answer_length
+        self._context_start = ChunkedReader(open_array(f"{context}_start"))
+        self._context = ChunkedReader(open_array(f"{context}_ids"))
+        self._answers = ChunkedReader(open_array("answer_ids"))
         spans = ("span_start", "span_count", "span_position", "span_length") if format_version > 3 else ()
-        self._spans = tuple(_ChunkedReader(open_array(name)) for name in spans)
+        self._spans = tuple(ChunkedReader(open_array(name)) for name in spans)
 
     def __len__(self) -> int:
         return len(self.task)
@@ -229,41 +216,3 @@ class ExampleTable:
             some = ", ".join(self.example_id[:3])
             raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")
         return int(found[0])
-
-
-class _ChunkedReader:
-    """Slices of a flat array, the latest chunks kept decoded."""
-
-    def __init__(self, array: zarr.Array[Any], keep: int = 64) -> None:
-        self._array = array
-        self._keep = keep
-        self._chunks: OrderedDict[int, NDArray[Any]] = OrderedDict()
-
-    def one(self, position: int) -> int:
-        """One value."""
-        return int(self._chunk(position // FLAT_CHUNK)[position % FLAT_CHUNK])
-
-    def read(self, start: int, length: int) -> NDArray[Any]:
-        """`length` ≥ 1 values from `start` on."""
-        chunk, first = divmod(start, FLAT_CHUNK)
-        if first + length <= FLAT_CHUNK:
-            return self._chunk(chunk)[first : first + length]
-        stop, parts = start + length, []
-        for chunk in range(start // FLAT_CHUNK, (stop - 1) // FLAT_CHUNK + 1):
-            origin = chunk * FLAT_CHUNK
-            parts.append(self._chunk(chunk)[max(start - origin, 0) : stop - origin])
-        return np.concatenate(parts)
-
-    def _chunk(self, chunk: int) -> NDArray[Any]:
-        if chunk not in self._chunks:
-            origin = chunk * FLAT_CHUNK
-            self._chunks[chunk] = np.asarray(self._array[origin : origin + FLAT_CHUNK])
-            if len(self._chunks) > self._keep:
-                self._chunks.popitem(last=False)
-        else:
-            self._chunks.move_to_end(chunk)
-        return self._chunks[chunk]
-
-
-def _read_all(array: zarr.Array[Any]) -> NDArray[Any]:
-    return np.asarray(array[:])

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, ZstdCodec
-from zarr.codecs.numcodecs import PCodec
 
 from logitbank.errors import StoreError
+from logitbank.storage.groups import TOKENS, coder
 
-FORMAT = "logitbank-store"
+FORMAT = TOKENS
 FORMAT_VERSION = 4
 READABLE_VERSIONS = (3, FORMAT_VERSION)
 RANK_BLOCK = 16  # ranks per object: the first k ranks cost the bytes of ceil(k / 16) blocks
-FLAT_CHUNK = 1 << 18  # elements per chunk of arrays that are not on the answer-token axis
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class ArraySpec:
         name: its name below the view's group.
         dtype: NumPy dtype name.
         width: columns, or None for one value per answer token.
-        coder: key of `coder`.
+        coder: key of `groups.coder`.
         per_block: its columns are blocks of ranks, not ranks.
         whole: its columns are no ranks at all: always read completely.
     """
@@ -130,18 +127,6 @@ def rank_blocks(width: int) -> list[slice]:
     return [slice(start, min(start + RANK_BLOCK, width)) for start in range(0, width, RANK_BLOCK)]
 
 
-def coder(name: str) -> dict[str, Any]:
-    """Zarr codecs of a chain; each ends in zstd with a content checksum, which all readers check."""
-    if name == "pcodec":
-        return {"serializer": PCodec(level=8), "compressors": [ZstdCodec(level=1, checksum=True)]}
-    if name == "pcodec-as-is":  # the values are differences already: pcodec need not look for any
-        serializer = PCodec(level=8, mode_spec="classic", delta_spec="try_consecutive", delta_encoding_order=0)
-        return {"serializer": serializer, "compressors": [ZstdCodec(level=1, checksum=True)]}
-    if name == "zstd":
-        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=12, checksum=True)]}
-    raise ValueError(name)
-
-
 def create_token_array(group: zarr.Group, spec: ArraySpec, rows: int, shard_tokens: int, chunk_tokens: int) -> None:
     """Create an array on the answer-token axis: one object per shard and block of ranks."""
     dtype = np.dtype(spec.dtype)
@@ -163,25 +148,3 @@ def create_token_array(group: zarr.Group, spec: ArraySpec, rows: int, shard_toke
         config={"write_empty_chunks": True},
         **coder(spec.coder),
     )
-
-
-def create_flat_array(group: zarr.Group, name: str, data: NDArray[Any], coder_name: str) -> None:
-    """Create and fill an array in chunks of `FLAT_CHUNK` rows."""
-    array = group.create_array(
-        name,
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=(max(1, min(len(data), FLAT_CHUNK)), *data.shape[1:]),
-        filters=(),
-        fill_value=0,
-        config={"write_empty_chunks": True},
-        **coder(coder_name),
-    )
-    array[:] = data
-
-
-def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """One of a group's arrays."""
-    found = group[name]
-    assert isinstance(found, zarr.Array), name
-    return found

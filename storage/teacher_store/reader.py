@@ -22,6 +22,7 @@ from zarr.storage import MemoryStore
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
 from logitbank.registry import ENCODINGS
+from logitbank.storage.groups import VerifiedObjects, require_kind
 from logitbank.storage.objects import (
     BASE_KEY,
     covers,
@@ -39,7 +40,6 @@ from logitbank.storage.teacher_store.layout import FORMAT, RANK_BLOCK, READABLE_
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
 from logitbank.storage.teacher_store.spec import StoreInfo
-from logitbank.storage.teacher_store.verified import VerifiedObjects
 from logitbank.storage.teacher_store.views import Tokens, ViewLayout
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
@@ -74,6 +74,7 @@ class TeacherStore:
         # Metadata that no array needs is checked as well.
         self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
         attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
+        require_kind(url, attributes, FORMAT)
         version = attributes.get("format_version")
         if attributes.get("format") != FORMAT or version not in READABLE_VERSIONS:
             raise StoreError(

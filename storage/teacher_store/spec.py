@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from logitbank.errors import StoreError
-from logitbank.experiment import flatten
+from logitbank.storage.groups import SHORT_DIGITS, as_json, hash_json
 from logitbank.storage.teacher_store.examples import ExampleRecord
 from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, ShardPlan
 from logitbank.storage.teacher_store.views import OwnSequences, Saw, Tokens, ViewLayout, add_sequence
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
-
-SHORT_DIGITS = 8  # of a fingerprint, where a person reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,43 +194,7 @@ def view_attributes(
 
 
 _UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
-_ABSENT = {**_UNSAID, "identity.split": "train"}  # nor one of the training split of that
-
-
-def refuse_difference(where: str, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
-    """Raise `StoreError` for the most telling setting in which two identities differ.
-
-    Args:
-        where: the beginning of the message.
-        stored: identity of what exists.
-        requested: identity of what is asked for.
-    """
-    before, now = flatten(stored), flatten(requested)
-    for key in sorted(before.keys() | now.keys(), key=_consequence):
-        absent = _ABSENT.get(key, "nothing")
-        old, new = before.get(key, absent), now.get(key, absent)
-        if old != new:
-            raise StoreError(
-                f"{where}: created with {key} = {old}, but this run requests {new}; "
-                "use the same settings to resume, or another --store"
-            )
-
-
-def _consequence(key: str) -> tuple[bool, int, str]:
-    """Sorts settings that differ before what differs in their wake, which says less: the signal before its draws."""
-    wake = ("count", "chunk_tokens", "shard_tokens", "hash")  # other examples, a store smaller than a shard
-    rank = next((number for number, end in enumerate(wake, start=1) if key.endswith(end)), 0)
-    return key != "signal", rank, key
-
-
-def as_json(value: Any) -> Any:
-    """The value as JSON gives it back, so that stored and new identities compare equal."""
-    return json.loads(json.dumps(value, sort_keys=True, default=dict))
-
-
-def hash_json(value: Any) -> str:
-    """SHA-256 over a value as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(as_json(value), sort_keys=True).encode()).hexdigest()
+ABSENT = {**_UNSAID, "identity.split": "train"}  # nor one of the training split of that
 
 
 def _hash_records(records: Sequence[ExampleRecord]) -> str:

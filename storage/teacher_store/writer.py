@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,16 @@ from zarr.storage import MemoryStore
 
 from logitbank.errors import StoreError
 from logitbank.registry import ENCODINGS
+from logitbank.storage.groups import (
+    array_of,
+    as_json,
+    create_flat_array,
+    put_objects,
+    read_root,
+    refuse_difference,
+    require_kind,
+    require_view_name,
+)
 from logitbank.storage.objects import (
     BASE_KEY,
     ObjectEntry,
@@ -32,16 +41,14 @@ from logitbank.storage.objects import (
     read_object,
     shard_key,
     view_key,
-    write_manifest,
 )
 from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, write_examples, write_own
 from logitbank.storage.teacher_store.layout import (
+    FORMAT,
     FORMAT_VERSION,
     READABLE_VERSIONS,
     ShardPlan,
-    array_of,
-    create_flat_array,
     create_token_array,
     plan_shards,
     rank_blocks,
@@ -49,19 +56,16 @@ from logitbank.storage.teacher_store.layout import (
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import check_samples, encode_samples, sample_arrays
 from logitbank.storage.teacher_store.spec import (
+    ABSENT,
     StoreInfo,
     StoreSpec,
-    as_json,
     identity_of,
-    refuse_difference,
     root_attributes,
     view_attributes,
     view_identity,
 )
 from logitbank.storage.teacher_store.views import OtherTeacher, OwnSequences, Saw, ViewLayout
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
-
-VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 class _View(NamedTuple):
@@ -115,8 +119,7 @@ class StoreBuilder:
             StoreError: a name that cannot be one, another identity than the view's, or sequences of examples that
                 the store does not have.
         """
-        if not VIEW_NAME.fullmatch(view):
-            raise StoreError(f"view: expected lower-case letters, digits and underscores, got {view!r}")
+        require_view_name(view)
         # Two workers would learn two numberings.
         with self.objects.base_lock() if own is not None else contextlib.nullcontext():
             self._views[view] = self._add_view(view, identity, details, sequences, own)
@@ -153,7 +156,8 @@ class StoreBuilder:
                 write_own(group.create_group("examples"), examples, own.sequences, layout.plan.answer_start)
                 if own.teacher is not None:
                     _write_vocabulary(group, layout.vocabulary)
-            self._write_view(view, contents)
+            key = view_key(view)
+            put_objects(self.objects, key, contents, {"view": view}, what=f"view {view}", below=f"teachers/{view}/")
         return added
 
     def _own_layout(self, own: OwnSequences) -> ViewLayout:
@@ -176,14 +180,6 @@ class StoreBuilder:
         if existing is not None:
             return _read_vocabulary(self.objects, existing, f"teachers/{view}/")
         return _learnt(teacher.vocabulary, teacher.tokens.tokenizer_size)
-
-    def _write_view(self, view: str, contents: Mapping[str, Buffer]) -> None:
-        documents = {f"teachers/{view}/{key}": data for key, data in _sorted_bytes(contents).items()}
-        with self._writing(f"view {view}"):
-            for key, data in documents.items():
-                self.objects.put(key, data)
-            entries = {key: ObjectEntry.of(data) for key, data in documents.items()}
-            write_manifest(self.objects, view_key(view), entries, {"view": view})
 
     def plan_of(self, view: str) -> ShardPlan:
         """Which rows of a view that was added belong to which example."""
@@ -228,27 +224,11 @@ class StoreBuilder:
                 for block in rank_blocks(padded.shape[1]) if padded.ndim == 2 else ():
                     # pcodec takes contiguous memory only
                     array[region, block] = np.ascontiguousarray(padded[:, block])
-        written = {key: data for key, data in _sorted_bytes(contents).items() if key not in metadata}
+        written = {key: data for key, data in contents.items() if key not in metadata}
         examples = plan.examples_of(shard)
         about = {"view": view, "shard": shard, "examples": [examples.start, examples.stop], **as_json(details or {})}
-        entries = {}
-        with self._writing(f"view {view}, shard {shard}"):
-            for key, data in written.items():
-                path = f"teachers/{view}/{key}"
-                self.objects.put(path, data)
-                entries[path] = ObjectEntry.of(data)
-            write_manifest(self.objects, shard_key(view, shard), entries, about)
-
-    @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """Report a full disk and its like on one line that says what is kept."""
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"--store {shlex.quote(self.objects.url)}: cannot write {what}: {error.strerror or error}; "
-                "finished shards are kept, run the same command to resume"
-            ) from error
+        where = f"view {view}, shard {shard}"
+        put_objects(self.objects, shard_key(view, shard), written, about, what=where, below=f"teachers/{view}/")
 
 
 @contextlib.contextmanager
@@ -314,26 +294,21 @@ def _create(
     lengths = np.array([record.sequence.answer_length for record in validation], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     write_examples(root.create_group("validation"), validation, starts, spec.tasks, spec.languages)
-    contents = _sorted_bytes(made)
-    try:
-        for key, data in contents.items():
-            objects.put(key, data)
-        write_manifest(objects, BASE_KEY, {key: ObjectEntry.of(data) for key, data in contents.items()}, {})
-    except OSError as error:
-        raise StoreError(f"--store {shlex.quote(objects.url)}: cannot be written: {error.strerror or error}") from error
+    put_objects(objects, BASE_KEY, made, {}, what="the examples")
 
 
 def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str, Any], Vocabulary]:
     """Root attributes and vocabulary of a store that exists."""
     where = f"--store {shlex.quote(objects.url)}"
     entries, _ = read_manifest(objects, BASE_KEY)
-    root = json.loads(read_object(objects, "zarr.json", entries["zarr.json"]))["attributes"]
+    root = read_root(objects)
+    require_kind(objects.url, root, FORMAT)
     if (version := root.get("format_version")) != FORMAT_VERSION:
         readable = "which is read but not built on" if version in READABLE_VERSIONS else "which is not known here"
         raise StoreError(
             f"{where}: has format version {version}, {readable}; expected {FORMAT_VERSION}: build into another --store"
         )
-    refuse_difference(where, root["identity"], identity)
+    refuse_difference(where, root["identity"], identity, ABSENT)
     return root, _read_vocabulary(objects, entries, "")
 
 
@@ -363,7 +338,3 @@ def _learnt(vocabulary: Callable[[], Vocabulary], tokens: int) -> Vocabulary:
     if len(numbering.tokens) != tokens:
         raise StoreError(f"vocabulary: expected {tokens} tokens, got {len(numbering.tokens)}")
     return numbering
-
-
-def _sorted_bytes(contents: Mapping[str, Buffer]) -> dict[str, bytes]:
-    return {key: buffer.to_bytes() for key, buffer in sorted(contents.items())}

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import zarr
 
+from logitbank.storage.groups import create_flat_array
 from logitbank.storage.objects import done_shards, open_objects
 from logitbank.storage.teacher_store.examples import ExampleTable
-from logitbank.storage.teacher_store.layout import create_flat_array, plan_shards
+from logitbank.storage.teacher_store.layout import plan_shards
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from logitbank.sequences import AnsweredSequence, Span
 from logitbank.storage import ExampleRecord, StoreError, TeacherStore, verify
-from logitbank.storage.teacher_store import example_ids
+from logitbank.storage.groups import example_ids
 from tests.storage import stores
 
 RUNS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=9)  # context, answer

@@ -14,9 +14,21 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from logitbank.errors import StoreError
+
 BLOCK = 1 << 16  # names hashed or decoded at a time
 LINE_FEED = 10
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no power of it is 0
+
+
+def join_names(names: Sequence[str]) -> NDArray[np.uint8]:
+    """(B,) the names as `ExampleIds.joined` reads them; StoreError for one that repeats or holds a line break."""
+    seen: set[str] = set()
+    for name in names:
+        if "\n" in name or name in seen:
+            raise StoreError(f"example_id: expected unique ids without line breaks, got {name!r}")
+        seen.add(name)
+    return np.frombuffer("\n".join(names).encode(), dtype=np.uint8)
 
 
 class ExampleIds(Sequence[str]):

@@ -1,0 +1,30 @@
+"""What stores share that are Zarr groups in objects: flat arrays, names, identities, verified reading, writing."""
+
+from logitbank.storage.groups.example_ids import ExampleIds, join_names
+from logitbank.storage.groups.flat import ChunkedReader, array_of, coder, create_flat_array, read_all, starts_of
+from logitbank.storage.groups.identity import SHORT_DIGITS, as_json, hash_json, refuse_difference
+from logitbank.storage.groups.kinds import LABELS, TOKENS, read_root, require_kind
+from logitbank.storage.groups.verified import VerifiedObjects
+from logitbank.storage.groups.writing import put_objects, require_view_name
+
+__all__ = [
+    "LABELS",
+    "SHORT_DIGITS",
+    "TOKENS",
+    "ChunkedReader",
+    "ExampleIds",
+    "VerifiedObjects",
+    "array_of",
+    "as_json",
+    "coder",
+    "create_flat_array",
+    "hash_json",
+    "join_names",
+    "put_objects",
+    "read_all",
+    "read_root",
+    "refuse_difference",
+    "require_kind",
+    "require_view_name",
+    "starts_of",
+]

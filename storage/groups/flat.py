@@ -1,0 +1,96 @@
+"""Zarr arrays that are written once, with their group, and read as they are asked for: in chunks, or whole."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, ZstdCodec
+from zarr.codecs.numcodecs import PCodec
+
+FLAT_CHUNK = 1 << 18  # rows of a chunk
+
+
+def coder(name: str) -> dict[str, Any]:
+    """Zarr codecs of a chain; each ends in zstd with a content checksum, which all readers check."""
+    if name == "pcodec":
+        return {"serializer": PCodec(level=8), "compressors": [ZstdCodec(level=1, checksum=True)]}
+    if name == "pcodec-as-is":  # the values are differences already: pcodec need not look for any
+        serializer = PCodec(level=8, mode_spec="classic", delta_spec="try_consecutive", delta_encoding_order=0)
+        return {"serializer": serializer, "compressors": [ZstdCodec(level=1, checksum=True)]}
+    if name == "zstd":
+        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=12, checksum=True)]}
+    raise ValueError(name)
+
+
+def create_flat_array(
+    group: zarr.Group, name: str, data: NDArray[Any], coder_name: str, *, chunk: int = FLAT_CHUNK
+) -> None:
+    """Create and fill an array in chunks of so many rows."""
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(max(1, min(len(data), chunk)), *data.shape[1:]),
+        filters=(),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+        **coder(coder_name),
+    )
+    array[:] = data
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """One of a group's arrays."""
+    found = group[name]
+    assert isinstance(found, zarr.Array), name
+    return found
+
+
+def read_all(array: zarr.Array[Any]) -> NDArray[Any]:
+    """A whole array."""
+    return np.asarray(array[:])
+
+
+def starts_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where runs of these lengths begin that lie end to end."""
+    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
+    return starts
+
+
+class ChunkedReader:
+    """Slices of a flat array, the latest chunks kept decoded."""
+
+    def __init__(self, array: zarr.Array[Any], keep: int = 64) -> None:
+        self._array = array
+        self._rows = array.chunks[0]
+        self._keep = keep
+        self._chunks: OrderedDict[int, NDArray[Any]] = OrderedDict()
+
+    def one(self, position: int) -> int:
+        """One value."""
+        return int(self._chunk(position // self._rows)[position % self._rows])
+
+    def read(self, start: int, length: int) -> NDArray[Any]:
+        """`length` ≥ 1 values from `start` on."""
+        chunk, first = divmod(start, self._rows)
+        if first + length <= self._rows:
+            return self._chunk(chunk)[first : first + length]
+        stop, parts = start + length, []
+        for chunk in range(start // self._rows, (stop - 1) // self._rows + 1):
+            origin = chunk * self._rows
+            parts.append(self._chunk(chunk)[max(start - origin, 0) : stop - origin])
+        return np.concatenate(parts)
+
+    def _chunk(self, chunk: int) -> NDArray[Any]:
+        if chunk not in self._chunks:
+            origin = chunk * self._rows
+            self._chunks[chunk] = np.asarray(self._array[origin : origin + self._rows])
+            if len(self._chunks) > self._keep:
+                self._chunks.popitem(last=False)
+        else:
+            self._chunks.move_to_end(chunk)
+        return self._chunks[chunk]

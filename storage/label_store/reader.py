@@ -1,0 +1,211 @@
+"""Reading a label store. Every byte is checked against the manifest before it becomes a number or a text.
+
+Shape letters: N training rows.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import MemoryStore
+
+from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
+from logitbank.preference import CLASSES
+from logitbank.storage.groups import VerifiedObjects, hash_json, read_root, require_kind
+from logitbank.storage.label_store.layout import FORMAT, FORMAT_VERSION, FoldPlan, plan_folds
+from logitbank.storage.label_store.pairs import PairTable
+from logitbank.storage.label_store.seen import SeenRows
+from logitbank.storage.label_store.spec import LabelStoreInfo, ScoredShard
+from logitbank.storage.label_store.writer import seen_key
+from logitbank.storage.objects import (
+    BASE_KEY,
+    done_shards,
+    fold_key,
+    open_objects,
+    read_manifest,
+    read_object,
+    shard_key,
+    view_key,
+)
+
+
+class LabelStore:
+    """Read access to one label store.
+
+    Attributes:
+        url: where it lies.
+        info: what it is.
+        train: the training rows, in the order of their folds.
+        validation: held-out rows, without logits.
+        external: rows from elsewhere, without logits.
+        views: names of the views it has, finished or not.
+        plan: which training rows belong to which shard.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.objects = open_objects(url)
+        self._source = VerifiedObjects(self.objects)
+        place = f"--store {shlex.quote(url)}"
+        try:
+            self._source.add_manifest(BASE_KEY)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{place}: no label store there (no {BASE_KEY}); build one with build-teacher-cache --view none"
+            ) from None
+        # Metadata that no array needs is checked as well.
+        self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
+        attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
+        require_kind(url, attributes, FORMAT)
+        if (attributes.get("format"), attributes.get("format_version")) != (FORMAT, FORMAT_VERSION):
+            raise StoreError(
+                f"{place}: expected {FORMAT} version {FORMAT_VERSION}, got {attributes.get('format')} version "
+                f"{attributes.get('format_version')}; build it again"
+            )
+        self.info = LabelStoreInfo.from_attributes(attributes)
+        self._zarr = MemoryStore(self._source, read_only=True)
+        self.train = PairTable(lambda name: self._array(f"train/{name}"), "fold")
+        self.validation = PairTable(lambda name: self._array(f"validation/{name}"), "part")
+        self.external = PairTable(lambda name: self._array(f"external/{name}"))
+        self.plan: FoldPlan = plan_folds(self.train.fold, self.info.folds, self.info.shard_rows)
+        found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
+        self.views = tuple(sorted(found))
+
+    @classmethod
+    def open(cls, url: str) -> LabelStore:
+        """Open a store for reading.
+
+        Raises:
+            StoreError: there is none, one of another format version, or a teacher store.
+            CorruptStoreError: a damaged root, manifest or table of rows.
+        """
+        return cls(url)
+
+    def view_attributes(self, view: str) -> Mapping[str, Any]:
+        """`identity`, `details` and `fingerprint` of a view; StoreError where there is none."""
+        self._require_exists(view)
+        key = f"teachers/{view}/zarr.json"
+        entries, _ = read_manifest(self.objects, view_key(view))
+        attributes: dict[str, Any] = json.loads(read_object(self.objects, key, entries[key]))["attributes"]
+        return attributes
+
+    def view_fingerprint(self, view: str, folds: Sequence[int] | None = None) -> str:
+        """What tells the logits of some folds of a view (all by default) from others: SHA-256.
+
+        Raises:
+            StoreError: as `require_view`.
+        """
+        self.require_view(view, folds)
+        wanted = range(self.info.folds) if folds is None else sorted(folds)
+        weights = {shard.fold: shard.weights for shard in self.scorers(view)}
+        return hash_json([self.view_attributes(view)["fingerprint"], [[fold, weights[fold]] for fold in wanted]])
+
+    def missing_shards(self, view: str, fold: int | None = None) -> list[int]:
+        """Shards of a view, or of one of its folds, that are still to be written."""
+        done = done_shards(self.objects, view)
+        wanted = range(self.plan.shards) if fold is None else self.plan.shards_of(fold)
+        return [shard for shard in wanted if shard not in done]
+
+    def require_view(self, view: str, folds: Iterable[int] | None = None) -> None:
+        """Check that a view has all rows of some folds, or of all.
+
+        Raises:
+            StoreError: no such view, or a fold that the store does not have.
+            IncompleteStoreError: folds that are missing or half-built, named.
+        """
+        self._require_exists(view)
+        wanted = list(range(self.info.folds) if folds is None else folds)
+        strange = [fold for fold in wanted if not 0 <= fold < self.info.folds]
+        if strange:
+            raise StoreError(f"fold {strange[0]}: the store {shlex.quote(self.url)} has 0 to {self.info.folds - 1}")
+        missing = set(self.missing_shards(view))
+        lacking = [fold for fold in wanted if missing.intersection(self.plan.shards_of(fold))]
+        if lacking:
+            named = f"fold {lacking[0]}" if len(lacking) == 1 else f"folds {', '.join(map(str, lacking))}"
+            raise IncompleteStoreError(
+                f"--view {view}: {named} of {shlex.quote(self.url)} still to be scored; run build-teacher-cache "
+                f"--view {view} --fold {lacking[0]} with a teacher that was trained without it"
+            )
+
+    def logits(self, view: str) -> NDArray[np.float32]:
+        """(N, 3) float32, raw logits of `CLASSES`; NaN where no teacher scored the row.
+
+        Raises:
+            StoreError: no such view.
+            CorruptStoreError: bytes that are missing or damaged.
+        """
+        self._require_exists(view)
+        logits = np.full((len(self.train), len(CLASSES)), np.nan, np.float32)
+        for shard in sorted(done_shards(self.objects, view)):
+            rows = self.plan.rows_of(shard)
+            logits[rows.start : rows.stop] = self.read_shard(view, shard)
+        return logits
+
+    def read_shard(self, view: str, shard: int) -> NDArray[np.float32]:
+        """(n, 3) float32, the logits of one shard that is done."""
+        source = VerifiedObjects(self.objects)
+        source.add_manifest(view_key(view))
+        source.add_manifest(shard_key(view, shard))
+        start = shard * self.plan.shard_rows
+        try:
+            array = zarr.open_array(MemoryStore(source, read_only=True), path=f"teachers/{view}/logits", mode="r")
+            return np.asarray(array[start : start + len(self.plan.rows_of(shard))])
+        except CorruptStoreError as error:
+            raise CorruptStoreError(
+                f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
+                "which writes this shard again"
+            ) from error
+
+    def scorers(self, view: str) -> list[ScoredShard]:
+        """Who scored each shard that is done, in their order."""
+        self._require_exists(view)
+        done = sorted(done_shards(self.objects, view))
+        return [ScoredShard.from_manifest(read_manifest(self.objects, shard_key(view, shard))[1]) for shard in done]
+
+    def seen_rows(self, view: str, fold: int) -> SeenRows | None:
+        """Which training rows the scorer of a fold had seen the prompts of; None where nothing says.
+
+        Raises:
+            CorruptStoreError: missing or damaged.
+        """
+        place = seen_key(view, fold)
+        try:
+            entries, _ = read_manifest(self.objects, fold_key(view, fold))
+        except FileNotFoundError:
+            raise CorruptStoreError(f"{fold_key(view, fold)}: missing, though shards of the fold are done") from None
+        if place not in entries:
+            return None
+        data = read_object(self.objects, place, entries[place], f"view {view}, fold {fold}")
+        try:
+            return SeenRows.decoded(data, len(self.train))
+        except ValueError:
+            raise CorruptStoreError(f"{place}: expected {counted(len(self.train), 'row')}, got others") from None
+
+    def _require_exists(self, view: str) -> None:
+        if view not in self.views:
+            have = ", ".join(self.views) or "none yet"
+            raise StoreError(
+                f"--view {shlex.quote(view)}: the store {shlex.quote(self.url)} has no such view (it has: {have})"
+            )
+
+    def _array(self, path: str) -> zarr.Array[Any]:
+        return zarr.open_array(self._zarr, path=path, mode="r")
+
+
+def is_label_store(url: str) -> bool:
+    """Whether a label store lies there; a teacher store, or nothing, is none.
+
+    Raises:
+        StoreError: the place cannot be reached.
+        CorruptStoreError: a damaged manifest or root.
+    """
+    try:
+        return read_root(open_objects(url)).get("format") == FORMAT
+    except FileNotFoundError:
+        return False
