@@ -15,10 +15,8 @@ language model with its tokenizer, for `model.name`. Same seed, same bytes of da
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.scripts.made import is_made, mark_made
 from logitbank.tasks import LANGUAGES, TASKS
 from logitbank.tasks.common import Example, HubSource
 from logitbank.tasks.ner import TAGS as NER_TAGS
@@ -354,8 +353,7 @@ def pretrain(model: Qwen3ForCausalLM, conversations: Conversations, plan: Pretra
 
 def make_model(folder: Path, plan: Pretraining) -> None:
     """Write model and tokenizer to `folder`, unless they are there, made by the same plan."""
-    settings = json.dumps(dataclasses.asdict(plan))
-    if _made(folder, settings):
+    if is_made(folder, plan):
         return
     started = time.monotonic()
     tokenizer = build_tokenizer()
@@ -364,7 +362,7 @@ def make_model(folder: Path, plan: Pretraining) -> None:
     losses = pretrain(model, Conversations(tokenizer, plan), plan)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    _mark_made(folder, settings)
+    mark_made(folder, plan)
     logger.info(
         "%s: %d parameters, vocabulary of %d words, loss %.2f -> %.2f nats per token in %d steps and %.0f s",
         folder,
@@ -379,28 +377,11 @@ def make_model(folder: Path, plan: Pretraining) -> None:
 
 def make_mirror(folder: Path, world: World) -> None:
     """Write the world's data sets to `folder`, unless they are there."""
-    settings = json.dumps(dataclasses.asdict(world))
-    if _made(folder, settings):
+    if is_made(folder, world):
         return
     write_mirror(folder, world)
-    _mark_made(folder, settings)
+    mark_made(folder, world)
     logger.info("%s: %d files of synthetic rows in hub layout", folder, len(_splits()))
-
-
-def _made(folder: Path, settings: str) -> bool:
-    """Whether the folder was made by these settings; what was made otherwise or in part is removed."""
-    record = folder / "made-by.json"
-    if record.exists() and record.read_text(encoding="utf-8") == settings:
-        logger.info("%s: is there already", folder)
-        return True
-    shutil.rmtree(folder, ignore_errors=True)
-    return False
-
-
-def _mark_made(folder: Path, settings: str) -> None:
-    temporary = folder / "made-by.tmp"
-    temporary.write_text(settings, encoding="utf-8")
-    temporary.rename(folder / "made-by.json")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -113,18 +113,31 @@ class Stages:
 
     def _launch(self, command: str, own: Sequence[str], overrides: Sequence[str]) -> None:
         files = ["--config", *self.files] if self.files else []
-        run_process([sys.executable, "-m", *self._launcher(command), "logitbank", command, *own, *files, *overrides])
+        launch = [] if command == "evaluate-model" else launcher(self.processes)
+        run_here([*launch, command, *own, *files, *overrides])
 
-    def _launcher(self, command: str) -> list[str]:
-        """What stands between `python -m` and the module that runs."""
-        if self.processes is None or command == "evaluate-model":
-            return []
-        from accelerate.commands.config.config_args import default_config_file
 
-        # Where there is no accelerator, or none is asked for, the launcher would start a single process.
-        several = ["--multi_gpu"] if self.processes > 1 and not Path(default_config_file).exists() else []
-        own = [*several, "--num_processes", str(self.processes), "--main_process_port", "0"]
-        return ["accelerate.commands.launch", *own, "-m"]
+def launcher(processes: int | None) -> list[str]:
+    """What stands before a command that several processes share, as a user types it; nothing for None."""
+    if processes is None:
+        return []
+    from accelerate.commands.config.config_args import default_config_file
+
+    # Where there is no accelerator, or none is asked for, the launcher would start a single process.
+    several = ["--multi_gpu"] if processes > 1 and not Path(default_config_file).exists() else []
+    own = [*several, "--num_processes", str(processes), "--main_process_port", "0"]
+    return ["accelerate", "launch", *own, "-m", "logitbank"]
+
+
+def run_here(words: Sequence[str]) -> None:
+    """Run a command of ours, launched or not, as a process of this very environment.
+
+    Raises:
+        LogitbankError: see `run_process`.
+    """
+    launched = words[:2] == ["accelerate", "launch"]
+    module = ["accelerate.commands.launch", *words[2:]] if launched else ["logitbank", *words]
+    run_process([sys.executable, "-m", *module])
 
 
 def run_process(command: Sequence[str]) -> None:

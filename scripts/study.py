@@ -13,6 +13,7 @@ GROUP = CommandGroup(
         "xtreme": ("logitbank.scripts.xtreme", "teacher caches, three students and five conditions of each model"),
         "gsm8k": ("logitbank.scripts.gsm8k", "GSM8K at every checkpoint, with both ablations of the teacher"),
         "lambda-sweep": ("logitbank.scripts.lambda_sweep", "many students from one store: λ, strategy, view, seed"),
+        "preference": ("logitbank.scripts.preference", "teachers out of fold into one calibrated model of preferences"),
         "incontext": ("logitbank.scripts.incontext", "what demonstrations are worth, over many synthetic worlds"),
     },
 )
