@@ -14,7 +14,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from logitbank.command import CommandParser, make_directory, run_command
+from logitbank.command import CommandGroup, CommandParser, make_directory, run_command
 from logitbank.configs.arguments import add_config_arguments, overrides_of
 from logitbank.errors import ConfigError
 from logitbank.experiment import CONDITION_NAME, NO_VIEW
@@ -27,6 +27,18 @@ from logitbank.scripts.stages import heading, run_here
 
 ROWS = ("train", "external", "all")
 METHODS = ("gptq", "int8")
+COMMANDS = CommandGroup(
+    "logitbank",
+    "The commands of a preference study.",
+    {
+        "build-teacher-cache": ("logitbank.teacher_cache.build_command", "rows, folds and teachers' scores"),
+        "inspect-cache": ("logitbank.teacher_cache.inspection.command", "proof that the scores are out of fold"),
+        "train-student": ("logitbank.student_train.train_command", "teachers and students"),
+        "export-model": ("logitbank.student_train.export_command", "averaged, merged and quantised models"),
+        "evaluate-model": ("logitbank.evaluation.evaluate_command", "calibration and test rows"),
+        "query-results": ("logitbank.evaluation.query_command", "submission and tables"),
+    },
+)
 
 
 def make_parser() -> CommandParser:
@@ -144,12 +156,10 @@ def run(plan: Plan) -> None:
 
 def run_one(command: Command) -> None:
     """A command in this process, which spares the imports; a launched one as processes of its own."""
-    from logitbank.__main__ import main as logitbank
-
     if command[0] == "accelerate":
         run_here(list(command))
     else:
-        logitbank(list(command))
+        COMMANDS.main(command)
 
 
 def slurm_jobs(plan: Plan, *, workers: int) -> list[Job]:

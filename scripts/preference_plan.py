@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import yaml
+
 from logitbank.configs import Config, load_config
 from logitbank.errors import ConfigError
-from logitbank.experiment import NO_VIEW
+from logitbank.experiment import NO_VIEW, flatten
 from logitbank.scripts.stages import launcher
 
 Command = tuple[str, ...]
 STUDENTS = ("distilled", "finetuned")
-LAUNCHED = ("train-student", "build-teacher-cache")  # commands that several processes share
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,9 @@ class Plan:
         return self.output / "teachers" / teacher.name
 
     def _teacher_config(self, teacher: Teacher) -> Config:
-        return load_config([*self.files, *teacher.files], [*self.overrides, *self._model_of(teacher, own=True)])
+        return load_config(
+            [*self.files, *teacher.files], self._overrides(teacher.files, self._model_of(teacher, own=True))
+        )
 
     def _model_of(self, teacher: Teacher, *, own: bool) -> list[str]:
         """What a teacher's commands say of its model: its own, or what post-pretraining made of that."""
@@ -239,8 +242,22 @@ class Plan:
     def _command(self, *words: str, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Command:
         every = (*self.files, *files)
         configs = ("--config", *every) if every else ()
-        launch = launcher(self.processes) if words[0] in LAUNCHED else []
-        return (*launch, *words, *configs, *self.overrides, *overrides)
+        launch = launcher(self.processes) if words[0] == "train-student" or "--fold" in words else []
+        return (*launch, *words, *configs, *self._overrides(files, overrides))
+
+    def _overrides(self, files: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """Those of the study, but for the keys that a teacher's own files and overrides have, then the latter."""
+        own = {override.partition("=")[0] for override in overrides}.union(*map(_keys_of, files))
+        return [*(override for override in self.overrides if override.partition("=")[0] not in own), *overrides]
+
+
+def _keys_of(file: str) -> set[str]:
+    """The dotted keys of a YAML file; none of one that `load_config` refuses."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return set()
+    return set(flatten(content)) if isinstance(content, dict) else set()
 
 
 def _kept(config: Config) -> str:

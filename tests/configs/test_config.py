@@ -30,8 +30,8 @@ def test_configuration_is_immutable() -> None:
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configurations_load(name: str) -> None:
-    is_override = name in ("gsm8k", "sweep-ner", "sweep-pos", "warmup-then-sft")  # merged after a model's own file
-    overrides = ["model.name=m"] if is_override else []
+    after_a_model = ("gsm8k", "sweep-ner", "sweep-pos", "warmup-then-sft", "preference")  # whose own file has its name
+    overrides = ["model.name=m"] if name in after_a_model else []
     assert load_config([name], overrides).model.name
 
 
