@@ -4,6 +4,7 @@ __all__ = [
     "batches",
     "classifier",
     "devices",
+    "fallbacks",
     "head",
     "huggingface",
     "packed_attention",

@@ -124,7 +124,7 @@ def _load(
         )
     elif load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    quantised = "quantization_config" in options or hasattr(_open(AutoConfig, model), "quantization_config")
+    quantised = "quantization_config" in options or hasattr(model_config(model), "quantization_config")
     if quantised:  # else every layer of every step says that it computes in float16
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if device_map is not None or quantised:  # what is quantised is put where it goes when it is loaded
@@ -175,7 +175,12 @@ def context_tokens(model: ModelConfig) -> int | None:
 
 def text_config(model: ModelConfig) -> Any:
     """The configuration of the model's language part, without its weights; ConfigError where there is none."""
-    return _open(AutoConfig, model).get_text_config()
+    return model_config(model).get_text_config()
+
+
+def model_config(model: ModelConfig) -> Any:
+    """The model's configuration, without its weights; ConfigError where there is none."""
+    return _open(AutoConfig, model)
 
 
 def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
