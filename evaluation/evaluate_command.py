@@ -19,9 +19,11 @@ from logitbank.evaluation.checkpoints import (
     checkpoints_at_steps,
 )
 from logitbank.experiment import CONDITIONS
+from logitbank.preference import TASK as PREFERENCE
 
 if TYPE_CHECKING:
     from logitbank.evaluation.reference import Reference
+    from logitbank.models.workers import Worker
 
 
 def make_parser() -> CommandParser:
@@ -52,9 +54,16 @@ def make_parser() -> CommandParser:
         "--store",
         metavar="URL",
         help="store of a teacher on the evaluated split (build-teacher-cache --split): adds kl and agreement to "
-        "conversations",
+        "conversations; with evaluation.split=held_out the label store that has the fold",
     )
     parser.add_argument("--view", metavar="VIEW", help="which view of --store, where it has several")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="of preferences: fit a temperature on the calibration part of validation, write calibration.json beside "
+        "the checkpoint, and evaluate with it",
+    )
+    parser.add_argument("--no-calibration", action="store_true", help="leave out a temperature that was fitted")
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
     return parser
 
@@ -66,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from logitbank.evaluation.run import Evaluation, evaluate_all  # torch and transformers: not for --help
     from logitbank.models.workers import find_worker
 
     config = load(arguments)
@@ -77,10 +85,54 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     condition = asked_condition(arguments.condition, checkpoints)
     check_condition(condition, checkpoints, new=arguments.new_condition)
     check_model(config.model.name, checkpoints)
+    evaluate = _evaluate_preferences if config.is_preference else _evaluate_tasks
+    evaluate(arguments, config, condition, checkpoints or [None], worker)
+
+
+def _evaluate_tasks(
+    arguments: argparse.Namespace,
+    config: Config,
+    condition: str,
+    evaluated: Sequence[Checkpoint | None],
+    worker: Worker | None,
+) -> None:
+    from logitbank.evaluation.run import Evaluation, evaluate_all  # torch and transformers: not for --help
+
+    for given, option in ((arguments.calibrate, "--calibrate"), (arguments.no_calibration, "--no-calibration")):
+        if given:
+            raise ConfigError(f"{option}: is of tasks=[{PREFERENCE}], got {', '.join(config.tasks)}; leave it out")
     reference = _reference(arguments, config)
-    evaluated: Sequence[Checkpoint | None] = checkpoints or [None]
-    jobs = [Evaluation(config, condition, each, arguments.results, worker, reference) for each in evaluated]
-    evaluate_all(jobs)
+    evaluate_all([Evaluation(config, condition, each, arguments.results, worker, reference) for each in evaluated])
+
+
+def _evaluate_preferences(
+    arguments: argparse.Namespace,
+    config: Config,
+    condition: str,
+    evaluated: Sequence[Checkpoint | None],
+    worker: Worker | None,
+) -> None:
+    from logitbank.evaluation.classify import Classification, classify_all  # torch and transformers: not for --help
+
+    if arguments.view is not None:
+        raise ConfigError("--view: comparisons are evaluated without a teacher; leave it out")
+    if arguments.calibrate and arguments.no_calibration:
+        raise ConfigError("--no-calibration: expected one of --calibrate and --no-calibration, got both")
+    classify_all(
+        [
+            Classification(
+                config,
+                condition,
+                each,
+                arguments.results,
+                arguments.store,
+                calibrate=arguments.calibrate,
+                raw=arguments.no_calibration,
+                worker=worker,
+            )
+            for each in evaluated
+        ]
+    )
 
 
 def _reference(arguments: argparse.Namespace, config: Config) -> Reference | None:

@@ -25,6 +25,7 @@ from logitbank.experiment import TrainingRecord, flatten
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.vllm import vllm_version
 from logitbank.models.weights import weights_hash
+from logitbank.preference import TASK as PREFERENCE
 from logitbank.tasks.prompts import PromptEncoder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
@@ -84,7 +85,14 @@ def examine(config: Config, checkpoint: Checkpoint | None) -> Model:
 
 
 def identify(
-    config: Config, condition: str, checkpoint: Checkpoint | None, model: Model, against: str | None = None
+    config: Config,
+    condition: str,
+    checkpoint: Checkpoint | None,
+    model: Model,
+    against: str | None = None,
+    *,
+    shared: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Identity:
     """Name an evaluation by everything that decides its scores, tasks and languages aside.
 
@@ -94,6 +102,8 @@ def identify(
         checkpoint: the trained weights; None for the model before training.
         model: what is evaluated.
         against: fingerprint of the teacher's view that answers are compared with; None without one.
+        shared: what else runs must share to be compared.
+        own: what else decides the scores of this one.
     """
     training = checkpoint.training if checkpoint is not None else None
     distillation: Mapping[str, Any] = {}
@@ -102,8 +112,9 @@ def identify(
     # Greedy decoding draws nothing: without training, a seed draws the demonstrations or nothing at all.
     seed = training.seed if training is not None else config.seed if shows_demonstrations(condition) else None
     step = checkpoint.step if checkpoint is not None else None
-    setup = _hash(_setup(config, condition, checkpoint, model))
-    variant = describe_variant(distillation)
+    setup = _hash({**_setup(config, condition, checkpoint, model), **(shared or {})})
+    preference = training is not None and training.config.get("tasks") == [PREFERENCE]
+    variant = (describe_weights if preference else describe_variant)(distillation)
     what = {
         "model": config.model.name,
         "weights": model.weights,
@@ -115,6 +126,7 @@ def identify(
         "step": step,
         "method": config.evaluation.method,
         **_of_likelihoods(config, against),
+        **(own or {}),
     }
     run = "-".join([condition, *([f"step{step}"] if step is not None else []), _hash(what)])
     columns = {
@@ -128,8 +140,8 @@ def identify(
     run_row = {
         **columns,
         "kind": "evaluation",
-        "lambda_distill": distillation.get("lambda_distill"),
-        "strategy": distillation.get("strategy"),
+        "lambda_distill": None if preference else distillation.get("lambda_distill"),
+        "strategy": None if preference else distillation.get("strategy"),
         "variant": variant,
         "setup": setup,
         **(_of_training(training) if training is not None else {}),
@@ -163,7 +175,23 @@ def describe_variant(distillation: Mapping[str, Any]) -> str | None:
     return " ".join(parts)
 
 
+def describe_weights(distillation: Mapping[str, Any]) -> str | None:
+    """How a student of preferences was distilled, to read: `α=0.5`, `α=0.7 temperature=2`; None without a teacher."""
+    if not distillation:
+        return None
+    parts = [f"α={distillation.get('alpha', 0):g}"]
+    for name in ("temperature", "mse_weight"):
+        value = distillation.get(name, getattr(DistillationConfig(), name))
+        if value != getattr(DistillationConfig(), name):
+            parts.append(f"{name}={value:g}")
+    if weights := distillation.get("view_weights"):
+        parts.append("weights=" + ",".join(f"{view}:{weight:g}" for view, weight in sorted(weights.items())))
+    return " ".join(parts)
+
+
 def _is_idle(name: str, distillation: Mapping[str, Any], strategies: list[str]) -> bool:
+    if name in ("alpha", "mse_weight", "view_weights"):
+        return True  # of preferences
     if name == "lambda_per_task":
         return "per_task" not in strategies and not (
             "meta" in strategies and distillation.get("meta_init") == "per_task"

@@ -108,13 +108,27 @@ def contents_of(task: Task, questions: Sequence[Question], protocol: Sequence[ob
         questions: of the cell.
         protocol: what else decides which tokens of them are scored.
     """
-    asked: list[Any] = [asked_and_gold(task, question.example) for question in questions]
-    if protocol:
-        asked.append(list(protocol))
+    asked = [asked_and_gold(task, question.example) for question in questions]
     shown = [[_shown(task, example) for example in question.demonstrations] for question in questions]
-    source = source_hash(task)
-    scored = _hash(asked) if source is None else f"{_hash(asked)}+{source}"
-    return Contents(len(questions), scored, _hash([task.system_prompt, shown]))
+    return contents_of_asked(asked, [task.system_prompt, shown], protocol, source_hash(task))
+
+
+def contents_of_asked(
+    asked: Sequence[tuple[str, str, str | None]],
+    shown: Any = (),
+    protocol: Sequence[object] = (),
+    source: str | None = None,
+) -> Contents:
+    """What is asked, in short.
+
+    Args:
+        asked: id, question and gold answer of each example.
+        shown: system prompt and demonstrations.
+        protocol: what else decides which tokens are scored.
+        source: hash of the source of a task from outside.
+    """
+    hashed = _hash([*asked, list(protocol)] if protocol else asked)
+    return Contents(len(asked), hashed if source is None else f"{hashed}+{source}", _hash(shown))
 
 
 def _shown(task: Task, example: Example) -> list[str]:

@@ -13,6 +13,7 @@ from logitbank.configs import Config, ConfigError
 from logitbank.errors import StoreError
 from logitbank.evaluation.checkpoints import Checkpoint, check_template
 from logitbank.evaluation.engines.base import Engine, EngineOpener, open_engine
+from logitbank.evaluation.finished import Place, cell_name, latest_generation, write_run
 from logitbank.evaluation.identity import Identity, examine, identify
 from logitbank.evaluation.predictions import cell_line, encode_questions, metric_rows, predict
 from logitbank.evaluation.questions import (
@@ -28,13 +29,12 @@ from logitbank.evaluation.questions import (
 from logitbank.evaluation.reference import Reference
 from logitbank.evaluation.teacher_forced import encode_forced, forced_protocol, predict_forced, teacher_of
 from logitbank.models.workers import Worker
+from logitbank.preference import TASK as PREFERENCE
 from logitbank.progress import Progress
 from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks import TASKS
 from logitbank.tasks.data import cells
 from logitbank.tasks.prompts import PromptEncoder
-
-Place = tuple[str, str]  # task, language
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plan:
 
     def name_of(self, cell: Place) -> str:
         """Of the files of a cell."""
-        return f"{self.identity_of(cell).run}@{cell[0]}.{cell[1]}"
+        return cell_name(self.identity_of(cell), cell)
 
 
 def evaluate(job: Evaluation, *, opener: EngineOpener = open_engine) -> Identity:
@@ -143,10 +143,10 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
         contents[cell] = known[key]
     asked = (job.config, job.condition, job.checkpoint, model)
     answered = {cell: each for cell, each in contents.items() if job.reference is None or not is_forced(cell[0])}
-    identity = compared = _current(job, identify(*asked), answered)
+    identity = compared = latest_generation(job.results, identify(*asked), answered)
     if job.reference is not None:
         forced = {cell: each for cell, each in contents.items() if cell not in answered}
-        compared = _current(job, identify(*asked, against=job.reference.fingerprint), forced)
+        compared = latest_generation(job.results, identify(*asked, against=job.reference.fingerprint), forced)
     mine = grid.present[job.worker.index :: job.worker.count] if job.worker else grid.present
     if job.worker:
         print(f"{job.worker}: {len(mine)} of {len(grid.present)} cells")
@@ -192,7 +192,7 @@ def _written(
     asked = encode_questions(
         job.config, plan.encoder, *cell, questions, context_tokens=engine.context_tokens, max_new_tokens=limit
     )
-    _write_run(plan, cell)
+    write_run(job.results, plan.identity_of(cell))
     return predict(
         job.config,
         engine,
@@ -214,7 +214,7 @@ def _forced(
         job.config, plan.encoder, job.reference, *cell, questions, context_tokens=engine.context_tokens
     )
     teacher = teacher_of(job.reference, asked)
-    _write_run(plan, cell)
+    write_run(job.results, plan.identity_of(cell))
     return predict_forced(
         job.config, engine, plan.encoder, plan.compared, teacher, cell, asked, progress=progress.advance
     )
@@ -224,6 +224,11 @@ def _tasks(config: Config) -> list[str]:
     """The tasks that can be scored by the method asked for; others are named, all of them an error."""
     if config.evaluation.method == "generate":
         return config.tasks
+    if config.evaluation.method == "classify":
+        raise ConfigError(
+            f"evaluation.method: classify is of tasks=[{PREFERENCE}], got {', '.join(config.tasks)}; set generate or "
+            "likelihood"
+        )
     with_labels = [name for name in config.tasks if TASKS[name].labels or is_forced(name)]
     if not with_labels:
         raise ConfigError(
@@ -233,35 +238,6 @@ def _tasks(config: Config) -> list[str]:
     if others := [name for name in config.tasks if name not in with_labels]:
         print(f"not scored by likelihood, these have no labels: {', '.join(others)}")
     return with_labels
-
-
-def _current(job: Evaluation, identity: Identity, contents: Mapping[Place, Contents]) -> Identity:
-    """The latest generation of an evaluation, or the next one where a finished cell answers what is asked no more.
-
-    Data sets change under the same name. Result files are never rewritten, so the whole evaluation is then done
-    under a new name, and tables use the newest.
-    """
-    number = 1
-    while read_rows(job.results, "runs", identity.generation(number + 1).run) is not None:
-        number += 1
-    latest = identity.generation(number)
-    for cell, asked in contents.items():
-        rows = read_rows(job.results, "metrics", f"{latest.run}@{cell[0]}.{cell[1]}")
-        if rows and (rows[0]["examples_hash"], rows[0]["demonstrations_hash"]) != (
-            asked.examples_hash,
-            asked.demonstrations_hash,
-        ):
-            changed = _what_changed(rows[0]["examples_hash"], asked.examples_hash, cell)
-            print(f"{job.condition}: {changed}; all cells are evaluated again")
-            return identity.generation(number + 1)
-    return latest
-
-
-def _what_changed(before: str | None, now: str, cell: Place) -> str:
-    """Why a finished cell does not count, to read: the source of a task from outside, or its examples."""
-    if before is not None and before != now and before.partition("+")[0] == now.partition("+")[0]:
-        return f"the source of the task {cell[0]} has changed"
-    return f"the examples of {cell[0]}/{cell[1]} have changed"
 
 
 def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | None:
@@ -282,18 +258,3 @@ def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | Non
             "and run the same command again"
         )
     return rows
-
-
-def _write_run(plan: Plan, cell: Place) -> None:
-    """The row of `runs`, unless it is there: it holds the time at which the first worker began.
-
-    Not before the cell is encoded: of what cannot be opened nothing is left; and not after hours of answers.
-    """
-    results, identity = plan.job.results, plan.identity_of(cell)
-    if read_rows(results, "runs", identity.run) is not None:
-        return
-    try:
-        write_rows(results, "runs", [identity.run_row], identity.run)
-    except StoreError:  # another worker was faster, with another time
-        if read_rows(results, "runs", identity.run) is None:
-            raise

@@ -124,6 +124,7 @@ class TrainingRecord:
         training_set: hash of the store's training examples.
         teacher: hub id or path of the teacher; None without one.
         top_k: ranks that the store holds; None without a teacher.
+        held_out_fold: the fold of the store that it left out; None where it left out none.
         step: optimizer step after which the weights were written.
         seconds: training time up to then; None before the end.
         finished_at: ISO 8601; None before the end.
@@ -145,6 +146,7 @@ class TrainingRecord:
     training_set: str | None = None
     teacher: str | None = None
     top_k: int | None = None
+    held_out_fold: int | None = None
     step: int | None = None
     seconds: float | None = None
     finished_at: str | None = None

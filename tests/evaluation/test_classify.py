@@ -1,0 +1,459 @@
+"""Models of preferences are scored at every length and in both orders, averaged first, and calibrated once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from logitbank.configs import Config, data_settings, load_config
+from logitbank.errors import ConfigError, OutputError, StoreError
+from logitbank.evaluation import evaluate_command
+from logitbank.evaluation.calibration import CALIBRATION, Calibration
+from logitbank.evaluation.checkpoints import open_checkpoint
+from logitbank.evaluation.classify import Classification, classify_all
+from logitbank.evaluation.identity import describe_weights
+from logitbank.models.classifier import open_classifier
+from logitbank.models.pair_scoring import score_pairs
+from logitbank.preference import CLASSES, Pair, SeenPrompts, prompt_keys
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.tasks.preference import PairPacker, load_pairs
+from tests.evaluation.comparisons import (
+    Formula,
+    classifier_checkpoint,
+    gold,
+    logits_of,
+    never,
+    numbers,
+    rows,
+    swapped,
+    write_csv,
+)
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """Two of three comparisons of validation are won by the answer that `Formula` takes for the better one."""
+    folder = tmp_path_factory.mktemp("comparisons")
+    test, validation = rows(24, seed=1), [dict(row) for row in rows(60, seed=2)]
+    packer = PairPacker(tokenizer, max_tokens=400)
+    for row in (row for index, row in enumerate(validation) if index % 3):
+        texts = ((str(row[name]),) for name in ("prompt", "response_a", "response_b"))
+        row["winner"] = CLASSES[int(np.argmax(logits_of(packer.pack(Pair("x", *texts)))))]
+    write_csv(folder / "test.csv", test)
+    write_csv(folder / "swapped.csv", [swapped(row) for row in test])
+    write_csv(folder / "unlabelled.csv", [{k: v for k, v in row.items() if k != "winner"} for row in test])
+    write_csv(folder / "validation.csv", validation)
+    return folder
+
+
+@pytest.fixture
+def make(tiny_model: Path, files: Path) -> Make:
+    """`make("key=value", …)`: the comparisons of `files` on the tiny model."""
+
+    def configured(*overrides: str) -> Config:
+        own = [f"preference.{split}={files / split}.csv" for split in ("test", "validation")]
+        return load_config([], [f"model.name={tiny_model}", "tasks=[preference]", *own, *overrides])
+
+    return configured
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return classifier_checkpoint(tmp_path / "student" / "final", view="llama", teacher="org/llama")
+
+
+def _run(config: Config, directory: Path | None, results: Path, opener: Any, **about: Any) -> list[dict[str, Any]]:
+    """The rows of `predictions` that an evaluation writes or wrote, in the order of its file."""
+    found = None if directory is None else open_checkpoint(directory)
+    job = Classification(config, about.pop("condition", "distilled"), found, results, **about)
+    (identity,) = classify_all([job], opener=opener)
+    return Catalogue([results]).rows(f"SELECT * FROM predictions WHERE run = '{identity.run}'")
+
+
+def _metrics(results: Path) -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in Catalogue([results]).rows("SELECT * FROM metrics")}
+
+
+def _probabilities(config: Config, pairs: list[Pair], tokenizer: Any, tokens: int) -> Any:
+    """(N,3) float64: what `Formula` says, one comparison at a time."""
+    packer = PairPacker(tokenizer, max_tokens=tokens)
+    return torch.tensor([logits_of(packer.pack(pair)) for pair in pairs]).double().softmax(-1).numpy()
+
+
+def test_rows_metrics_and_the_run(
+    make: Make, student: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make()
+    found = _run(config, student, tmp_path / "r", Formula())
+    pairs = load_pairs("test", data_settings(config))
+    expected = _probabilities(config, pairs, tokenizer, 400)
+    targets = np.array([pair.target for pair in pairs])
+    assert [row["example_id"] for row in found] == [f"preference/und/test/r1-{index}" for index in range(24)]
+    for row, pair, p, target in zip(found, pairs, expected, targets, strict=True):
+        assert numbers(row, "p") == numbers(row, "raw") == pytest.approx(list(p), abs=1e-6)
+        assert list(json.loads(row["output"]).values()) == numbers(row, "p")
+        assert json.loads(row["parsed"]) == CLASSES[int(p.argmax())]
+        assert row["gold"] == gold(CLASSES[int(target.argmax())])
+        assert json.loads(row["question"])["response_b"] == list(pair.response_b)
+        assert row["score"] == pytest.approx(float(np.log(p[target.argmax()])), abs=1e-5)
+        assert (row["cluster"], row["method"], row["language"]) == (f"{pair.prompt_key:016x}", "classify", "und")
+    assert len({row["cluster"] for row in found}) == 12, "two comparisons have a prompt each"
+    metrics = _metrics(tmp_path / "r")
+    assert list(metrics) == ["log_loss", "accuracy", "brier", "ece"]
+    assert metrics["log_loss"] == pytest.approx(-(targets * np.log(expected)).sum() / 24, abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx((expected.argmax(1) == targets.argmax(1)).mean())
+    assert metrics["brier"] == pytest.approx(np.square(expected - targets).sum(1).mean(), abs=1e-6)
+    (primary,) = Catalogue([tmp_path / "r"]).rows("SELECT * FROM metrics WHERE is_primary")
+    assert (primary["metric"], primary["examples"]) == ("log_loss", 24)
+    (run,) = Catalogue([tmp_path / "r"]).rows("SELECT * FROM runs")
+    assert (run["variant"], run["lambda_distill"], run["strategy"]) == ("α=0.7 temperature=2", None, None)
+    printed = capsys.readouterr().out
+    assert f"distilled preference/und  log_loss {metrics['log_loss']:.4f}  accuracy" in printed
+    assert "of 24 comparisons cut to 400 tokens" in printed
+
+
+@pytest.mark.numeric
+def test_several_lengths_give_the_mean_of_single_runs(make: Make, student: Path, tmp_path: Path) -> None:
+    single = [
+        _run(make(f"evaluation.tta_tokens=[{tokens}]"), student, tmp_path / str(tokens), Formula())
+        for tokens in (330, 400)
+    ]
+    together = _run(make("evaluation.tta_tokens=[400,330]"), student, tmp_path / "both", Formula())
+    assert any(numbers(one, "p") != numbers(other, "p") for one, other in zip(*single, strict=True))
+    for one, other, both in zip(*single, together, strict=True):
+        mean = (np.array(numbers(one, "p")) + numbers(other, "p")) / 2
+        assert numbers(both, "p") == pytest.approx(list(mean), abs=1e-14)
+        assert (both["prompt_hash"], both["prompt"]) == (other["prompt_hash"], other["prompt"]), "the longest"
+
+
+@pytest.mark.numeric
+def test_averaging_both_orders_knows_no_position(make: Make, student: Path, files: Path, tmp_path: Path) -> None:
+    found = [
+        _run(make("evaluation.swap_average=true", *changes), student, tmp_path / str(index), Formula())
+        for index, changes in enumerate([(), (f"preference.test={files / 'swapped.csv'}",)])
+    ]
+    alone = _run(make(), student, tmp_path / "alone", Formula())
+    for row, other, plain in zip(*found, alone, strict=True):
+        given, turned = np.array(numbers(row, "given")), np.array(numbers(row, "swapped"))
+        assert list(given) == pytest.approx(numbers(plain, "p"), abs=1e-15)
+        assert numbers(row, "p") == pytest.approx(list((given + turned) / 2), abs=1e-15)
+        a, b, tie = numbers(other, "p")
+        assert numbers(row, "p") == pytest.approx([b, a, tie], abs=1e-15)
+        assert numbers(other, "swapped")[0] == pytest.approx(given[1], abs=1e-15), "columns are swapped back"
+    assert any(numbers(row, "given") != pytest.approx(numbers(row, "swapped")) for row in found[0])
+
+
+@pytest.mark.numeric
+def test_the_temperature_is_fitted_on_averages_and_applied_once(
+    make: Make, student: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make("evaluation.tta_tokens=[330,400]", "evaluation.swap_average=true")
+    found = _run(config, student, tmp_path / "r", Formula(), calibrate=True)
+    fitted = Calibration.read(student)
+    assert fitted is not None
+
+    pairs = load_pairs("calibration", data_settings(config))
+    parts = []
+    for tokens in (330, 400):
+        parts.append(_probabilities(config, pairs, tokenizer, tokens))
+        parts.append(_probabilities(config, [pair.swapped() for pair in pairs], tokenizer, tokens)[:, [1, 0, 2]])
+    mean = torch.from_numpy(np.mean(parts, axis=0))
+    targets = torch.tensor([pair.target for pair in pairs]).double()
+
+    def loss(log_t: float) -> float:
+        return float(-(targets * (mean.log() / math.exp(log_t)).log_softmax(-1)).sum(-1).mean())
+
+    grid = np.linspace(-3, 3, 6001)
+    best = grid[int(np.argmin([loss(at) for at in grid]))]
+    assert math.log(fitted.temperature) == pytest.approx(best, abs=1.1e-3), "a step of the grid and float32 logits"
+    assert abs(best) > 0.05, "or a temperature forgotten would not show"
+    assert fitted.calibration.rows == len(pairs)
+    assert fitted.calibration.before["nll"] == pytest.approx(loss(0.0), abs=1e-6)
+    assert fitted.calibration.after["nll"] == pytest.approx(loss(best), abs=1e-5)
+    assert fitted.holds_for.tokens == (330, 400)
+
+    for row in found:
+        raw = np.array(numbers(row, "raw"))
+        once = raw ** (1 / fitted.temperature)
+        assert numbers(row, "p") == pytest.approx(list(once / once.sum()), abs=1e-12)
+    printed = capsys.readouterr().out
+    assert f"calibration: wrote {student / CALIBRATION}" in printed
+    assert f"calibration: applied once to the averaged probabilities, T={fitted.temperature:.4g}; " in printed
+    mean_log_loss = np.mean([dict(row["statistics"])["log_loss"] for row in found])
+    assert _metrics(tmp_path / "r")["log_loss"] == pytest.approx(mean_log_loss), "what is submitted is scored"
+
+
+def test_the_holdout_decides_nothing(make: Make, student: Path, files: Path, tmp_path: Path) -> None:
+    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    before = Calibration.read(student)
+    assert before is not None
+    held = {pair.row_id for pair in load_pairs("holdout", data_settings(make()))}
+    other = {"model_a": "tie", "tie": "model_b", "model_b": "model_a"}
+    with (files / "validation.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    changed = [{**row, "winner": other[row["winner"]]} if row["id"] in held else row for row in found]
+    config = make(f"preference.validation={write_csv(tmp_path / 'v.csv', changed)}")
+    _run(config, student, tmp_path / "r", Formula(), calibrate=True)
+    after = Calibration.read(student)
+    assert after is not None
+    assert (after.temperature, after.calibration) == (before.temperature, before.calibration)
+    assert after.holdout != before.holdout
+
+
+def test_a_calibration_that_is_there_is_not_fitted_again(
+    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Formula()
+    _run(make(), student, tmp_path / "r", first, calibrate=True)
+    assert len(first.opened) == 1, "one model for calibration and evaluation"
+    _run(make(), student, tmp_path / "r", never, calibrate=True)
+    printed = capsys.readouterr().out
+    assert "fitted already on the same rows, weights and settings" in printed
+    assert "distilled preference/und: is finished already and skipped" in printed
+    (student / CALIBRATION).write_text("{")
+    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    assert Calibration.read(student) is not None, "what is broken is fitted anew"
+
+
+def test_raw_and_calibrated_rows_are_two_evaluations(make: Make, student: Path, tmp_path: Path) -> None:
+    plain = _run(make(), student, tmp_path / "r", Formula())
+    calibrated = _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    assert _run(make(), student, tmp_path / "r", never) == calibrated, "inference applies it by itself"
+    assert _run(make(), student, tmp_path / "r", never, raw=True) == plain
+    assert {row["run"] for row in plain}.isdisjoint(row["run"] for row in calibrated)
+    assert [numbers(row, "raw") for row in calibrated] == [numbers(row, "p") for row in plain]
+    setups = Catalogue([tmp_path / "r"]).rows("SELECT DISTINCT setup FROM runs")
+    assert len(setups) == 2, "no gap is formed between them"
+
+
+def test_students_with_temperatures_of_their_own_can_be_compared(make: Make, tmp_path: Path) -> None:
+    for name, view in (("finetuned", None), ("distilled", "llama")):
+        directory = classifier_checkpoint(tmp_path / name, view=view, weights=name.encode(), condition=name)
+        _run(make(), directory, tmp_path / "r", Formula(), condition=name, calibrate=True)
+    runs = Catalogue([tmp_path / "r"]).rows("SELECT * FROM runs")
+    assert len(runs) == 2
+    assert len({run["setup"] for run in runs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["evaluation.tta_tokens=[330]"], "evaluation.tta_tokens"),
+        (["evaluation.swap_average=true"], "evaluation.swap_average"),
+        (["evaluation.load_in_8bit=true"], "evaluation.load_in_8bit"),
+    ],
+)
+def test_a_calibration_of_other_settings_is_refused(
+    make: Make, student: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    with pytest.raises(ConfigError, match=f"{CALIBRATION}: was fitted with {said} .*add --no-calibration"):
+        _run(make(*overrides), student, tmp_path / "r", never)
+    _run(make(*overrides), student, tmp_path / "r", Formula(), raw=True)
+
+
+def test_a_calibration_of_other_weights_is_refused(make: Make, student: Path, tmp_path: Path) -> None:
+    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    (student / "adapter_model.safetensors").write_bytes(b"trained on")
+    with pytest.raises(ConfigError, match=f"{CALIBRATION}: was fitted with weights"):
+        _run(make(), student, tmp_path / "r", never)
+
+
+@pytest.mark.parametrize("how", ["trained", "selected"])
+@pytest.mark.parametrize("part", ["calibration", "holdout"])
+def test_rows_that_the_student_knows_calibrate_nothing(make: Make, tmp_path: Path, how: str, part: str) -> None:
+    keys = prompt_keys(load_pairs(part, data_settings(make())))[:1]
+    seen = SeenPrompts.of(keys) if how == "trained" else SeenPrompts.of([], keys)
+    directory = classifier_checkpoint(tmp_path / "c", seen=seen)
+    with pytest.raises(ConfigError, match=f"--calibrate: .* was {how} on the prompts of [12] of the .* rows of {part}"):
+        _run(make(), directory, tmp_path / "r", never, calibrate=True)
+    assert not (directory / CALIBRATION).exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_who_does_not_say_what_it_saw_is_not_calibrated(make: Make, student: Path, tmp_path: Path) -> None:
+    (student / "seen_prompts.npz").unlink()
+    with pytest.raises(ConfigError, match=r"--calibrate: .* has no seen_prompts.npz"):
+        _run(make(), student, tmp_path / "r", never, calibrate=True)
+
+
+def test_a_place_without_room_for_a_calibration_is_found_first(make: Make, student: Path, tmp_path: Path) -> None:
+    (student / CALIBRATION).mkdir()
+    with pytest.raises(OutputError, match="--calibrate: cannot write"):
+        _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    assert not (tmp_path / "r").exists()
+
+
+def test_rows_without_labels_are_predicted_and_no_more(
+    make: Make, student: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(f"preference.test={files / 'unlabelled.csv'}")
+    labelled = _run(make(), student, tmp_path / "l", Formula())
+    found = _run(config, student, tmp_path / "r", Formula())
+    assert [(row["gold"], row["score"]) for row in found] == [(None, None)] * 24
+    assert [numbers(row, "p") for row in found] == [numbers(row, "p") for row in labelled]
+    assert not (tmp_path / "r" / "metrics").exists()
+    assert "no labels, so no metrics; query-results submission takes" in capsys.readouterr().out
+    _run(config, student, tmp_path / "r", never)
+    write_csv(tmp_path / "other.csv", [{k: v for k, v in row.items() if k != "winner"} for row in rows(8, seed=7)])
+    other = _run(make(f"preference.test={tmp_path / 'other.csv'}"), student, tmp_path / "r", Formula())
+    assert len(other) == 8, "other rows are no finished cell"
+
+
+def test_labels_of_some_rows_are_refused(make: Make, student: Path, tmp_path: Path) -> None:
+    mixed = [{**row, "winner": "" if index else "tie"} for index, row in enumerate(rows(6, seed=1))]
+    config = make(f"preference.test={write_csv(tmp_path / 'mixed.csv', mixed)}")
+    with pytest.raises(ConfigError, match="labels in all rows of test or in none, got them in 1 of 6"):
+        _run(config, student, tmp_path / "r", never)
+
+
+def test_a_limit_takes_the_same_rows_in_their_order(
+    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = []
+    for limit in (5, 9):
+        found = _run(make(f"evaluation.max_samples={limit}"), student, tmp_path / "r", Formula())
+        taken.append([int(row["example_id"].rpartition("-")[2]) for row in found])
+        assert f"{limit} of 24 comparisons of test (evaluation.max_samples)" in capsys.readouterr().out
+        assert taken[-1] == sorted(taken[-1])
+        assert len(taken[-1]) == limit
+    assert set(taken[0]) < set(taken[1])
+    found = _run(make("evaluation.max_samples=9", "evaluation.sample_seed=1"), student, tmp_path / "r", Formula())
+    assert [int(row["example_id"].rpartition("-")[2]) for row in found] != taken[1]
+
+
+def test_an_interrupted_evaluation_is_scored_without_the_model(make: Make, student: Path, tmp_path: Path) -> None:
+    _run(make(), student, tmp_path / "r", Formula())
+    before = _metrics(tmp_path / "r")
+    (metrics,) = (tmp_path / "r" / "metrics").iterdir()
+    metrics.unlink()
+    _run(make(), student, tmp_path / "r", never)
+    assert _metrics(tmp_path / "r") == before
+    metrics.unlink()
+    other = make(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
+    with pytest.raises(StoreError, match="left by an interrupted run on other data; delete it"):
+        _run(other, student, tmp_path / "r", never)
+
+
+def test_changed_rows_are_evaluated_again(
+    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(make(), student, tmp_path / "r", Formula())
+    other = make(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
+    found = _run(other, student, tmp_path / "r", Formula())
+    assert "the examples of preference/und have changed" in capsys.readouterr().out
+    assert found[0]["example_id"].endswith("r5-0")
+
+
+def test_what_a_student_knows_of_the_evaluated_rows_is_said(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = prompt_keys(load_pairs("test", data_settings(make())))
+    directory = classifier_checkpoint(tmp_path / "c", seen=SeenPrompts.of(keys[:2]))
+    _run(make(), directory, tmp_path / "r", Formula())
+    assert f"warning: {directory} was trained on the prompts of 2 of 24 rows of test" in capsys.readouterr().out
+
+
+def test_all_but_the_first_worker_have_nothing_to_do(make: Make, student: Path, tmp_path: Path) -> None:
+    evaluate_command.main(
+        ["--results", str(tmp_path), "--checkpoint", str(student), "--worker", "1/2", *_arguments(make())]
+    )
+    assert list(tmp_path.glob("metrics/*")) == []
+
+
+def _arguments(config: Config) -> list[str]:
+    kept = ("train", "validation", "test")
+    files = [f"preference.{name}={value}" for name in kept if (value := getattr(config.preference, name))]
+    return [f"model.name={config.model.name}", "tasks=[preference]", *files]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "said"),
+    [
+        ([], ["--condition", "base"], "has no classifier.json, so no head, and one is trained, never made up"),
+        ([], ["--condition", "fewshot"], "--condition: fewshot shows demonstrations, and preference has none"),
+        (["model.head=letters"], ["--condition", "base", "--calibrate"], "--calibrate: a temperature lies beside"),
+        ([], ["CHECKPOINT", "--calibrate", "--no-calibration"], "expected one of --calibrate and --no-calibration"),
+        ([], ["CHECKPOINT", "--view", "llama"], "--view: comparisons are evaluated without a teacher"),
+        ([], ["CHECKPOINT", "--store", "s"], "--store: names the label store of evaluation.split=held_out"),
+        (["evaluation.split=held_out"], ["CHECKPOINT"], "expected a --checkpoint of train-student --held-out-fold"),
+        (["evaluation.tta_tokens=[512,2048]"], ["CHECKPOINT"], "expected at most 1,024 tokens, which .* got 2,048"),
+        (["model.head=letters"], ["CHECKPOINT"], "model.head: expected classifier, which .* ends in, got letters"),
+        (["evaluation.tta_tokens=[64]"], ["CHECKPOINT"], "evaluation.tta_tokens: expected at least"),
+        (["tasks=[nli]"], ["--condition", "base", "--calibrate"], "--calibrate: is of tasks=.preference., got nli"),
+        (["tasks=[nli]", "evaluation.method=classify"], ["--condition", "base"], "evaluation.method: classify is of"),
+    ],
+)
+def test_refusals(
+    make: Make,
+    student: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    options: list[str],
+    said: str,
+) -> None:
+    given = " ".join(options).replace("CHECKPOINT", f"--checkpoint {student}").split()
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_command.main(["--results", str(tmp_path / "r"), *given, *_arguments(make()), *overrides])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert re.search(said, error), error
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("head", ["classifier", "letters"])
+def test_a_real_model_through_the_command(
+    make: Make, tiny_model: Path, tmp_path: Path, tokenizer: Any, head: str
+) -> None:
+    config = make(f"model.head={head}", "model.dtype=float32")
+    options = ["--condition", "base"]
+    if head == "classifier":
+        directory = tmp_path / "c"
+        classifier = open_classifier(config, device="cpu", new_head=True)
+        torch.nn.init.normal_(classifier.head.linear.weight)  # type: ignore[union-attr]
+        directory.mkdir()
+        for file in tiny_model.iterdir():
+            (directory / file.name).write_bytes(file.read_bytes())
+        classifier.save_head(directory)
+        options = ["--condition", "mine", "--new-condition", "--checkpoint", str(directory)]
+    else:
+        classifier = open_classifier(config, device="cpu")
+    overrides = [
+        f"model.head={head}",
+        "model.dtype=float32",
+        "evaluation.swap_average=true",
+        "evaluation.max_samples=4",
+    ]
+    evaluate_command.main(["--results", str(tmp_path / "r"), *options, *_arguments(config), *overrides])
+    found = Catalogue([tmp_path / "r"]).rows("SELECT * FROM predictions")
+    pairs = {pair.example_id: pair for pair in load_pairs("test", data_settings(config))}
+    packer = PairPacker(tokenizer, max_tokens=1024, head=head)
+    for row in found:
+        pair = pairs[row["example_id"]]
+        for kind, each in (("given", pair), ("swapped", pair.swapped())):
+            logits = torch.from_numpy(score_pairs(classifier, [packer.pack(each)], batch_tokens=1)).double()
+            a, b, tie = logits.softmax(-1)[0].tolist()
+            expected = [a, b, tie] if kind == "given" else [b, a, tie]
+            # padding and batches move float32 logits of size 1 by some 1e-6
+            assert numbers(row, kind) == pytest.approx(expected, abs=2e-5)
+
+
+def test_variants_to_read() -> None:
+    assert describe_weights({}) is None
+    assert describe_weights({"alpha": 0.5, "temperature": 1.0, "lambda_distill": 0.3}) == "α=0.5"
+    assert describe_weights({"alpha": 1.0, "mse_weight": 0.25, "view_weights": {"b": 2.0, "a": 1}}) == (
+        "α=1 mse_weight=0.25 weights=a:1,b:2"
+    )
