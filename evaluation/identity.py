@@ -239,15 +239,25 @@ def _of_likelihoods(config: Config, against: str | None) -> dict[str, Any]:
 
 
 def _training_settings(training: TrainingRecord) -> dict[str, Any]:
-    """Settings that decide a student's weights, those of distillation and columns of their own aside."""
+    """Settings that decide a student's weights, those of distillation and columns of their own aside.
+
+    Students that leave out one fold share them, whichever it is: the same epochs over folds of other sizes are other
+    steps.
+    """
     given, defaults = flatten(training.config), Config()
     keys = [key for key in keys_deciding(Decides.STUDENT) if key not in NAMED and not key.startswith("distillation.")]
-    return {key: given.get(key, value_of(defaults, key)) for key in keys}
+    settings = {key: given.get(key, value_of(defaults, key)) for key in keys}
+    if training.held_out_fold is None:
+        return settings
+    epochs = given.get("training.epochs")
+    steps = settings["training.max_steps"] if epochs is None else f"{epochs:g} epochs"
+    return settings | {"training.max_steps": steps, "held out": "one fold"}
 
 
 def _of_training(training: TrainingRecord) -> dict[str, Any]:
     return {
         "view": training.view,
+        "held_out_fold": training.held_out_fold,
         "training_run": training.run,
         "max_steps": flatten(training.config).get("training.max_steps"),
         "store_fingerprint": training.store_fingerprint,

@@ -9,8 +9,11 @@ Averages are named for what they are and never share a column:
 A *series* is what one row or column of a table is about: `SERIES` names the columns that tell one from
 another. All rows of a series come from runs that differ in seed and step alone. A cell is the mean over
 seeds of the primary metric at one training step. `expected_*` counts what any row of the results has, so
-that an average over fewer says so. All values are fractions, but `cross_entropy` and `kl` (nats per answer token) and
-`perplexity`; differences of those are better where they are negative.
+that an average over fewer says so. All values are fractions, but `cross_entropy` and `kl` (nats per answer token),
+`log_loss` (nats), `brier` and `perplexity`; differences of those are better where they are negative.
+
+Students of one experiment that leave out different folds are of one series, like seeds. Scored on the same rows, they
+are averaged; each scored on its own held-out fold (`split = 'held_out'`), their rows are pooled.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from logitbank.experiment import CHECKPOINT_NAME, CONDITIONS, GAPS
 # setup: all that is shared by what may be compared; variant and taught_by: how a student was distilled, and from what
 SERIES = "model, condition, setup, variant, taught_by"
 _OF_SERIES = (  # functions of the series, to name it by
-    "any_value(max_steps) AS max_steps, any_value(view) AS view, any_value(store_fingerprint) AS store_fingerprint, "
+    "max(max_steps) AS max_steps, any_value(view) AS view, any_value(store_fingerprint) AS store_fingerprint, "
     "any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy"
 )
 _AS_ASKED = (
@@ -32,6 +35,12 @@ _TEACHER = f"regexp_extract(rtrim(r.teacher, '/'), '([^/]+/)?({CHECKPOINT_NAME.p
 _TRAINED = [condition for condition in CONDITIONS.values() if condition.trained]
 _BY_VIEW = "\n".join(f"WHEN coalesce(r.view, '') = '{each.view or ''}' THEN '{each.name}'" for each in _TRAINED)
 _TAUGHT = ", ".join(f"'{condition.name}'" for condition in _TRAINED if condition.view is not None)
+# Scores of different kinds are never averaged: of answers, of the likelihood of gold answers, of class probabilities.
+_KIND = "CASE method WHEN 'teacher_forced' THEN 'likelihood' WHEN 'classify' THEN 'classes' ELSE 'answers' END"
+# A student of classes is often its best checkpoint on held-out rows, whose step differs from seed to seed.
+_STEP = "CASE WHEN method <> 'classify' THEN step END"
+_BEST = "coalesce(regexp_matches(checkpoint, '(^|/)best/*$'), false)"
+_POOLED = "(split = 'held_out' AND held_out_fold IS NOT NULL)"
 _GAPS = ", ".join(f"('{minuend}', '{subtrahend}')" for minuend, subtrahend in GAPS)
 
 VIEWS: dict[str, str] = {
@@ -53,7 +62,8 @@ VIEWS: dict[str, str] = {
                     ELSE concat_ws(' ', {_TEACHER}, r.view, 'K=' || r.top_k,
                                    left(coalesce(r.view_fingerprint, r.store_fingerprint), 6)) END AS taught_by,
                r.view, r.teacher, r.top_k, r.store_fingerprint, r.training_set, r.lambda_distill, r.strategy, r.seed,
-               r.step, coalesce(r.max_steps, t.step) AS max_steps, r.checkpoint, r.training_run, r.created_at
+               r.held_out_fold, r.step, coalesce(r.max_steps, t.step) AS max_steps, r.checkpoint, r.training_run,
+               r.created_at
         FROM runs AS r
         LEFT JOIN (SELECT run, any_value(step) AS step FROM runs WHERE kind = 'training' GROUP BY run) AS t
           ON t.run = r.training_run
@@ -64,43 +74,71 @@ VIEWS: dict[str, str] = {
     "scores": """
         SELECT m.model, coalesce(e.condition, m.condition) AS condition, coalesce(e.setup, '') AS setup,
                coalesce(e.variant, '') AS variant, coalesce(e.taught_by, '') AS taught_by, e.view,
-               e.store_fingerprint, e.lambda_distill, e.strategy, e.max_steps, m.seed, m.step, m.split, m.method,
+               e.store_fingerprint, e.lambda_distill, e.strategy, e.max_steps, m.seed, e.held_out_fold, m.step,
+               m.checkpoint, m.split, m.method,
                m.task, m.language, m.metric, m.value, m.is_primary, m.examples, m.demonstrations,
                m.demonstrations_wanted, m.cut_short, m.examples_hash, m.against, e.created_at, m.run
         FROM metrics AS m LEFT JOIN evaluations AS e USING (run)
         QUALIFY m.run = first_value(m.run) OVER (
             PARTITION BY m.model, coalesce(e.condition, m.condition), coalesce(e.setup, ''), coalesce(e.variant, ''),
-                         coalesce(e.taught_by, ''), m.seed, m.step, m.method,
+                         coalesce(e.taught_by, ''), m.seed, e.held_out_fold, m.step, m.method,
                          CASE WHEN m.method = 'imported' THEN concat_ws('/', m.task, m.language, m.metric) END
             ORDER BY e.created_at DESC NULLS LAST, m.run DESC)
     """,
-    # Of several steps the last one evaluated, for the whole series: where it is evaluated in part, it shows part.
-    # Of several data in one cell (the data set changed between two seeds), the newest.
+    # Of several steps the last one evaluated, for the whole series: where it is evaluated in part, it shows part. Of
+    # classes the best checkpoint, else the last step, of each student by itself. Of several data in one cell (the data
+    # set changed between two seeds), the newest; of seeds scored on their held-out folds, those with most folds.
     "final_scores": f"""
-        SELECT * FROM scores
-        QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {SERIES}, method)
-            AND examples_hash IS NOT DISTINCT FROM first_value(examples_hash) OVER (
-                PARTITION BY {SERIES}, method, task, language ORDER BY created_at DESC NULLS LAST, run DESC)
+        SELECT * EXCLUDE (folds) FROM (
+            SELECT *, count(DISTINCT CASE WHEN {_POOLED} THEN held_out_fold END) OVER (
+                       PARTITION BY {SERIES}, method, task, language, seed) AS folds
+            FROM (
+                SELECT * FROM scores
+                QUALIFY CASE WHEN method = 'classify' THEN run = first_value(run) OVER (
+                                 PARTITION BY {SERIES}, seed, held_out_fold, method
+                                 ORDER BY {_BEST} DESC, step DESC NULLS LAST, created_at DESC NULLS LAST, run DESC)
+                             ELSE step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {SERIES}, method) END
+                    AND examples_hash IS NOT DISTINCT FROM first_value(examples_hash) OVER (
+                        PARTITION BY {SERIES}, method, task, language, CASE WHEN {_POOLED} THEN held_out_fold END
+                        ORDER BY created_at DESC NULLS LAST, run DESC)))
+        QUALIFY folds = max(folds) OVER (PARTITION BY {SERIES}, method, task, language)
+    """,
+    # The rows of all held-out folds of one seed together: every mean over rows weighs a fold by its rows. The expected
+    # calibration error is no such mean; tables compute it from the predictions.
+    "pooled_scores": f"""
+        SELECT * EXCLUDE (held_out_fold), (held_out_fold IS NOT NULL)::BIGINT AS folds
+        FROM final_scores WHERE NOT {_POOLED}
+        UNION ALL BY NAME
+        SELECT {SERIES}, max(step) AS step, any_value(split) AS split, method, task, language, metric, is_primary,
+               against, {_OF_SERIES}, seed,
+               CASE WHEN count(*) = 1 THEN any_value(value) ELSE sum(value * examples) / sum(examples) END AS value,
+               sum(examples)::BIGINT AS examples, {_AS_ASKED},
+               string_agg(examples_hash, ' ' ORDER BY held_out_fold) AS examples_hash, count(*) AS folds
+        FROM final_scores WHERE {_POOLED}
+        GROUP BY {SERIES}, method, task, language, metric, is_primary, against, seed
+        HAVING metric <> 'ece' OR count(*) = 1
     """,
     "cells": f"""
-        SELECT {SERIES}, step, method, task, language, metric, is_primary, against, {_OF_SERIES},
-               avg(value) AS value, count(DISTINCT coalesce(seed, -1)) AS seeds, stddev_samp(value) AS seed_deviation,
-               min(examples) AS examples, {_AS_ASKED}, any_value(examples_hash) AS examples_hash
-        FROM final_scores
-        GROUP BY {SERIES}, step, method, task, language, metric, is_primary, against
+        SELECT {SERIES}, max(step) AS step, method, task, language, metric, is_primary, against, {_OF_SERIES},
+               any_value(split) AS split, avg(value) AS value, count(DISTINCT coalesce(seed, -1)) AS seeds,
+               (sum(folds) / count(DISTINCT coalesce(seed, -1)))::BIGINT AS folds,
+               stddev_samp(value) AS seed_deviation, min(examples) AS examples, {_AS_ASKED},
+               any_value(examples_hash) AS examples_hash
+        FROM pooled_scores
+        GROUP BY {SERIES}, {_STEP}, method, task, language, metric, is_primary, against
     """,
-    "grid": """
-        SELECT DISTINCT task, language, method = 'teacher_forced' AS teacher_forced FROM metrics WHERE is_primary
+    "grid": f"""
+        SELECT DISTINCT task, language, {_KIND} AS scored_by FROM metrics WHERE is_primary
     """,
     "task_averages": f"""
-        SELECT {SERIES}, step, method, task, metric, is_primary, against, {_OF_SERIES},
+        SELECT {SERIES}, step, method, task, metric, is_primary, against, {_OF_SERIES}, any_value(split) AS split,
                avg(value) AS language_mean, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = cells.task) AS expected_languages,
-               max(seeds) AS seeds, min(seeds) AS fewest_seeds, {_AS_ASKED}
+               max(seeds) AS seeds, min(seeds) AS fewest_seeds, max(folds) AS folds, {_AS_ASKED}
         FROM cells
         GROUP BY {SERIES}, step, method, task, metric, is_primary, against
     """,
-    # What is scored by likelihood (method `teacher_forced`) is averaged apart from what is scored by answers.
+    # Each kind of score is averaged apart.
     "averages": f"""
         WITH over_cells AS (
             SELECT {SERIES}, step, method, {_OF_SERIES}, avg(value) AS task_language_mean, count(*) AS cells
@@ -110,21 +148,20 @@ VIEWS: dict[str, str] = {
                    max(seeds) AS seeds, min(fewest_seeds) AS fewest_seeds
             FROM task_averages WHERE is_primary GROUP BY {SERIES}, method)
         SELECT {SERIES}, step, method, max_steps, view, store_fingerprint, lambda_distill, strategy, task_mean, tasks,
-               (SELECT count(DISTINCT task) FROM grid WHERE teacher_forced = (method = 'teacher_forced'))
-                   AS expected_tasks,
+               (SELECT count(DISTINCT task) FROM grid WHERE scored_by = {_KIND}) AS expected_tasks,
                task_language_mean, cells,
-               (SELECT count(*) FROM grid WHERE teacher_forced = (method = 'teacher_forced')) AS expected_cells,
+               (SELECT count(*) FROM grid WHERE scored_by = {_KIND}) AS expected_cells,
                seeds, fewest_seeds
         FROM over_cells JOIN over_tasks USING ({SERIES}, method)
     """,
     # Differences of two trained conditions of one model, cell by cell, on the same examples, after the same training
-    # (`setup`) of the same length and at the same step. Two taught students are paired where store and variant are the
-    # same, so that the view alone differs.
+    # (`setup`) of the same length and at the same step, which early stopping makes differ for students of classes. Two
+    # taught students are paired where store and variant are the same, so that the view alone differs.
     "gaps": f"""
         WITH pairs (minuend, subtrahend) AS (VALUES {_GAPS})
         SELECT a.model, a.setup, pairs.minuend || '-' || pairs.subtrahend AS gap, pairs.minuend, pairs.subtrahend,
                a.variant, b.variant AS subtrahend_variant, a.taught_by, b.taught_by AS subtrahend_taught_by,
-               a.step, a.max_steps, a.store_fingerprint, a.lambda_distill, a.strategy,
+               a.step, a.max_steps, a.store_fingerprint, a.lambda_distill, a.strategy, a.split,
                a.method, a.task, a.language, a.metric, a.is_primary, a.against,
                a.value - b.value AS difference, a.value, b.value AS subtrahend_value,
                least(a.seeds, b.seeds) AS seeds
@@ -132,16 +169,18 @@ VIEWS: dict[str, str] = {
         JOIN cells AS a ON a.condition = pairs.minuend
         JOIN cells AS b ON b.condition = pairs.subtrahend
         WHERE a.model = b.model AND a.setup = b.setup AND a.method = b.method AND a.task = b.task
-          AND a.language = b.language AND a.metric = b.metric AND a.step IS NOT DISTINCT FROM b.step
-          AND a.max_steps IS NOT DISTINCT FROM b.max_steps AND a.against IS NOT DISTINCT FROM b.against
+          AND a.language = b.language AND a.metric = b.metric AND a.against IS NOT DISTINCT FROM b.against
+          AND (a.method = 'classify' OR (a.step IS NOT DISTINCT FROM b.step
+                                         AND a.max_steps IS NOT DISTINCT FROM b.max_steps))
           AND a.examples_hash IS NOT DISTINCT FROM b.examples_hash
           AND (b.condition NOT IN ({_TAUGHT})
                OR (a.variant = b.variant AND a.store_fingerprint IS NOT DISTINCT FROM b.store_fingerprint))
     """,
     "task_gaps": """
         SELECT model, setup, gap, minuend, subtrahend, variant, subtrahend_variant, taught_by, subtrahend_taught_by,
-               step, max_steps, any_value(store_fingerprint) AS store_fingerprint, method, task, metric, is_primary,
-               against, any_value(lambda_distill) AS lambda_distill, any_value(strategy) AS strategy,
+               step, max_steps, any_value(store_fingerprint) AS store_fingerprint, any_value(split) AS split, method,
+               task, metric, is_primary, against, any_value(lambda_distill) AS lambda_distill,
+               any_value(strategy) AS strategy,
                avg(difference) AS difference, count(*) AS languages,
                (SELECT count(*) FROM grid WHERE grid.task = gaps.task) AS expected_languages,
                min(seeds) AS seeds
@@ -159,14 +198,19 @@ VIEWS: dict[str, str] = {
         FROM cells WHERE is_primary
         GROUP BY {SERIES}, step, task, metric
     """,
-    # Scores along training: one row for each task and step, over languages and seeds.
+    # Scores along training: one row for each task and step, over languages and seeds. Of classes only the steps at
+    # which all students of the series were evaluated: where one stops early, the mean is of others.
     "checkpoint_curves": f"""
-        SELECT {SERIES}, any_value(max_steps) AS max_steps, task, metric, step, avg(value) AS language_mean,
+        WITH every AS (
+            SELECT *, count(DISTINCT (seed, held_out_fold)) OVER (PARTITION BY {SERIES}, method, task) AS students
+            FROM scores WHERE is_primary AND step IS NOT NULL AND NOT {_POOLED})
+        SELECT {SERIES}, max(max_steps) AS max_steps, task, metric, step, avg(value) AS language_mean,
                count(DISTINCT language) AS languages,
-               (SELECT count(*) FROM grid WHERE grid.task = scores.task) AS expected_languages,
+               (SELECT count(*) FROM grid WHERE grid.task = every.task) AS expected_languages,
                count(DISTINCT coalesce(seed, -1)) AS seeds
-        FROM scores WHERE is_primary AND step IS NOT NULL
-        GROUP BY {SERIES}, task, metric, step
+        FROM every
+        GROUP BY {SERIES}, method, task, metric, step
+        HAVING method <> 'classify' OR count(DISTINCT (seed, held_out_fold)) = any_value(students)
     """,
     # Fixed λ only: under any other strategy λ is a starting point or an upper bound. The difference is over the
     # `compared_languages` that both have.

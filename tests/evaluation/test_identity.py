@@ -121,6 +121,23 @@ def test_seeds_of_one_student_share_their_setup_and_not_their_run(config: Any, t
     assert (one.columns["seed"], two.columns["seed"]) == (1, 2)
 
 
+def test_students_that_leave_out_different_folds_share_their_setup_and_not_their_run(
+    config: Any, tmp_path: Path
+) -> None:
+    def student(fold: int | None, steps: int, epochs: float | None) -> Identity:
+        training = {"tasks": ["nli"], "training": {"epochs": epochs, "max_steps": steps}}
+        name = f"fold-{fold}-{steps}-{epochs}"
+        about = {"run": name, "config": training, "held_out_fold": fold, "step": steps}
+        return _identity(config(), "distilled", checkpoint(tmp_path / name, weights=name.encode(), **about))
+
+    one, two = student(0, 97, 2.0), student(1, 98, 2.0)
+    assert _setup(one) == _setup(two), "the same epochs of folds of other sizes"
+    assert one.run != two.run
+    assert [each.run_row["held_out_fold"] for each in (one, two)] == [0, 1]
+    others = (student(0, 97, 3.0), student(0, 97, None), student(1, 98, None), student(None, 97, 2.0))
+    assert len({_setup(each) for each in (one, *others)}) == 5
+
+
 @pytest.mark.parametrize(
     ("about", "same"),
     [
