@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("table", "markdown", "csv", "json", "parquet")
 SCALES = ("percent", "fraction")
+ENSEMBLES = ("equal", "cv")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,6 +61,30 @@ def make_parser() -> CommandParser:
     report = commands.add_parser("report", help="write tables, pictures and examples to FILE.md and FILE.html")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
+    submission = commands.add_parser("submission", help="write class probabilities of the test comparisons as CSV")
+    submission.add_argument(
+        "--ensemble",
+        choices=ENSEMBLES,
+        default="equal",
+        help="weights of several runs: equal, or 1/log loss of each on the fold it left out (default: equal)",
+    )
+    which = submission.add_mutually_exclusive_group()
+    which.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="whose runs; may be repeated; default: the only condition on the test split",
+    )
+    which.add_argument("--run", action="append", default=[], metavar="RUN", help="a run; may be repeated")
+    submission.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.csv",
+        help="FILE.csv.json beside it says what it was made from",
+    )
+
     published = commands.add_parser("import", help="import published numbers from a CSV file")
     published.add_argument("file", type=Path, metavar="FILE.csv")
     published.add_argument(
@@ -88,6 +113,8 @@ def _run(arguments: argparse.Namespace) -> None:
         run_shell(catalogue)
     elif arguments.command == "tables":
         _tables(catalogue, arguments)
+    elif arguments.command == "submission":
+        _submission(catalogue, arguments)
     elif arguments.command == "report":
         from logitbank.evaluation.report.write import write_report
 
@@ -106,6 +133,16 @@ def _import(arguments: argparse.Namespace) -> None:
         print(f"imported {cells} cells of {groups} models and conditions from {arguments.file}")
     else:
         print(f"{arguments.file}: imported already, nothing changed")
+
+
+def _submission(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
+    from logitbank.evaluation.submission import make_submission, said_of, write_submission
+
+    which = {"conditions": arguments.condition, "runs": arguments.run}
+    submission = make_submission(catalogue, arguments.results, arguments.ensemble, **which)
+    _warn(catalogue)
+    beside = write_submission(submission, arguments.ensemble, arguments.output)
+    print("\n".join(said_of(submission, arguments.output, beside)))
 
 
 def _open(arguments: argparse.Namespace) -> Catalogue:

@@ -50,7 +50,7 @@ class Pair:
     @property
     def row_id(self) -> str:
         """The id that the row has in its file."""
-        return self.example_id.split("/", 3)[-1]
+        return row_id_of(self.example_id)
 
     @cached_property
     def prompt_key(self) -> int:
@@ -67,6 +67,11 @@ class Pair:
         """The same comparison with its answers, and its target, the other way round."""
         target = None if self.target is None else (self.target[1], self.target[0], self.target[2])
         return replace(self, response_a=self.response_b, response_b=self.response_a, target=target)
+
+
+def row_id_of(example_id: str) -> str:
+    """The id that a row has in its file, from its `example_id`: what stands behind the third slash."""
+    return example_id.split("/", 3)[-1]
 
 
 def _key(content: object) -> int:

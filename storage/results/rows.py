@@ -173,8 +173,16 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
     return path
 
 
-def read_rows(results_dir: str | Path, table: str, name: str) -> list[dict[str, Any]] | None:
-    """The rows that `write_rows` wrote under a name, columns that an older version lacks being None.
+def read_rows(
+    results_dir: str | Path, table: str, name: str, columns: Sequence[str] = ()
+) -> list[dict[str, Any]] | None:
+    """The rows that `write_rows` wrote under a name, in their order; columns that an older version lacks are None.
+
+    Args:
+        results_dir: where they lie.
+        table: a key of `SCHEMAS`.
+        name: of the file, without suffix.
+        columns: to read; none reads all.
 
     Returns:
         None where there is no such file.
@@ -185,11 +193,13 @@ def read_rows(results_dir: str | Path, table: str, name: str) -> list[dict[str, 
     path = file_of(results_dir, table, name)
     if not path.exists():
         return None
+    wanted = list(columns) or SCHEMAS[table].names
     try:
-        rows = pq.ParquetFile(path).read().to_pylist()
+        file = pq.ParquetFile(path)
+        rows = file.read([column for column in wanted if column in file.schema_arrow.names]).to_pylist()
     except (pa.ArrowException, OSError):
         raise _torn(path) from None
-    return [{column: row.get(column) for column in SCHEMAS[table].names} for row in rows]
+    return [{column: row.get(column) for column in wanted} for row in rows]
 
 
 def names_of(results_dir: str | Path, table: str, prefix: str) -> list[str]:
