@@ -64,7 +64,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file of rows: JSON lines, JSON or Parquet.
+    """A file of rows: JSON lines, JSON, CSV or Parquet.
 
     Attributes:
         path: whole, or from the folder of the file that defines the task's class; a glob or URL will do.

@@ -24,7 +24,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitbank.errors import TaskError
+from logitbank.errors import TaskError, counted
 from logitbank.tasks.common import HubSource
 from logitbank.tasks.hub import open_split, split_files
 
@@ -35,6 +35,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's 
 _PARQUET = b"PAR1"
 _CHUNK = 1 << 20  # characters of a JSON array that are read at a time
 _LATEST_FAULT = 16  # an error so near the end of what was read may be a value that was cut, such as `\ud83`
+_OTHER_BYTES = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
 _BATCH = 256  # rows of a Parquet file that are Python objects at a time
 _LONGEST_CELL = 2**31 - 1  # characters, the most that `csv` takes everywhere; its default is 131,072
 
@@ -220,28 +221,27 @@ def _json_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator
 def _csv_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[Row]:
     """Rows of CSV, every value a text; cells may hold line breaks, so rows are counted and not lines."""
     csv.field_size_limit(_LONGEST_CELL)
-    text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     number = 0
     try:
         filled = (cells for cells in csv.reader(text, strict=True) if cells)  # an empty line is no row
         header = next(filled, [])
-        if len(set(header)) != len(header):
-            twice = next(column for column in header if header.count(column) > 1)
-            raise TaskError(f"{key}: {name}: expected each column once, got {twice!r} twice")
+        if twice := [column for column in header if header.count(column) > 1]:
+            raise TaskError(f"{key}: {name}: expected each column once, got {twice[0]!r} twice")
         while True:
             number += 1
             if (cells := next(filled, None)) is None:
                 return
             if len(cells) != len(header):
-                raise TaskError(
-                    f"{key}: {name}, row {number:,}: expected {len(header):,} cells, as the header has, got "
-                    f"{len(cells):,}; a comma or line break in a cell needs quotes around the cell"
+                raise csv.Error(
+                    f"expected {counted(len(header), 'cell')}, as the header has, got {len(cells):,}; a comma or line "
+                    f"break in a cell needs quotes around the cell"
                 )
+            if any(not cell.isascii() and _OTHER_BYTES.search(cell) for cell in cells):
+                raise csv.Error("expected UTF-8 text, got other bytes")
             yield Row({column: cell for column, cell in zip(header, cells, strict=True) if cell}, name, number, "row")
-    except UnicodeDecodeError:
-        raise TaskError(f"{key}: {name}, row {number:,}: expected UTF-8 text, got other bytes") from None
     except csv.Error as error:
-        raise TaskError(f"{key}: {name}, row {number:,}: not valid CSV: {error}") from None
+        raise TaskError(f"{key}: {name}, row {number:,}: {error}") from None
     finally:
         text.detach()  # the file is closed by who opened it
 

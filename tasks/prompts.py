@@ -16,6 +16,7 @@ from typing import Any
 
 from logitbank.tasks.common import Example, Task, TaskError
 from logitbank.tasks.control_tokens import ControlTokens, any_of
+from logitbank.tasks.texts import around
 
 PROMPT_DATE = "26 Jul 2024"  # what Llama 3's template writes where it cannot ask the clock
 
@@ -123,42 +124,13 @@ class PromptEncoder:
             holes: texts that stand in the message once each, in this order.
         """
         if not self.has_template:
-            return self.encode_plain_around(f"{system_prompt}\n\n{message}\n", holes, closed=False)
+            first, *rest = map(self._ids, around(f"{system_prompt}\n\n{message}\n", holes))
+            return [self._beginning_ids() + first, *rest]
         own_space = "" if self._answer_header else self.answer_space  # of the generation prompt
         messages = self._with_system(system_prompt, [{"role": "user", "content": message}])
-        pieces = [self._ids(text) for text in _around(self._render(messages).removesuffix(own_space), holes)]
-        pieces[-1] += self._ids(self._answer_header.removesuffix(self.answer_space)) if self._answer_header else []
-        return pieces
-
-    def encode_plain_around(self, text: str, holes: Sequence[str], *, closed: bool = True) -> list[list[int]]:
-        """A text without chat template in pieces: what stands before, between and behind the holes in it.
-
-        Args:
-            text: with holes.
-            holes: texts that stand in it once each, in this order.
-            closed: whether the special tokens that the tokenizer puts behind every text end it.
-        """
-        pieces = [self._ids(piece) for piece in _around(text, holes)]
-        before, behind = self._special_ids()
-        return [before + pieces[0], *pieces[1:-1], pieces[-1] + (behind if closed else [])]
-
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts from data, each on its own: what looks like a control token stays text, nothing is added."""
-        found: list[list[int]] = [[]] * len(texts)
-        spelled = [bool(self._added_token.search(text)) for text in texts]
-        for splits in (False, True):
-            chosen = [place for place, spells in enumerate(spelled) if spells == splits and texts[place]]
-            if not chosen:
-                continue
-            encoded = self.tokenizer(
-                [texts[place] for place in chosen],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                **({"split_special_tokens": True} if splits else {}),
-            )["input_ids"]
-            for place, ids in zip(chosen, encoded, strict=True):
-                found[place] = list(ids)
-        return found
+        *before, last = map(self._ids, around(self._render(messages).removesuffix(own_space), holes))
+        header = self._ids(self._answer_header.removesuffix(self.answer_space)) if self._answer_header else []
+        return [*before, last + header]
 
     def answers_like(self, other: PromptEncoder) -> bool:
         """Whether answers have the same ids as with another encoder, ends of turn aside."""
@@ -260,12 +232,6 @@ class PromptEncoder:
         ids = self.tokenizer("a")["input_ids"]
         return [bos] if bos is not None and ids[:1] == [bos] else []
 
-    def _special_ids(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind every text by itself."""
-        own, whole = self._ids("a"), list(self.tokenizer("a")["input_ids"])
-        start = next(at for at in range(len(whole)) if whole[at : at + len(own)] == own)
-        return whole[:start], whole[start + len(own) :]
-
     def _accepts_system_role(self) -> bool:
         """Whether the template takes a system message and shows it; some refuse it, some lose it."""
         try:
@@ -344,17 +310,6 @@ def _digest(items: Iterable[str]) -> str:
 def without_clock(template: str) -> str:
     """A chat template whose `strftime_now` gives a standing date."""
     return _STANDING_CLOCK + template if "strftime_now" in template else template
-
-
-def _around(text: str, holes: Sequence[str]) -> list[str]:
-    """What stands before, between and behind the holes of a text."""
-    pieces = []
-    for hole in holes:
-        piece, found, text = text.partition(hole)
-        if not found or hole in text:
-            raise TaskError("tokenizer: its chat template does not show the question once, as it is")
-        pieces.append(piece)
-    return [*pieces, text]
 
 
 def _hash(value: Any) -> str:

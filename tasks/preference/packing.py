@@ -12,6 +12,7 @@ from logitbank.errors import TaskError
 from logitbank.preference import PackedPair, Pair, Turns
 from logitbank.sequences import Span
 from logitbank.tasks.prompts import PromptEncoder
+from logitbank.tasks.texts import TextEncoder, around
 
 SHARES = (1, 2, 2)  # of prompt, answer A and answer B in what the fixed text leaves: 20, 40 and 40 %
 CUT = " [...]"  # stands where text was left out
@@ -64,13 +65,13 @@ class PairPacker:
         Raises:
             TaskError: `max_tokens` leaves no room for the texts.
         """
-        self._tokenizer = tokenizer
-        self._encoder = PromptEncoder(tokenizer)
+        self._texts = TextEncoder(tokenizer)
         if head == "letters":
-            self._fixed = self._encoder.encode_around(SYSTEM_PROMPT, LAYOUT + QUESTION, HOLES)
+            self._fixed = PromptEncoder(tokenizer).encode_around(SYSTEM_PROMPT, LAYOUT + QUESTION, HOLES)
         else:
-            self._fixed = self._encoder.encode_plain_around(LAYOUT + CLOSING, HOLES)
-        self._cut, self._empty = self._encoder.encode_texts([CUT, EMPTY])
+            first, *between, last = map(self._texts.own, around(LAYOUT + CLOSING, HOLES))
+            self._fixed = [self._texts.opening + first, *between, last + self._texts.closing]
+        self._cut, self._empty = self._texts.own(CUT), self._texts.own(EMPTY)
         self._labels: dict[int, Ids] = {}
         self._keep_last = keep_turns == "last"
         self.max_tokens = max_tokens
@@ -97,7 +98,7 @@ class PairPacker:
                 yield self._packed(sections[start : start + 3])
 
     def _sections(self, texts: Sequence[Turns]) -> list[_Section]:
-        ids = iter(self._encoder.encode_texts([turn for turns in texts for turn in turns]))
+        ids = iter(self._texts.from_data([turn for turns in texts for turn in turns]))
         found = []
         for turns in texts:
             own = list(islice(ids, len(turns)))
@@ -111,7 +112,7 @@ class PairPacker:
         """What stands before a turn of several."""
         if number not in self._labels:
             text = f"Turn {number}:\n" if number == 1 else f"\n\nTurn {number}:\n"
-            self._labels[number] = self._encoder.encode_texts([text])[0]
+            self._labels[number] = self._texts.own(text)
         return self._labels[number]
 
     def _packed(self, sections: Sequence[_Section]) -> PackedPair:

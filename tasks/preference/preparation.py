@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitbank.errors import TaskError
+from logitbank.errors import TaskError, counted
 from logitbank.preference import CLASSES, TASK, Pair, prompt_keys
 from logitbank.tasks.preference.duplicates import Distinct, distinct, without_prompts
 from logitbank.tasks.preference.folds import classes_of, folds_of
@@ -46,6 +46,20 @@ class Counts:
     used: int
     prompts: int
 
+    @property
+    def line(self) -> str:
+        """How many were used, and why the others were not."""
+        why = (
+            (self.without_text, "without text"),
+            (self.held_out, "held out for validation"),
+            (self.leaking, "with a prompt of validation or test"),
+            (self.known, "with a prompt of the training rows"),
+            (self.merged, f"merged into duplicates ({counted(self.contradictory, 'contradictory group')})"),
+            (self.same_prompt, "with a prompt of an earlier row"),
+        )
+        left_out = "".join(f", {number:,} {words}" for number, words in why if number)
+        return f"{self.read:,} read{left_out}, {self.used:,} used ({counted(self.prompts, 'prompt')})"
+
 
 @dataclass(frozen=True)
 class PreparationReport:
@@ -56,6 +70,7 @@ class PreparationReport:
         external: the external rows, of all files together.
         validation: rows.
         parts: of these, rows of each part, in the order of `PARTS`.
+        shared: of these, rows whose prompt test has too; they stay.
         test: rows.
         classes: of the base rows, rows whose likeliest class is each of `CLASSES`.
         folds: base rows of each fold.
@@ -66,6 +81,7 @@ class PreparationReport:
     external: Counts
     validation: int
     parts: tuple[int, ...]
+    shared: int
     test: int
     classes: tuple[int, ...]
     folds: tuple[int, ...]
@@ -74,6 +90,23 @@ class PreparationReport:
     def as_json(self) -> dict[str, Any]:
         """The numbers, for attributes of a store."""
         return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """All of it in words, a line a subject."""
+        parts = ", ".join(f"{number:,} {name}" for number, name in zip(self.parts, PARTS, strict=True))
+        shared = f"; {self.shared:,} with a prompt of test" if self.shared else ""
+        rows = sum(self.classes)
+        classes = (
+            f"{name} {number:,} ({number / rows:.1%})" for name, number in zip(CLASSES, self.classes, strict=True)
+        )
+        return [
+            f"train: {self.train.line}",
+            *([f"external: {self.external.line}"] if self.external.read else []),
+            f"validation: {self.validation:,} used ({parts}){shared}",
+            f"test: {self.test:,}",
+            f"classes: {', '.join(classes)}; {counted(self.soft, 'soft label')}",
+            f"folds: {', '.join(f'{number:,}' for number in self.folds)}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,7 +144,9 @@ def prepare(data: DataSettings) -> Prepared:
     own_file = data.file(TASK, "validation")
     validation = held_out if own_file is None else read_pairs(f"{TASK}.validation", own_file, "validation", data)
     test = read_test(data) if data.file(TASK, "test") is not None else ReadPairs([], 0, 0)
-    evaluated = {pair.prompt_key for pair in (*validation.pairs, *test.pairs)}
+    files = read_external(data)
+    tested = {pair.prompt_key for pair in test.pairs}
+    evaluated = tested | {pair.prompt_key for pair in validation.pairs}
 
     clean = without_prompts(base.pairs, evaluated)
     kept = distinct(clean, settings.dedup)
@@ -120,7 +155,6 @@ def prepare(data: DataSettings) -> Prepared:
     folds = folds_of(kept.pairs, settings.folds, data.seed)
     order = np.lexsort((np.random.default_rng(data.seed).random(len(folds)), folds))
 
-    files = read_external(data)
     further = [pair for file in files for pair in file.pairs]
     unseen = without_prompts(further, evaluated)
     fresh = without_prompts(unseen, {pair.prompt_key for pair in kept.pairs})
@@ -141,6 +175,7 @@ def prepare(data: DataSettings) -> Prepared:
         ),
         validation=len(validation.pairs),
         parts=_tally(parts, len(PARTS)),
+        shared=sum(pair.prompt_key in tested for pair in validation.pairs),
         test=len(test.pairs),
         classes=_tally(classes_of(train), len(CLASSES)),
         folds=_tally(folds, settings.folds),

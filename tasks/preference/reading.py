@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass, replace
 
-from logitbank.errors import TaskError
+from logitbank.errors import TaskError, counted
 from logitbank.preference import TASK, Pair, prompt_keys
 from logitbank.tasks.common import UNDETERMINED
 from logitbank.tasks.files import Row, open_rows
 from logitbank.tasks.preference.parts import PARTS, is_held_out, part_of
 from logitbank.tasks.preference.rows import TEXTS, read_comparison
 from logitbank.tasks.settings import DataSettings
+
+logger = logging.getLogger(__name__)
+_said: set[str] = set()  # lines that this process has logged: a file is read more than once
 
 HUB_DEFAULT = "lmsys/lmsys-arena-human-preference-55k"
 SPLITS = ("train", "validation", "test", *PARTS)
@@ -129,7 +133,7 @@ def read_pairs(
             found = read_comparison(row.values, labelled=labelled)
             name = _name(row, read)
             if name in places:
-                raise TaskError(f"id: {name!r} is also that of {places[name]}; give each row its own")
+                raise TaskError(f"id: {name!r} is also that of {places[name]}; give each row its own, or none")
         except TaskError as error:
             raise TaskError(f"{key}: {row.place}: {error}") from None
         places[name] = row.place
@@ -142,6 +146,8 @@ def read_pairs(
             raise TaskError(f"{key}: {name}: expected the columns {', '.join(TEXTS)}, got {', '.join(columns)}")
     if not pairs:
         raise TaskError(f"{key}: {shlex.quote(file)}: none of its {read:,} rows has text")
+    line = f"{key}: {shlex.quote(file)}: {counted(read, 'row')}"
+    _say(f"{line}, {without_text:,} of them without text and left out" if without_text else line)
     return ReadPairs(pairs, read, without_text)
 
 
@@ -160,3 +166,9 @@ def _name(row: Row, number: int) -> str:
 
 def _id(split: str, name: str) -> str:
     return f"{TASK}/{UNDETERMINED}/{split}/{name}"
+
+
+def _say(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        logger.info("%s", line)

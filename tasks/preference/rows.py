@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ WINNER = "winner"
 PROBABILITIES = tuple(f"{WINNER}_{name}" for name in CLASSES)
 LABELS = (PROBABILITIES, tuple(f"{name}_prob" for name in PROBABILITIES))  # columns that hold a probability each
 _ROUNDING = 0.015  # three numbers that were rounded to two digits are off by so much together
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and UTF-8 cannot
+_TRUTHS = {"True": 1.0, "False": 0.0}  # as pandas writes one-hot columns
 _WINNERS = {
     **{"modela": 0, "responsea": 0, "a": 0},
     **{"modelb": 1, "responseb": 1, "b": 1},
@@ -85,13 +88,14 @@ def read_target(values: Mapping[str, Any], *, required: bool) -> Target | None:
 def _probabilities(columns: tuple[str, ...], values: Mapping[str, Any]) -> Target:
     numbers = []
     for name in columns:
-        value = values.get(name)
+        value: Any = values.get(name)
         try:
-            number = float("nan" if value is None else value)
+            number = _TRUTHS[value] if isinstance(value, str) and value in _TRUTHS else float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not 0 <= number <= 1:
-            raise TaskError(f"{name}: expected a probability between 0 and 1, got {value!r}")
+            got = "nothing" if _is_empty(value) else repr(value)
+            raise TaskError(f"{name}: expected a probability between 0 and 1, got {got}")
         numbers.append(number)
     total = math.fsum(numbers)
     if not abs(total - 1) <= _ROUNDING + 1e-9:
@@ -106,11 +110,11 @@ def _turns(name: str, value: Any, *, as_list: bool) -> tuple[bool, Turns]:
     """
     if isinstance(value, str):
         found = _json_turns(value) if as_list else None
-        return (False, (value,)) if found is None else (True, found)
+        return (False, (_whole(value),)) if found is None else (True, found)
     if value is None:
         return False, ("",)
-    if isinstance(value, list) and value and all(item is None or isinstance(item, str) for item in value):
-        return True, tuple(item or "" for item in value)
+    if _is_turns(value):
+        return True, tuple(map(_whole, value))
     raise TaskError(f"{name}: expected a text, or a list of texts, got {str(value)[:40]}")
 
 
@@ -123,9 +127,19 @@ def _json_turns(text: str) -> Turns | None:
         found = json.loads(bare)
     except (ValueError, RecursionError):
         return None
-    if not found or not all(item is None or isinstance(item, str) for item in found):
-        return None
-    return tuple(item or "" for item in found)
+    return tuple(map(_whole, found)) if _is_turns(found) else None
+
+
+def _is_turns(value: Any) -> bool:
+    """Whether a value is a list of texts or nulls, one at least."""
+    return isinstance(value, list) and value != [] and all(item is None or isinstance(item, str) for item in value)
+
+
+def _whole(text: str | None) -> str:
+    """A text without halves of characters; nothing for null."""
+    if text is None:
+        return ""
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 def _is_empty(value: Any) -> bool:
