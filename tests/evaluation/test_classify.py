@@ -24,6 +24,7 @@ from logitbank.evaluation.identity import describe_weights
 from logitbank.models.classifier import open_classifier
 from logitbank.models.pair_scoring import score_pairs
 from logitbank.preference import CLASSES, Pair, SeenPrompts, prompt_keys
+from logitbank.storage import LabelStore
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks.preference import PairPacker, load_pairs
 from tests.evaluation.comparisons import (
@@ -37,6 +38,7 @@ from tests.evaluation.comparisons import (
     swapped,
     write_csv,
 )
+from tests.storage import label_stores
 
 Make = Callable[..., Config]
 
@@ -411,6 +413,53 @@ def test_refusals(
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert re.search(said, error), error
+    assert not (tmp_path / "r").exists()
+
+
+def _held_out(tmp_path: Path, fold: int | None, **about: Any) -> tuple[str, Path]:
+    """A label store, and a student that left a fold of it out."""
+    url = str(tmp_path / "store")
+    with label_stores.builder(url):
+        pass
+    other = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of != fold]
+    seen = about.pop("seen", SeenPrompts.of(prompt_keys(other)))
+    fingerprint = LabelStore.open(url).info.fingerprint
+    directory = classifier_checkpoint(
+        tmp_path / "c", seen=seen, **{"held_out_fold": fold, "store_fingerprint": fingerprint, **about}
+    )
+    return url, directory
+
+
+def test_the_fold_that_a_student_was_not_trained_on(make: Make, tmp_path: Path) -> None:
+    url, directory = _held_out(tmp_path, 1)
+    found = _run(make("evaluation.split=held_out"), directory, tmp_path / "r", Formula(), store=url)
+    own = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of == 1]
+    assert [row["example_id"] for row in found] == [pair.example_id for pair in own]
+    assert [row["gold"] for row in found] == [
+        json.dumps(dict(zip(CLASSES, map(float, np.float32(pair.target)), strict=True))) for pair in own
+    ]
+    (run,) = Catalogue([tmp_path / "r"]).rows("SELECT held_out_fold, store_fingerprint FROM runs")
+    assert run["held_out_fold"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fold", "about", "said"),
+    [
+        (None, {}, "expected a --checkpoint of train-student --held-out-fold, got"),
+        (1, {"store_fingerprint": "f" * 40}, "--store: expected the store ffffffffffff, from which"),
+        (
+            1,
+            {"seen": SeenPrompts.of(prompt_keys(label_stores.TRAIN))},
+            "was trained on the prompts of 14 of the 14 rows",
+        ),
+    ],
+)
+def test_folds_that_are_not_held_out_are_refused(
+    make: Make, tmp_path: Path, fold: int | None, about: dict[str, Any], said: str
+) -> None:
+    url, directory = _held_out(tmp_path, fold, **about)
+    with pytest.raises(ConfigError, match=said):
+        _run(make("evaluation.split=held_out"), directory, tmp_path / "r", never, store=url)
     assert not (tmp_path / "r").exists()
 
 
