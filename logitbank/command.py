@@ -24,7 +24,9 @@ from logitbank.errors import ConfigError, LogitbankError
 
 PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system, not of a bug
 NUMBERS = {int: "a whole number", float: "a number"}
-NOISY = ("httpx", "datasets", "urllib3", "accelerate", "fsspec")  # loggers of libraries
+# loggers of libraries, and the least that is worth saying; bitsandbytes warns of faster kernels whenever it is imported
+NOISY = dict.fromkeys(("httpx", "datasets", "urllib3", "accelerate", "fsspec"), logging.WARNING)
+NOISY["bitsandbytes"] = logging.ERROR
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -137,8 +139,8 @@ def run_command(body: Callable[[], None], *, resumes: bool = False) -> None:
         resumes: whether the same command, run again, goes on with what is missing.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in NOISY.items():
+        logging.getLogger(noisy).setLevel(level)
     with warnings.catch_warnings(), _sigterm_unwinds():
         if not sys.warnoptions:  # libraries warn their callers, which we are; python -W shows them
             warnings.simplefilter("ignore")
