@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
 
 if TYPE_CHECKING:
+    from logitbank.storage.groups import parts_to_verify
     from logitbank.storage.label_store import (
         LabelSpec,
         LabelStore,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         Scorer,
         is_label_store,
         open_label_builder,
+        verify_labels,
     )
     from logitbank.storage.teacher_store import (
         LOG_MASS_FLOOR,
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
         bytes_of_draws,
         concatenate,
         open_builder,
-        parts_to_verify,
         verify,
     )
 
@@ -78,18 +79,26 @@ __all__ = [
     "open_label_builder",
     "parts_to_verify",
     "verify",
+    "verify_labels",
 ]
 
-_LABEL_STORE = {
-    "LabelSpec",
-    "LabelStore",
-    "LabelStoreBuilder",
-    "LabelStoreInfo",
-    "PairTable",
-    "ScoredShard",
-    "Scorer",
-    "is_label_store",
-    "open_label_builder",
+_ROOMS = {
+    **dict.fromkeys(
+        [
+            "LabelSpec",
+            "LabelStore",
+            "LabelStoreBuilder",
+            "LabelStoreInfo",
+            "PairTable",
+            "ScoredShard",
+            "Scorer",
+            "is_label_store",
+            "open_label_builder",
+            "verify_labels",
+        ],
+        "label_store",
+    ),
+    "parts_to_verify": "groups",
 }
 
 
@@ -97,5 +106,5 @@ def __getattr__(name: str) -> Any:
     """A public name, from the room that has it."""
     if name not in __all__:
         raise AttributeError(f"module 'logitbank.storage' has no attribute {name!r}")
-    room = "label_store" if name in _LABEL_STORE else "teacher_store"
+    room = _ROOMS.get(name, "teacher_store")
     return getattr(importlib.import_module(f"logitbank.storage.{room}"), name)

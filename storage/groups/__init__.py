@@ -1,5 +1,6 @@
 """What stores share that are Zarr groups in objects: flat arrays, names, identities, verified reading, writing."""
 
+from logitbank.storage.groups.checks import check_manifests, parts_to_verify
 from logitbank.storage.groups.example_ids import ExampleIds, join_names
 from logitbank.storage.groups.flat import ChunkedReader, array_of, coder, create_flat_array, read_all, starts_of
 from logitbank.storage.groups.identity import SHORT_DIGITS, as_json, hash_json, refuse_difference
@@ -16,10 +17,12 @@ __all__ = [
     "VerifiedObjects",
     "array_of",
     "as_json",
+    "check_manifests",
     "coder",
     "create_flat_array",
     "hash_json",
     "join_names",
+    "parts_to_verify",
     "put_objects",
     "read_all",
     "read_root",

@@ -70,9 +70,9 @@ class LabelStore:
             )
         self.info = LabelStoreInfo.from_attributes(attributes)
         self._zarr = MemoryStore(self._source, read_only=True)
-        self.train = PairTable(lambda name: self._array(f"train/{name}"), "fold")
-        self.validation = PairTable(lambda name: self._array(f"validation/{name}"), "part")
-        self.external = PairTable(lambda name: self._array(f"external/{name}"))
+        self.train = PairTable(lambda name: self.array(f"train/{name}"), "fold")
+        self.validation = PairTable(lambda name: self.array(f"validation/{name}"), "part")
+        self.external = PairTable(lambda name: self.array(f"external/{name}"))
         self.plan: FoldPlan = plan_folds(self.train.fold, self.info.folds, self.info.shard_rows)
         found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
         self.views = tuple(sorted(found))
@@ -194,7 +194,8 @@ class LabelStore:
                 f"--view {shlex.quote(view)}: the store {shlex.quote(self.url)} has no such view (it has: {have})"
             )
 
-    def _array(self, path: str) -> zarr.Array[Any]:
+    def array(self, path: str) -> zarr.Array[Any]:
+        """One of the arrays beside the views, its chunks verified as they are read."""
         return zarr.open_array(self._zarr, path=path, mode="r")
 
 

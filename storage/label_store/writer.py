@@ -22,7 +22,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from logitbank.errors import StoreError, counted
-from logitbank.preference import CLASSES, Pair, prompt_keys
+from logitbank.preference import CLASSES, Pair, prompt_keys, row_id_of
 from logitbank.storage.groups import (
     array_of,
     as_json,
@@ -37,6 +37,7 @@ from logitbank.storage.groups import (
 )
 from logitbank.storage.label_store.layout import FORMAT, FORMAT_VERSION, FoldPlan, plan_folds
 from logitbank.storage.label_store.pairs import hash_pairs, write_pairs
+from logitbank.storage.label_store.prompts import Keyed, prompt_problems
 from logitbank.storage.label_store.seen import SeenRows, said_of
 from logitbank.storage.label_store.spec import LabelSpec, LabelStoreInfo, Scorer
 from logitbank.storage.objects import (
@@ -281,6 +282,9 @@ def open_label_builder(
         "validation": _Rows(validation, {"part": parts}),
         "external": _Rows(external, {}),
     }
+    keyed = (Keyed([pair.example_id for pair in of], prompt_keys(of)) for of in (train, validation, external))
+    for problem in prompt_problems(next(keyed), folds, *keyed):
+        raise StoreError(f"{problem}; rows of a prompt lie in one fold, and none in validation too")
     identity = as_json(
         {
             "folds": spec.folds,
@@ -311,7 +315,8 @@ def _create(objects: ObjectStore, attributes: Mapping[str, Any], plan: FoldPlan,
         write_pairs(group, pairs, columns)
         if name == "train":
             create_flat_array(group, "row", plan.places(), "pcodec")
-    made[FOLDS_KEY] = _as_buffer(_folds_document(rows["train"].pairs, rows["train"].columns["fold"]))
+    train, columns = rows["train"]
+    made[FOLDS_KEY] = _as_buffer(folds_document([pair.example_id for pair in train], columns["fold"]))
     put_objects(objects, BASE_KEY, made, {}, what="the rows")
 
 
@@ -346,11 +351,11 @@ def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> dict[str, Any]
     return root
 
 
-def _folds_document(train: Sequence[Pair], folds: NDArray[np.int8]) -> bytes:
-    """The ids of the rows of each fold as JSON, in store order."""
+def folds_document(example_ids: Sequence[str], folds: NDArray[np.int8]) -> bytes:
+    """What `folds.json` says: the ids that the rows of each fold have in their file, as JSON, in store order."""
     rows: dict[str, list[str]] = {str(fold): [] for fold in np.unique(folds)}
-    for pair, fold in zip(train, folds.tolist(), strict=True):
-        rows[str(fold)].append(pair.row_id)
+    for example_id, fold in zip(example_ids, folds.tolist(), strict=True):
+        rows[str(fold)].append(row_id_of(example_id))
     return json.dumps(rows, indent=1).encode()
 
 

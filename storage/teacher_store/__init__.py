@@ -6,7 +6,7 @@ from logitbank.storage.teacher_store.reader import TeacherStore
 from logitbank.storage.teacher_store.rows import TeacherRows, concatenate
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
 from logitbank.storage.teacher_store.spec import StoreInfo, StoreSpec
-from logitbank.storage.teacher_store.verify import parts_to_verify, verify
+from logitbank.storage.teacher_store.verify import verify
 from logitbank.storage.teacher_store.views import OtherTeacher, OwnSequences, Tokens
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 from logitbank.storage.teacher_store.writer import StoreBuilder, open_builder
@@ -30,6 +30,5 @@ __all__ = [
     "bytes_of_draws",
     "concatenate",
     "open_builder",
-    "parts_to_verify",
     "verify",
 ]

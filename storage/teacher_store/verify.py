@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shlex
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from logitbank.errors import StoreError, counted
-from logitbank.storage.objects import (
-    BASE_KEY,
-    LOCK_NAME,
-    ObjectStore,
-    check_object,
-    covers,
-    open_objects,
-    read_manifest,
-    shard_key,
-    view_key,
-)
+from logitbank.storage.groups import check_manifests
 from logitbank.storage.teacher_store.encodings import Slack
 from logitbank.storage.teacher_store.examples import ExampleTable
 from logitbank.storage.teacher_store.layout import ShardPlan
@@ -40,21 +28,7 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
     Raises:
         StoreError: there is no store at all.
     """
-    problems: list[str] = []
-    objects = open_objects(url)
-    keys = list(objects.sizes())
-    if not any(key.startswith("manifest/") for key in keys):
-        raise StoreError(f"--store {shlex.quote(url)}: no teacher store there (nothing under manifest/)")
-    listed: set[str] = set()
-    manifests = sorted(key for key in keys if key.startswith("manifest/"))
-    if BASE_KEY not in manifests:
-        problems.append(f"{BASE_KEY}: missing")
-    for key in manifests:
-        problems += _check_objects(objects, key, listed)
-        advance(key)
-    for key in keys:
-        if key not in listed and not key.startswith(("manifest/", LOCK_NAME)):
-            problems.append(f"{key}: no manifest lists it (an unfinished shard, or not of this store)")
+    problems = check_manifests(url, advance)
     if problems:
         return problems
     store = TeacherStore.open(url)
@@ -74,37 +48,6 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
             shards = counted(plan.shards, "shard")
             problems.append(f"view {view}: {len(missing)} of {shards} not written yet ({some})")
     return problems
-
-
-def parts_to_verify(url: str) -> int:
-    """How many parts `verify` looks at in a sound store: manifests, and the shards that they list."""
-    manifests = [key for key in open_objects(url).sizes() if key.startswith("manifest/")]
-    shards = [key for key in manifests if key.rsplit("/", 1)[-1].removesuffix(".json").isdigit()]
-    return len(manifests) + len(shards)
-
-
-def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Iterator[str]:
-    try:
-        entries, details = read_manifest(objects, manifest)
-    except StoreError as error:
-        yield str(error)
-        return
-    what = covers(details)
-    if "shard" in details:
-        expected = shard_key(details["view"], details["shard"])
-    else:
-        expected = view_key(details["view"]) if "view" in details else BASE_KEY
-    if manifest != expected:
-        yield f"{manifest}: holds the content of {expected}"
-    for (key, entry), found in zip(entries.items(), objects.get_each(entries), strict=True):
-        listed.add(key)
-        try:
-            data = check_object(key, found, entry, what)
-        except StoreError as error:
-            yield str(error)
-            continue
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            yield f"{key} ({what}): damaged (SHA-256 differs from the manifest's)"
 
 
 def _check_table(
