@@ -40,7 +40,7 @@ def make_parser() -> CommandParser:
         action="append",
         default=[],
         metavar="URL",
-        help="teacher store, for the views cache_*; may be repeated",
+        help="teacher or label store, for the views cache_* and oof; may be repeated",
     )
     parser.add_argument(
         "--memory", metavar="SIZE", help="memory to stay within, such as 512MB or 4GB; default: what the machine has"

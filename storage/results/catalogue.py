@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from logitbank.errors import StoreError
 from logitbank.storage.results.compaction import Copies, Signature, find_copies, renew, signatures
+from logitbank.storage.results.label_rows import LABEL_SCHEMA, OOF_SQL, label_rows
 from logitbank.storage.results.memory import Memory
 from logitbank.storage.results.relations import RELATIONS, Relation, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
@@ -82,7 +83,8 @@ class Catalogue:
 
         Args:
             results_dirs: directories that `write_rows` filled.
-            stores: teacher stores whose tokens become `cache_tokens` and `cache_examples`.
+            stores: teacher stores, whose tokens become `cache_tokens` and `cache_examples`, and label stores, whose
+                rows become `cache_labels` and `oof`.
             memory: bytes that the process should stay within; None: no limit but DuckDB's own.
 
         Raises:
@@ -101,7 +103,10 @@ class Catalogue:
         self.connection = self.memory.connect(python_enable_replacements=False)
         for relation in RELATIONS.values():
             self.connection.execute(f"CREATE VIEW {relation.name} AS {relation.unread()}")
-        self.connection.register("cache_tokens", _cache_tokens(stores))
+        tokens, labels = _stored(stores)
+        self.connection.register("cache_tokens", tokens)
+        self.connection.register("cache_labels", labels)
+        self.connection.execute(f"CREATE VIEW oof AS {OOF_SQL}")
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
         for name, sql in VIEWS.items():
             self.connection.execute(f"CREATE VIEW {name} AS {sql}")
@@ -220,8 +225,14 @@ def _behind(name: str) -> frozenset[str]:
     return frozenset().union(*(_behind(word) for word in words if word in RELATIONS or word in VIEWS))
 
 
-def _cache_tokens(stores: Sequence[str]) -> pa.Table:
-    return token_rows(stores) if stores else pa.Table.from_batches([], schema=TOKEN_SCHEMA)
+def _stored(stores: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+    """Rows of the teacher stores, and of the label stores."""
+    if not stores:
+        return tuple(pa.Table.from_batches([], schema=schema) for schema in (TOKEN_SCHEMA, LABEL_SCHEMA))
+    from logitbank.storage.label_store import is_label_store  # Zarr takes longer to import than most queries to answer
+
+    of_labels = [url for url in stores if is_label_store(url)]
+    return token_rows([url for url in stores if url not in of_labels]), label_rows(of_labels)
 
 
 def _whole_files(directory: Path, names: Iterable[str]) -> dict[str, int]:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from logitbank.storage.results.catalogue import Catalogue
+from logitbank.storage.results.label_rows import LABEL_SCHEMA
 from logitbank.storage.results.rows import SCHEMAS, write_rows
 from logitbank.storage.results.store_rows import TOKEN_SCHEMA
 from logitbank.storage.results.views import VIEWS
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
-from tests.storage import stores
+from tests.storage import label_stores, stores
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
@@ -27,6 +28,7 @@ QUERIES = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     root = tmp_path_factory.mktemp("docs")
     stores.build(str(root / "store"), stores.records(30))
+    label_stores.build(str(root / "labels"))
     results = root / "r"
     for seed in (1, 2):
         add_run(results, {("nli", "en"): 0.5 + seed / 10}, condition="finetuned", seed=seed)
@@ -50,7 +52,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
         "versions": json.dumps({"torch": "2.13"}),
     }
     write_rows(results, "runs", [{**trained, "created_at": datetime.datetime(2026, 2, 1, tzinfo=datetime.UTC)}], "t")
-    return Catalogue([results], [str(root / "store")])
+    return Catalogue([results], [str(root / "store"), str(root / "labels")])
 
 
 def answer(catalogue: Catalogue, heading: str) -> list[dict[str, Any]]:
@@ -59,9 +61,9 @@ def answer(catalogue: Catalogue, heading: str) -> list[dict[str, Any]]:
     return catalogue.rows(query)
 
 
-def test_there_are_eleven_queries() -> None:
-    assert len(QUERIES) == 11
-    assert "## Eleven queries" in TEXT
+def test_there_are_twelve_queries() -> None:
+    assert len(QUERIES) == 12
+    assert "## Twelve queries" in TEXT
 
 
 def test_the_query_of_conversations(tmp_path: Path) -> None:
@@ -121,6 +123,11 @@ def test_the_queries_of_the_store(catalogue: Catalogue) -> None:
     assert [row["teacher_entropy"] for row in scores] == pytest.approx([sum(own) / len(own)] * 3)
 
 
+def test_the_queries_of_the_label_store(catalogue: Catalogue) -> None:
+    (found,) = answer(catalogue, "How well the teachers")
+    assert (found["view"], found["examples"]) == ("llama", len(label_stores.TRAIN))
+
+
 def test_the_queries_of_training(catalogue: Catalogue) -> None:
     curve = answer(catalogue, "Student and teacher cross-entropy along training")
     assert [(row["step"], row["student_ce"], row["teacher_ce"]) for row in curve] == [(10, 0.9, 0.4), (20, 0.3, 0.4)]
@@ -129,8 +136,8 @@ def test_the_queries_of_training(catalogue: Catalogue) -> None:
 
 
 def test_every_table_view_and_column_is_described() -> None:
-    for name in [*SCHEMAS, *VIEWS, "cache_tokens", "cache_examples"]:
+    for name in [*SCHEMAS, *VIEWS, "cache_tokens", "cache_examples", "cache_labels", "oof"]:
         assert f"`{name}`" in TEXT, f"docs/results.md lacks the view {name}"
-    for schema in [*SCHEMAS.values(), TOKEN_SCHEMA]:
+    for schema in [*SCHEMAS.values(), TOKEN_SCHEMA, LABEL_SCHEMA]:
         for column in schema.names:
             assert f"`{column}`" in TEXT, f"docs/results.md lacks the column {column}"

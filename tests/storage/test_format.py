@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitbank.storage import ExampleRecord, OtherTeacher, OwnSequences, TeacherStore, Tokens, open_builder
-from tests.storage import stores
+from logitbank.storage import ExampleRecord, LabelStore, OtherTeacher, OwnSequences, TeacherStore, Tokens, open_builder
+from tests.storage import label_stores, stores
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "store-format.md"
 
@@ -67,3 +68,26 @@ def test_the_documented_calls_print_a_row_for_each_answer_token(
     about, *rows = capsys.readouterr().out.splitlines()
     assert about == "tiny ('fewshot', 'zeroshot') 5"
     assert [int(row.split()[0]) for row in rows] == examples[0].answer_ids.tolist()
+
+
+def test_the_documented_reader_of_label_stores_agrees_with_ours(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    with label_stores.builder(path) as made:
+        label_stores.score(made, "llama", [0, 2])
+    (reader,) = re.findall(r"```python\n(import json.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    script = reader + (
+        f"\nrows = {{group: read_rows({path!r}, group) for group in ('train', 'validation', 'external')}}\n"
+        "for group in rows.values():\n    for row in group:\n        row['target'] = row['target'].tolist()\n"
+        f"print(json.dumps(rows))\nnp.save({str(tmp_path / 'logits')!r}, read_logits({path!r}, 'llama'))\n"
+    )
+    command = [sys.executable, "-I", "-W", "ignore", "-c", script]
+    printed = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
+    store = LabelStore.open(path)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), store.logits("llama"))
+    for name, table in (("train", store.train), ("validation", store.validation), ("external", store.external)):
+        pairs = [table.pair(i) for i in range(len(table))]
+        turns = [[list(p.prompt), list(p.response_a), list(p.response_b)] for p in pairs]
+        expected = [
+            {"id": p.example_id, "target": list(p.target or ()), "turns": t} for p, t in zip(pairs, turns, strict=True)
+        ]
+        assert json.loads(printed)[name] == expected
