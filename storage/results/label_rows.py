@@ -29,12 +29,11 @@ LABEL_SCHEMA = pa.schema(
         *((f"p_{name}", pa.float64()) for name in CLASSES),
     ]
 )
-_LARGEST = "greatest(logit_model_a, logit_model_b, logit_tie)"
-_SUM = " + ".join(f"exp(logit_{name} - {_LARGEST})" for name in CLASSES)
-_LOSS = " + ".join(f"target_{name} * (ln({_SUM}) - (logit_{name} - {_LARGEST}))" for name in CLASSES)
+SMALLEST = 1e-15  # probabilities are clipped as in evaluation, so that both say the same
+_LOSS = " - ".join(f"target_{name} * ln(least(greatest(p_{name}, {SMALLEST}), 1 - {SMALLEST}))" for name in CLASSES)
 OOF_SQL = f"""
     SELECT store, fingerprint, view, example_id, fold, prompt_key, teacher, proven, p_model_a, p_model_b, p_tie,
-           {_LOSS} AS log_loss,
+           -{_LOSS} AS log_loss,
            CASE WHEN p_model_a >= greatest(p_model_b, p_tie) THEN target_model_a
                 WHEN p_model_b >= p_tie THEN target_model_b ELSE target_tie END AS correct
     FROM cache_labels

@@ -48,21 +48,18 @@ def test_rows_equal_the_reader(url: str) -> None:
 
 
 @pytest.mark.numeric
-def test_out_of_fold_scores_are_those_of_evaluation(url: str) -> None:
+@pytest.mark.parametrize("view", ["llama", "imported"])
+def test_out_of_fold_scores_are_those_of_evaluation(url: str, view: str) -> None:
     """Float64 on both sides; also for logits whose probabilities are 0 in float64."""
-    store, catalogue = LabelStore.open(url), Catalogue([], [url])
-    for view in ("llama", "imported"):
-        logits = store.logits(view).astype(np.float64)
-        shifted = logits - logits.max(1, keepdims=True)
-        log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-        losses = -(store.train.target * log_p).sum(1)
-        expected = dict(zip(store.train.example_id, losses.tolist(), strict=True))
-        rows = catalogue.rows(f"SELECT * FROM oof WHERE view = '{view}'")
-        assert {row["example_id"]: row["log_loss"] for row in rows} == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    odds = np.exp(store.logits("llama").astype(np.float64))
-    right = class_statistics(odds / odds.sum(1, keepdims=True), store.train.target.astype(np.float64))["accuracy"]
-    found = {row["example_id"]: row["correct"] for row in catalogue.rows("SELECT * FROM oof WHERE view = 'llama'")}
-    assert found == dict(zip(store.train.example_id, right.tolist(), strict=True))
+    store = LabelStore.open(url)
+    logits = store.logits(view).astype(np.float64)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    expected = class_statistics(odds / odds.sum(1, keepdims=True), store.train.target.astype(np.float64))
+    rows = Catalogue([], [url]).rows(f"SELECT * FROM oof WHERE view = '{view}'")
+    for name, column in (("log_loss", "log_loss"), ("accuracy", "correct")):
+        found = {row["example_id"]: row[column] for row in rows}
+        wanted = dict(zip(store.train.example_id, expected[name].tolist(), strict=True))
+        assert found == pytest.approx(wanted, rel=1e-12, abs=1e-12)
 
 
 def test_folds_not_scored_have_no_rows(url: str) -> None:
