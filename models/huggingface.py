@@ -125,8 +125,6 @@ def _load(
     elif load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     quantised = "quantization_config" in options or hasattr(model_config(model), "quantization_config")
-    if quantised:  # else every layer of every step says that it computes in float16
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if device_map is not None or quantised:  # what is quantised is put where it goes when it is loaded
         options["device_map"] = device_map or {"": torch.device(device)}
         return _without_packing(_open(auto, model, **options)).eval()

@@ -1,4 +1,4 @@
-"""build-teacher-cache: run a teacher once over the training examples and keep its top-K logits."""
+"""build-teacher-cache: run a teacher once over the training examples and keep its logits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logitbank.command import CommandParser, run_command
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.errors import counted
-from logitbank.experiment import DEFAULT_VIEWS, VIEWS
+from logitbank.errors import ConfigError, counted
+from logitbank.experiment import DEFAULT_VIEWS, NO_VIEW, VIEWS
 
 if TYPE_CHECKING:
+    from logitbank.configs import Config
     from logitbank.teacher_cache.estimate import Estimate
     from logitbank.teacher_cache.scoring import Tally
 
@@ -27,7 +29,27 @@ def make_parser() -> argparse.ArgumentParser:
         "--view",
         action="append",
         metavar="VIEW",
-        help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)})",
+        help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)}). For preference: "
+        f"the teacher's name, or {NO_VIEW} for rows and folds alone",
+    )
+    parser.add_argument(
+        "--fold",
+        action="append",
+        type=int,
+        metavar="K",
+        help="preference: score this fold; may be repeated (default: the one that the teacher's training left out, "
+        "or all)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="preference: the trained teacher (default: the letters A, B, C of teacher.model or model.name)",
+    )
+    parser.add_argument(
+        "--logits",
+        metavar="GLOB",
+        help="preference: import raw logits from .npy files, one row for each row of preference.train with text",
     )
     parser.add_argument(
         "--split",
@@ -52,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments)
+    if config.is_preference:
+        _run_preference(config, arguments)
+        return
+    for option in ("fold", "checkpoint", "logits"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option}: expected tasks=[preference], got {', '.join(config.tasks)}; leave it out")
     views = arguments.view or DEFAULT_VIEWS
     from logitbank.models.workers import find_worker
     from logitbank.storage.objects import open_objects
@@ -65,6 +93,23 @@ def _run(arguments: argparse.Namespace) -> None:
     if worker is not None:
         print(f"{worker}; --worker 0/1 would do all shards", flush=True)
     _print_done(arguments.store, build_store(config, arguments.store, views, split=arguments.split, worker=worker))
+
+
+def _run_preference(config: Config, arguments: argparse.Namespace) -> None:
+    from logitbank.models.workers import find_worker
+    from logitbank.teacher_cache.preference.command import run_preference  # imports torch and transformers
+    from logitbank.teacher_cache.preference.request import read_request
+
+    request = read_request(
+        config,
+        views=arguments.view,
+        folds=arguments.fold,
+        checkpoint=arguments.checkpoint,
+        logits=arguments.logits,
+        split=arguments.split,
+    )
+    worker = find_worker(arguments.worker, os.environ)
+    run_preference(config, arguments.store, request, worker=worker, dry_run=arguments.dry_run)
 
 
 def _print_done(url: str, tally: Tally) -> None:

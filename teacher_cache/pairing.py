@@ -88,7 +88,7 @@ def pair(config: Config) -> Pairing:
             other tokens, or whose chat template gives an answer's text other token ids.
     """
     encoder = PromptEncoder(load_tokenizer(config.model))
-    teacher = _teacher_model(config)
+    teacher = teacher_model(config)
     if teacher.name == config.model.name:
         return Pairing(config.model, teacher, encoder)
     try:
@@ -118,7 +118,7 @@ def pair(config: Config) -> Pairing:
     return Pairing(config.model, teacher, encoder, own, tokens, theirs.tokenizer_hash)
 
 
-def _teacher_model(config: Config) -> ModelConfig:
+def teacher_model(config: Config) -> ModelConfig:
     """The teacher: `teacher.model`, or the student's base model."""
     name = config.teacher.model or config.model.name
     revision = config.teacher.revision if config.teacher.model else config.model.revision

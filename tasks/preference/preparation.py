@@ -143,7 +143,7 @@ def prepare(data: DataSettings) -> Prepared:
     base, held_out = divided_training(data)
     own_file = data.file(TASK, "validation")
     validation = held_out if own_file is None else read_pairs(f"{TASK}.validation", own_file, "validation", data)
-    test = read_test(data) if data.file(TASK, "test") is not None else ReadPairs([], 0, 0)
+    test = read_test(data) if data.file(TASK, "test") is not None else ReadPairs([], 0)
     files = read_external(data)
     tested = {pair.prompt_key for pair in test.pairs}
     evaluated = tested | {pair.prompt_key for pair in validation.pairs}

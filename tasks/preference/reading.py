@@ -28,12 +28,17 @@ class ReadPairs:
     Attributes:
         pairs: in the order of their rows.
         read: rows.
-        without_text: of these, left out because the prompt or an answer has no text.
+        left_out: ids of the rows without text in the prompt or an answer.
     """
 
     pairs: list[Pair]
     read: int
-    without_text: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def without_text(self) -> int:
+        """Rows that were left out."""
+        return len(self.left_out)
 
 
 def load_pairs(split: str, data: DataSettings) -> list[Pair]:
@@ -78,13 +83,17 @@ def read_validation(data: DataSettings) -> ReadPairs:
     return read_pairs(f"{TASK}.validation", file, "validation", data)
 
 
+def read_training_file(data: DataSettings) -> ReadPairs:
+    """All rows of the training file, those included that are held out of it; TaskError as of `load_pairs`."""
+    return read_pairs(f"{TASK}.train", data.file(TASK, "train") or HUB_DEFAULT, "train", data)
+
+
 def divided_training(data: DataSettings) -> tuple[ReadPairs, ReadPairs]:
     """The training rows, and those that are held out of them; TaskError as of `load_pairs`."""
-    file = data.file(TASK, "train") or HUB_DEFAULT
     key = f"{TASK}.train"
-    found = read_pairs(key, file, "train", data)
+    found = read_training_file(data)
     if data.file(TASK, "validation") is not None:
-        return found, ReadPairs([], 0, 0)
+        return found, ReadPairs([], 0)
     share = data.preference.holdout
     held_out = is_held_out(prompt_keys(found.pairs), share)
     if held_out.all():
@@ -92,7 +101,7 @@ def divided_training(data: DataSettings) -> tuple[ReadPairs, ReadPairs]:
     kept = [pair for pair, held in zip(found.pairs, held_out, strict=True) if not held]
     moved = (pair for pair, held in zip(found.pairs, held_out, strict=True) if held)
     apart = [replace(pair, example_id=_id("validation", pair.row_id)) for pair in moved]
-    return ReadPairs(kept, found.read, found.without_text), ReadPairs(apart, len(apart), 0)
+    return ReadPairs(kept, found.read, found.left_out), ReadPairs(apart, len(apart))
 
 
 def read_external(data: DataSettings) -> list[ReadPairs]:
@@ -123,7 +132,8 @@ def read_pairs(
     places: dict[str, str] = {}
     unseen: dict[str, set[str]] = {}
     columns: dict[str, None] = {}
-    read = without_text = 0
+    left_out: list[str] = []
+    read = 0
     for row in open_rows(key, file, split="train" if split == "external" else split, mirror=data.mirror):
         read += 1
         if (lacking := unseen.setdefault(row.file, set(TEXTS))) and not lacking.isdisjoint(row.values):
@@ -138,7 +148,7 @@ def read_pairs(
             raise TaskError(f"{key}: {row.place}: {error}") from None
         places[name] = row.place
         if labelled and not found.has_text:
-            without_text += 1
+            left_out.append(name)
             continue
         pairs.append(Pair(_id(split, prefix + name), *found))
     for name, lacking in unseen.items():
@@ -147,8 +157,8 @@ def read_pairs(
     if not pairs:
         raise TaskError(f"{key}: {shlex.quote(file)}: none of its {read:,} rows has text")
     line = f"{key}: {shlex.quote(file)}: {counted(read, 'row')}"
-    _say(f"{line}, {without_text:,} of them without text and left out" if without_text else line)
-    return ReadPairs(pairs, read, without_text)
+    _say(f"{line}, {len(left_out):,} of them without text and left out" if left_out else line)
+    return ReadPairs(pairs, read, tuple(left_out))
 
 
 def _name(row: Row, number: int) -> str:

@@ -96,11 +96,14 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_an_adapter_learns_on_a_base_of_4_bits(tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path) -> None:
+def test_an_adapter_learns_on_a_base_of_4_bits(
+    tiny_model: Path, small_store: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     changes = ["training.use_lora=true", "lora.load_in_4bit=true", "training.warmup_steps=0"]
     main(command(tiny_model, small_store.url, tmp_path / "run", *changes))
     weights = safetensors.numpy.load_file(tmp_path / "run/final/adapter_model.safetensors")
     assert all(np.abs(value).max() > 0 for value in weights.values())  # B starts at zero
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
 
 
 def test_a_half_built_view_is_refused(
