@@ -67,7 +67,7 @@ class DataConfig:
     train_languages: str = key("english", decides=STORE)
     max_train_per_task: int | None = key(None, decides=STORE | STUDENT)
     max_validation_per_task: int = key(100, decides=STORE)
-    max_student_tokens: int | None = key(None, decides=STORE)
+    max_student_tokens: int | None = key(None, decides=STORE | STUDENT)
     max_teacher_tokens: int | None = key(None, decides=STORE)
     keep_turns: str = key("last", decides=STORE | STUDENT | SCORE)
     swap: str = key("none", decides=STUDENT)

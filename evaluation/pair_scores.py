@@ -22,7 +22,7 @@ from logitbank.evaluation.checkpoints import Checkpoint, opened_models
 from logitbank.models.classifier import open_classifier
 from logitbank.models.devices import local_device
 from logitbank.models.huggingface import context_tokens
-from logitbank.models.pair_head import DEFAULT_TOKENS, HEAD_SETTINGS, read_head_settings
+from logitbank.models.pair_head import HEAD_SETTINGS, most_tokens, read_head_settings
 from logitbank.models.pair_scoring import score_pairs
 from logitbank.preference import CLASSES, SWAPPED, PackedPair, Pair
 from logitbank.tasks.preference import PairPacker
@@ -105,7 +105,7 @@ def as_read(config: Config, checkpoint: Checkpoint | None) -> Config:
                 "head, and one is trained, never made up; give a --checkpoint that train-student or export-model "
                 f"wrote for preferences, or ask a language model for letters with model.head={LETTERS_HEAD}"
             )
-        trained = data.max_student_tokens or DEFAULT_TOKENS
+        trained = most_tokens(config)
         model = dataclasses.replace(model, head=LETTERS_HEAD, pooling="last")
     else:
         if model.head not in (None, settings.head):

@@ -23,7 +23,7 @@ TELLING_VIEWS = ("fewshot", "context")  # these show the teacher more than the s
 NO_VIEW = "none"  # as `--view` spells cross-entropy alone
 TRAINING_RECORD = "training.json"
 CONDITION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-CHECKPOINT_NAME = re.compile(r"final|checkpoint-\d+")  # of a directory that training wrote
+CHECKPOINT_NAME = re.compile(r"final|best|checkpoint-\d+")  # of a directory that training wrote
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class TrainingRecord:
         run: name of the run, unique.
         condition: see `condition_of`.
         model: hub id or path of the base model.
-        view: teacher view, or None for cross-entropy alone.
+        view: teacher view, or several joined by `+`; None for cross-entropy alone.
         seed: of the run.
         config: the whole configuration, as nested mappings.
         store: URL of the teacher store.
@@ -128,6 +128,11 @@ class TrainingRecord:
         step: optimizer step after which the weights were written.
         seconds: training time up to then; None before the end.
         finished_at: ISO 8601; None before the end.
+        rows: which rows of a label store it learnt from: `train`, `external` or `all`; None for a teacher store.
+        scorers: hash of the weights that scored the rows it learnt from; None for a teacher store.
+        best_step: the step of least log loss on the selection part so far; None without evaluations.
+        best_log_loss: that log loss, in nats.
+        stopped_early: whether training ended because that step lay too far back; None before the end.
 
     What has a default is None in the records of earlier versions.
     """
@@ -150,6 +155,11 @@ class TrainingRecord:
     step: int | None = None
     seconds: float | None = None
     finished_at: str | None = None
+    rows: str | None = None
+    scorers: str | None = None
+    best_step: int | None = None
+    best_log_loss: float | None = None
+    stopped_early: bool | None = None
 
     @classmethod
     def read(cls, directory: Path) -> TrainingRecord | None:

@@ -99,6 +99,15 @@ class PackedPair(NamedTuple):
     response_b: Span
     cut: int = 0
 
+    def swapped(self) -> PackedPair:
+        """The same comparison with its answers exchanged: they have the same tokens in either place."""
+        (a, b), ids = (self.response_a, self.response_b), self.ids
+        between = ids[a.stop : b.start]
+        parts = [ids[: a.start], ids[b.start : b.stop], between, ids[a.start : a.stop], ids[b.stop :]]
+        first = Span(a.start, b.length)
+        second = Span(first.stop + len(between), a.length)
+        return PackedPair(np.concatenate(parts), first, second, self.cut)
+
 
 @dataclass(frozen=True)
 class SeenPrompts:

@@ -135,7 +135,7 @@ def open_classifier(
         checkpoint: a directory that training or export wrote, an adapter or a whole model; None for the base model.
         load_in_4bit: quantise linear layers, see `models.huggingface.load_causal_lm`.
         load_in_8bit: likewise, to 8 bits.
-        new_head: where the base model has no head of this kind and pooling, begin with one of zeros.
+        new_head: begin with the head of the base model, where it has one of this kind and pooling, else with zeros.
         trainable: whether an adapter's weights will be trained on.
         dtype: of the weights; default `model.dtype`.
         stay_on_host: leave the weights in host memory; who shards them moves them to `device`.
@@ -215,6 +215,8 @@ def _find_head_settings(
         other_pooling = config.head == "classifier" and settings.pooling != config.model.pooling
         if settings.head != config.head or (new_head and other_pooling):
             settings = None
+        elif new_head:  # training goes on from it, on pairs as they are packed now
+            settings = HeadSettings.of(config, settings.hidden_size)
     if settings is not None:
         return settings, directory if settings.head == "classifier" else None
     if config.head == "classifier" and not new_head:

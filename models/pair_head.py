@@ -17,11 +17,11 @@ from torch import nn
 
 from logitbank.configs.schema import Config, ConfigError
 from logitbank.models.pair_batch import PairBatch
-from logitbank.preference import CLASSES
+from logitbank.preference import CLASSES, TASK
+from logitbank.registry import TASKS
 
 HEAD_WEIGHTS = "classifier_head.safetensors"
 HEAD_SETTINGS = "classifier.json"
-DEFAULT_TOKENS = 1024  # of a packed pair, where `data.max_student_tokens` is null
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ class HeadSettings:
             head=config.head,
             pooling="last" if config.head == "letters" else config.model.pooling,
             hidden_size=hidden_size,
-            max_tokens=config.data.max_student_tokens or DEFAULT_TOKENS,
+            max_tokens=most_tokens(config),
             keep_turns=config.data.keep_turns,
         )
+
+
+def most_tokens(config: Config) -> int:
+    """Most tokens of a packed pair, where no `classifier.json` says it: `data.max_student_tokens`, or its default."""
+    return config.data.max_student_tokens or int(TASKS[TASK].max_student_tokens)
 
 
 def read_head_settings(directory: Path) -> HeadSettings | None:

@@ -1,6 +1,6 @@
 """Checkpoints: what PEFT and transformers load, plus what `--resume` needs.
 
-`OUTPUT/checkpoint-<step>/` and `OUTPUT/final/` hold the adapter or the model, the tokenizer and
+`OUTPUT/checkpoint-<step>/`, `OUTPUT/final/` and `OUTPUT/best/` hold the adapter or the model, the tokenizer and
 `training.json`; checkpoints also hold `state/`: optimizer, random states and unpublished log rows. A
 checkpoint is written under a temporary name and renamed, `files.json` (every file's size) last of all.
 """
@@ -14,7 +14,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from logitbank.student_train.sharding import load_optimizer_state, whole_optimiz
 logger = logging.getLogger(__name__)
 
 FINAL = "final"
+BEST = "best"  # of all evaluations, where a run makes any
 FILES = "files.json"
 STATE = "state"
 TRAINER = "trainer.pt"
@@ -46,17 +47,19 @@ def save_checkpoint(
     target: Path,
     record: TrainingRecord,
     state: Mapping[str, Any] | None,
+    save_model: Callable[[Mapping[str, torch.Tensor], Path], None],
 ) -> None:
     """Write one checkpoint; every rank calls this.
 
     Args:
         accelerator: of the run.
-        student: the prepared `StudentModule`.
+        student: the prepared student.
         optimizer: the prepared optimizer; saved where `state` is.
         tokenizer: saved beside the weights.
-        target: `OUTPUT/checkpoint-<step>` or `OUTPUT/final`.
+        target: `OUTPUT/checkpoint-<step>`, `OUTPUT/final` or `OUTPUT/best`.
         record: content of `training.json`.
         state: tensors and plain values that `load_state` gives back, or None where nothing resumes.
+        save_model: writes the student's weights, given by name, into a directory.
 
     Raises:
         OutputError: a disk that is full or refuses; what was half-written is removed.
@@ -77,7 +80,7 @@ def save_checkpoint(
                 accelerator.save_state(str(partial / STATE / SHARDED))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _save_model(accelerator.unwrap_model(student).model, weights, partial)
+            save_model(weights, partial)
             tokenizer.save_pretrained(partial)
             _write_json(partial / TRAINING_RECORD, record.to_json())
             if state is not None:
@@ -92,6 +95,23 @@ def save_checkpoint(
             partial.rename(target)
             _sync(target.parent)
     accelerator.wait_for_everyone()
+
+
+def inside(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of the part of a student that has this name, by their names in that part."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+
+
+def save_weights(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Write a transformers model, or its adapter, with these weights in place of its own."""
+    if hasattr(model, "peft_config"):
+        targets = set(next(iter(model.peft_config.values())).target_modules)
+        # "auto" would ask the hub whether the base model's vocabulary changed
+        saves_embeddings = bool(targets & {"embed_tokens", "lm_head"})
+        model.save_pretrained(directory, state_dict=dict(weights), save_embedding_layers=saves_embeddings)
+    else:
+        model.save_pretrained(directory, state_dict=dict(weights))
 
 
 def latest_checkpoint(output: Path) -> Path | None:
@@ -200,18 +220,6 @@ def _refusal(error: BaseException) -> str | None:
 def _save_tensors(content: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(content, file)
-
-
-def _save_model(model: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
-    prefix = "model."  # the student module holds the model under this name
-    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    if hasattr(model, "peft_config"):
-        targets = set(next(iter(model.peft_config.values())).target_modules)
-        # "auto" would ask the hub whether the base model's vocabulary changed
-        saves_embeddings = bool(targets & {"embed_tokens", "lm_head"})
-        model.save_pretrained(directory, state_dict=own, save_embedding_layers=saves_embeddings)
-    else:
-        model.save_pretrained(directory, state_dict=own)
 
 
 def _seal(directory: Path) -> None:

@@ -18,7 +18,6 @@ from logitbank.configs import Config, ConfigError, Decides, config_to_dict, keys
 from logitbank.experiment import TRAINING_RECORD, TrainingRecord, condition_of, flatten
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import names_of, withdraw_rows, write_rows
-from logitbank.student_train.order import ExampleOrder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "accelerate", "numpy", "zarr")
 
@@ -33,6 +32,8 @@ class Run:
         view: teacher view, or None for cross-entropy alone: no teacher array is then read.
         output: directory of the checkpoints; an unfinished run of the same settings in it is resumed.
         results: directory of the result rows.
+        held_out_fold: the fold of a label store that is left out; None leaves none out.
+        rows: which rows of a label store it learns from, `train`, `external` or `all`; None for a teacher store.
     """
 
     config: Config
@@ -40,16 +41,18 @@ class Run:
     view: str | None
     output: Path
     results: Path
+    held_out_fold: int | None = None
+    rows: str | None = None
 
-    def of_steps(self, order: ExampleOrder) -> Run:
+    def of_steps(self, examples: int) -> Run:
         """The run whose `training.max_steps` says how many steps it has, where `training.epochs` decides them."""
         training = self.config.training
-        training = dataclasses.replace(training, max_steps=training.steps_over(sum(order.counts().values())))
+        training = dataclasses.replace(training, max_steps=training.steps_over(examples))
         return dataclasses.replace(self, config=dataclasses.replace(self.config, training=training))
 
 
 def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord:
-    """The record of a run that is about to start.
+    """The record of a run that is about to start on a teacher store.
 
     Args:
         run: what to train.
@@ -57,21 +60,38 @@ def describe_run(run: Run, store: TeacherStore, template: str) -> TrainingRecord
         template: hash of the student's chat template.
     """
     info, with_teacher = store.info, run.view is not None
+    return new_record(
+        run,
+        store_fingerprint=info.fingerprint,
+        view_fingerprint=store.view_attributes(run.view)["fingerprint"] if run.view is not None else None,
+        template=template,
+        training_set=info.identity.get("examples", {}).get("hash"),
+        taught_by=info.teacher_model,
+        top_k=info.top_k if with_teacher else None,
+    )
+
+
+def new_record(run: Run, *, taught_by: str | None, **of_store: Any) -> TrainingRecord:
+    """The record of a run that is about to start, under a name of its own.
+
+    Args:
+        run: what to train.
+        taught_by: hub id or path of the store's teacher; None for the base model itself.
+        of_store: what the store says of itself, as fields of the record.
+    """
     return TrainingRecord(
         run=f"{_file_name(run.output.resolve().name)}-{uuid.uuid4().hex[:8]}",
-        condition=condition_of(run.view, teacher=info.teacher_model, model=run.config.model.name),
+        condition=condition_of(run.view, teacher=taught_by, model=run.config.model.name),
         model=run.config.model.name,
         view=run.view,
         seed=run.config.seed,
         config=config_to_dict(run.config),
         store=run.store_url,
-        store_fingerprint=info.fingerprint,
-        view_fingerprint=store.view_attributes(run.view)["fingerprint"] if run.view is not None else None,
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
-        template=template,
-        training_set=info.identity.get("examples", {}).get("hash"),
-        teacher=info.teacher_model if with_teacher else None,
-        top_k=info.top_k if with_teacher else None,
+        teacher=taught_by if run.view is not None else None,
+        held_out_fold=run.held_out_fold,
+        rows=run.rows,
+        **of_store,
     )
 
 
@@ -99,10 +119,15 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
     Raises:
         ConfigError: the first difference that decides the student.
     """
-    if earlier.view != run.view:
-        raise _another("--view", checkpoint, earlier.view or "none", run.view or "none")
+    for option, before, after in (
+        ("--view", earlier.view, run.view),
+        ("--held-out-fold", earlier.held_out_fold, run.held_out_fold),
+        ("--rows", earlier.rows, run.rows),
+    ):
+        if before != after:
+            raise _another(option, checkpoint, *("none" if value is None else value for value in (before, after)))
     if now is not None:
-        for name in ("store_fingerprint", "view_fingerprint"):
+        for name in ("store_fingerprint", "view_fingerprint", "scorers"):
             before, after = getattr(earlier, name), getattr(now, name)
             if before != after:
                 raise _another("--store", checkpoint, f"{name} {before}", f"{name} {after}")
@@ -142,9 +167,10 @@ def publish_run(run: Run, record: TrainingRecord) -> None:
     """Write the run's row of `runs` from its final record; doing it twice changes nothing."""
     assert record.finished_at is not None
     config = json.dumps(record.config, sort_keys=True)
-    distillation = record.config["distillation"] if record.view is not None else {}
+    # comparisons have an α, and no λ
+    distillation = record.config["distillation"] if record.view is not None and record.rows is None else {}
     same = ["run", "model", "condition", "step", "seed", "view", "seconds", "store_fingerprint", "view_fingerprint"]
-    same += ["teacher", "top_k", "training_set", "template"]
+    same += ["teacher", "top_k", "training_set", "template", "held_out_fold"]
     row = {
         **{name: getattr(record, name) for name in same},
         "kind": "training",

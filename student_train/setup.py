@@ -29,6 +29,11 @@ def on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
+def on_main_process() -> bool:
+    """Whether this is the process that speaks for all of a run."""
+    return bool(PartialState(cpu=on_cpu()).is_main_process)
+
+
 def split_batch(training: TrainingConfig) -> BatchPlan:
     """This rank's part of every global batch.
 

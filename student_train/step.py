@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from logitbank.configs.schema import TrainingConfig
 from logitbank.storage import TeacherStore
 from logitbank.student_train.batch import Batch
 from logitbank.student_train.losses.base import Loss, make_loss
 from logitbank.student_train.losses.step_loss import StepLoss, step_loss
 from logitbank.student_train.module import run_student
+from logitbank.student_train.optimizer import Optimizer
 from logitbank.student_train.order import ExampleOrder
 from logitbank.student_train.records import Run
 from logitbank.student_train.strategies.base import Backward, Forward, Setting, StepWork
@@ -49,15 +48,13 @@ class Stepper:
         self,
         accelerator: Accelerator,
         student: torch.nn.Module,
-        optimizer: Any,
+        optimizer: Optimizer,
         run: Run,
         store: TeacherStore,
         order: ExampleOrder,
     ) -> None:
-        self._accelerator = accelerator
         self._student = student
         self._optimizer = optimizer
-        self._config = run.config
         self._kd_term: Loss | None = None
         self._weights: TokenWeights | None = None
         if run.view is not None:
@@ -66,10 +63,7 @@ class Stepper:
 
     def take_step(self, step: int, batches: Sequence[Batch], *, diagnose: bool) -> StepDone:
         """Move the weights by one optimizer step, counted from 0, on this rank's micro-batches."""
-        training = self._config.training
-        learning_rate = scheduled_learning_rate(training, step)
-        for group in self._optimizer.param_groups:  # first: DeepSpeed moves the weights inside the last backward
-            group["lr"] = learning_rate
+        learning_rate = self._optimizer.begin(step)
         forward = functools.partial(self._forward, diagnose=diagnose)
         work = StepWork(step, batches, self._forward, forward, functools.partial(self._backward, forward, batches))
         if self._weights is None:
@@ -78,10 +72,7 @@ class Stepper:
         else:
             lambdas = self._weights.prepare(work)
             done = self._weights.backward(work, lambdas)
-        limit = training.grad_clip or math.inf
-        grad_norm = self._accelerator.clip_grad_norm_(self._student.parameters(), limit)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        grad_norm = self._optimizer.move()
         if self._weights is not None:
             self._weights.learn(work, done)
         lambdas = [lambda_T * done.scale for lambda_T in lambdas]
@@ -109,23 +100,4 @@ class Stepper:
         )
 
     def _backward(self, forward: Forward, batches: Sequence[Batch], lambdas: Sequence[torch.Tensor]) -> list[StepLoss]:
-        """Forward and backward over the micro-batches; gradients of all ranks are summed in the last one."""
-        losses = []
-        # packed steps have different numbers of them
-        self._accelerator.gradient_accumulation_steps, self._accelerator.step = len(batches), 0
-        for batch, lambda_T in zip(batches, lambdas, strict=True):
-            with self._accelerator.accumulate(self._student):
-                loss = forward(batch, lambda_T)
-                # the step's loss is a sum over ranks and accumulation steps, divided once by its answer
-                # tokens; Accelerate and DDP would divide again by how many of either there are
-                self._accelerator.backward(loss.total * (len(batches) * self._accelerator.num_processes))
-            losses.append(loss.detached())
-        return losses
-
-
-def scheduled_learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero; a pure function of the step, counted from 0."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self._optimizer.backward(batches, lambda number, batch: forward(batch, lambdas[number]))

@@ -49,22 +49,37 @@ def build_student(
         if resume_from is not None:
             model = peft.PeftModel.from_pretrained(base, resume_from, is_trainable=True)
         else:
-            model = _add_adapter(base, config)
+            model = add_adapter(base, config, task_type="CAUSAL_LM")
+    checkpoint_activations(model, config)
+    return model.train()
+
+
+def checkpoint_activations(model: Any, config: Config) -> None:
+    """Compute activations again in the backward pass, where `training.gradient_checkpointing` says so."""
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if config.training.use_lora:
             # after enabling: frozen embeddings would otherwise cut every checkpointed layer off
             model.enable_input_require_grads()
-    return model.train()
 
 
-def _add_adapter(base: Any, config: Config) -> Any:
+def add_adapter(base: Any, config: Config, *, task_type: str) -> Any:
+    """Put a new LoRA adapter on a model, as `lora` says.
+
+    Args:
+        base: a transformers model.
+        config: `lora` is used.
+        task_type: as PEFT calls it: `CAUSAL_LM`, or `FEATURE_EXTRACTION` for a model without a head.
+
+    Raises:
+        ConfigError: target modules that the model lacks, or that take no adapter.
+    """
     targets = config.lora.target_modules
     all_linear = targets == [ALL_LINEAR]
     if not all_linear:
         _require_modules(base, targets)
     lora = peft.LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,

@@ -9,7 +9,7 @@ from logitbank.configs import Config, data_settings
 from logitbank.errors import counted
 from logitbank.models.devices import default_device
 from logitbank.models.huggingface import load_tokenizer
-from logitbank.models.pair_head import DEFAULT_TOKENS
+from logitbank.models.pair_head import most_tokens
 from logitbank.models.workers import Worker
 from logitbank.storage import LabelStore
 from logitbank.storage.objects import open_objects
@@ -58,7 +58,7 @@ def _rows(config: Config, url: str, worker: Worker | None, *, dry_run: bool) -> 
     prepared = prepare(data_settings(config))
     _print_report(prepared)
     if dry_run:
-        longest = config.data.max_student_tokens or DEFAULT_TOKENS
+        longest = most_tokens(config)
         packer = PairPacker(
             load_tokenizer(config.model), max_tokens=longest, keep_turns=config.data.keep_turns, head=config.head
         )

@@ -1,0 +1,1 @@
+"""Students that say which of two answers is preferred, trained from a label store."""
