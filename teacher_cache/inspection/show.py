@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from logitbank.progress import Progress
-from logitbank.storage import StoreError, parts_to_verify, verify
+from logitbank.storage import LabelStore, StoreError, is_label_store, parts_to_verify, verify, verify_labels
+from logitbank.teacher_cache.inspection.labels import unproven_folds
 from logitbank.teacher_cache.inspection.summary import Inspection
 from logitbank.teacher_cache.tables import print_table
 
@@ -19,16 +20,31 @@ def show_verification(url: str, output: str) -> None:
     Raises:
         StoreError: it is not.
     """
+    labels = _holds_labels(url)
     with Progress("verify", parts_to_verify(url), "parts") as progress:
-        problems = verify(url, lambda what: progress.advance(1))
+        problems = (verify_labels if labels else verify)(url, lambda what: progress.advance(1))
+    unproven = unproven_folds(LabelStore.open(url)) if labels and not problems else {}
     if output == "json":
-        print(json.dumps({"store": url, "sound": not problems, "problems": problems}, indent=2))
-    elif not problems:
-        print(f"{url}: sound: every object matches its manifest, and all values are consistent")
-    else:
+        about = {"store": url, "sound": not problems, "problems": problems}
+        print(json.dumps(about | ({"unproven_folds": unproven} if labels else {}), indent=2))
+    elif problems:
         print("\n".join(problems))
+    else:
+        proven = labels and not unproven
+        say = "every fold was scored by who had not seen its prompts" if proven else "all values are consistent"
+        print(f"{url}: sound: every object matches its manifest, and {say}")
+        for view, folds in unproven.items():
+            named = ", ".join(map(str, folds))
+            print(f"view {view}: not proven out of fold: nothing says what the teachers of folds {named} saw")
     if problems:
         raise StoreError(f"--store {shlex.quote(url)}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+
+
+def _holds_labels(url: str) -> bool:
+    try:
+        return is_label_store(url)
+    except StoreError:  # a damaged root is a problem in either kind
+        return False
 
 
 def show_summary(inspection: Inspection, output: str) -> None:
