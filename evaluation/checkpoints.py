@@ -115,6 +115,16 @@ def opened_models(model: ModelConfig, checkpoint: Checkpoint | None) -> tuple[Mo
     return own, own if (checkpoint.path / "tokenizer_config.json").is_file() else model
 
 
+def trained_from(model: ModelConfig, checkpoints: Sequence[Checkpoint]) -> ModelConfig:
+    """The model, or the one of its fallbacks that checkpoints were trained from because it did not fit into memory."""
+    for checkpoint in checkpoints:
+        trained = model.name if checkpoint.training is None else checkpoint.training.model
+        for name in model.fallbacks:
+            if is_same_model(trained, name) and not is_same_model(trained, model.name):
+                return dataclasses.replace(model, name=name, revision=None)
+    return model
+
+
 def check_model(model: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse to evaluate a checkpoint under the name of another model than it was trained from.
 

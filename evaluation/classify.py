@@ -121,7 +121,7 @@ class Opened:
         """Probabilities of comparisons, under a progress bar."""
         pairs, both = comparisons.pairs, self.job.config.evaluation.swap_average
         readings = len(self.packers) * (2 if both else 1)
-        with Progress(what, len(pairs) * readings, "comparisons") as progress:
+        with Progress(what, len(pairs) * readings, "readings") as progress:
             return score_comparisons(self.scorer(), self.packers, pairs, progress.advance, swap_average=both)
 
 

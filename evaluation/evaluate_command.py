@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 from logitbank.command import CommandParser, run_command
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.configs.schema import EvaluationConfig
 from logitbank.evaluation.checkpoints import (
     Checkpoint,
     asked_condition,
     check_condition,
     check_model,
     checkpoints_at_steps,
+    trained_from,
 )
 from logitbank.experiment import CONDITIONS
 from logitbank.preference import TASK as PREFERENCE
@@ -84,6 +87,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
     condition = asked_condition(arguments.condition, checkpoints)
     check_condition(condition, checkpoints, new=arguments.new_condition)
+    config = dataclasses.replace(config, model=trained_from(config.model, checkpoints))
     check_model(config.model.name, checkpoints)
     evaluate = _evaluate_preferences if config.is_preference else _evaluate_tasks
     evaluate(arguments, config, condition, checkpoints or [None], worker)
@@ -114,6 +118,10 @@ def _evaluate_preferences(
 ) -> None:
     from logitbank.evaluation.classify import Classification, classify_all  # torch and transformers: not for --help
 
+    if config.evaluation.engine != EvaluationConfig().engine:
+        raise ConfigError(
+            f"evaluation.engine: {config.evaluation.engine} has no class logits; expected {EvaluationConfig().engine}"
+        )
     if arguments.view is not None:
         raise ConfigError("--view: comparisons are evaluated without a teacher; leave it out")
     if arguments.calibrate and arguments.no_calibration:

@@ -21,7 +21,7 @@ from logitbank.errors import TaskError
 from logitbank.evaluation.checkpoints import Checkpoint, opened_models
 from logitbank.models.classifier import open_classifier
 from logitbank.models.devices import local_device
-from logitbank.models.huggingface import context_tokens
+from logitbank.models.huggingface import context_tokens, require_quantization
 from logitbank.models.pair_head import HEAD_SETTINGS, most_tokens, read_head_settings
 from logitbank.models.pair_scoring import score_pairs
 from logitbank.preference import CLASSES, SWAPPED, PackedPair, Pair
@@ -69,6 +69,8 @@ def open_scorer(config: Config, checkpoint: Checkpoint | None) -> Scorer:
     Raises:
         ConfigError: a model or a head that cannot be opened.
     """
+    if config.evaluation.load_in_8bit:
+        require_quantization("evaluation.load_in_8bit")
     classifier = open_classifier(
         config,
         device=local_device(os.environ),

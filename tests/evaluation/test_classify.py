@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -18,13 +19,15 @@ from logitbank.configs import Config, data_settings, load_config
 from logitbank.errors import ConfigError, OutputError, StoreError
 from logitbank.evaluation import evaluate_command
 from logitbank.evaluation.calibration import CALIBRATION, Calibration
-from logitbank.evaluation.checkpoints import open_checkpoint
+from logitbank.evaluation.checkpoints import open_checkpoint, trained_from
 from logitbank.evaluation.classify import Classification, classify_all
 from logitbank.evaluation.identity import describe_weights
+from logitbank.evaluation.pair_scores import open_scorer
 from logitbank.models.classifier import open_classifier
 from logitbank.models.pair_scoring import score_pairs
 from logitbank.preference import CLASSES, Pair, SeenPrompts, prompt_keys
 from logitbank.storage import LabelStore
+from logitbank.storage.results import read_rows
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks.preference import PairPacker, load_pairs
 from tests.evaluation.comparisons import (
@@ -80,7 +83,9 @@ def _run(config: Config, directory: Path | None, results: Path, opener: Any, **a
     found = None if directory is None else open_checkpoint(directory)
     job = Classification(config, about.pop("condition", "distilled"), found, results, **about)
     (identity,) = classify_all([job], opener=opener)
-    return Catalogue([results]).rows(f"SELECT * FROM predictions WHERE run = '{identity.run}'")
+    written = read_rows(results, "predictions", f"{identity.run}@preference.und")
+    assert written is not None
+    return written
 
 
 def _metrics(results: Path) -> dict[str, float]:
@@ -387,6 +392,7 @@ def _arguments(config: Config) -> list[str]:
         ([], ["--condition", "fewshot"], "--condition: fewshot shows demonstrations, and preference has none"),
         (["model.head=letters"], ["--condition", "base", "--calibrate"], "--calibrate: a temperature lies beside"),
         ([], ["CHECKPOINT", "--calibrate", "--no-calibration"], "expected one of --calibrate and --no-calibration"),
+        (["evaluation.engine=vllm"], ["CHECKPOINT"], "evaluation.engine: vllm has no class logits; expected hf"),
         ([], ["CHECKPOINT", "--view", "llama"], "--view: comparisons are evaluated without a teacher"),
         ([], ["CHECKPOINT", "--store", "s"], "--store: names the label store of evaluation.split=held_out"),
         (["evaluation.split=held_out"], ["CHECKPOINT"], "expected a --checkpoint of train-student --held-out-fold"),
@@ -498,6 +504,36 @@ def test_a_real_model_through_the_command(
             expected = [a, b, tie] if kind == "given" else [b, a, tie]
             # padding and batches move float32 logits of size 1 by some 1e-6
             assert numbers(row, kind) == pytest.approx(expected, abs=2e-5)
+
+
+def test_eight_bits_are_quantised_as_the_model_is_opened(make: Make, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make("model.head=letters", "model.dtype=float32", "evaluation.max_samples=4")
+    whole, small = (
+        _run(dataclasses.replace(config, evaluation=evaluation), None, tmp_path / "r", open_scorer, condition="base")
+        for evaluation in (config.evaluation, dataclasses.replace(config.evaluation, load_in_8bit=True))
+    )
+    for one, other in zip(whole, small, strict=True):
+        assert numbers(one, "p") != numbers(other, "p")
+        assert numbers(one, "p") == pytest.approx(numbers(other, "p"), abs=0.05)
+
+
+def test_a_student_of_a_fallback_is_evaluated_on_that(
+    make: Make, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = classifier_checkpoint(tmp_path / "c")
+    large = dataclasses.replace(make().model, name="org/large", fallbacks=["org/middle", str(tiny_model)])
+    assert trained_from(large, [open_checkpoint(directory)]).name == str(tiny_model)
+    assert trained_from(make().model, [open_checkpoint(directory)]) == make().model
+    assert trained_from(large, []) is large
+    arguments = ["--results", str(tmp_path / "r"), "--checkpoint", str(directory), *_arguments(make())]
+    for fallbacks, said in (
+        ("[]", "model.name: expected tiny-qwen3"),
+        (f"[{tiny_model}]", f"does not fit {tiny_model}"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate_command.main([*arguments, "model.name=org/large", f"model.fallbacks=[{fallbacks}]"])
+        assert said in capsys.readouterr().err, "these weights are no adapter's, and are opened last"
 
 
 def test_variants_to_read() -> None:
