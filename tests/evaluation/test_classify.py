@@ -532,7 +532,7 @@ def test_a_student_of_a_fallback_is_evaluated_on_that(
         (f"[{tiny_model}]", f"does not fit {tiny_model}"),
     ):
         with pytest.raises(SystemExit):
-            evaluate_command.main([*arguments, "model.name=org/large", f"model.fallbacks=[{fallbacks}]"])
+            evaluate_command.main([*arguments, "model.name=org/large", f"model.fallbacks={fallbacks}"])
         assert said in capsys.readouterr().err, "these weights are no adapter's, and are opened last"
 
 
