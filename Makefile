@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm docs mutants bench clean
+.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm install-quantize test-quantize docs mutants bench clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
 	@echo "make pytest-numeric  the numeric tests with the arithmetic of older processors"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
+	@echo "make test-quantize  the tests of GPTQ, in an environment of their own (CPU build)"
 	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
 	@echo "make mutants  small wrong changes to the code that no test notices"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
@@ -76,6 +77,23 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 
 test-vllm: install $(VLLM_VENV)/.installed
 	HF_PYTHON="$(abspath $(BIN)/python)" $(VLLM_VENV)/bin/python -m pytest tests/vllm
+
+# llm-compressor wants an older transformers than we do, so it has an environment of its own, made like vLLM's.
+QUANTIZE_VENV ?= .venv-quantize
+
+$(QUANTIZE_VENV)/.installed: pyproject.toml constraints-quantize.txt
+	$(PYTHON) -m venv $(QUANTIZE_VENV)
+	$(QUANTIZE_VENV)/bin/pip install --quiet --upgrade pip
+	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --constraint constraints-quantize.txt torch
+	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement constraints-quantize.txt
+	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --no-deps --editable .
+	$(call compile,$(QUANTIZE_VENV))
+	touch $@
+
+install-quantize: $(QUANTIZE_VENV)/.installed
+
+test-quantize: install install-quantize
+	HF_PYTHON="$(abspath $(BIN)/python)" $(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -14,6 +14,7 @@ GROUP = CommandGroup(
         "build-teacher-cache": ("logitbank.teacher_cache.build_command", "run a teacher once and fill a store"),
         "inspect-cache": ("logitbank.teacher_cache.inspection.command", "what a store holds, and whether it is sound"),
         "train-student": ("logitbank.student_train.train_command", "train a student from a store"),
+        "export-model": ("logitbank.student_train.export.command", "average, merge and quantise what training wrote"),
         "evaluate-model": ("logitbank.evaluation.evaluate_command", "let a model answer, and score the answers"),
         "query-results": ("logitbank.evaluation.query_command", "tables, SQL and reports over results"),
         "demo": ("logitbank.scripts.demo", "the whole path on a tiny model, with no download"),

@@ -181,6 +181,25 @@ def model_config(model: ModelConfig) -> Any:
     return _open(AutoConfig, model)
 
 
+def stored_dtype(model: ModelConfig) -> str:
+    """The number format that a model's weights are stored in, as its configuration says; float32 where it does not."""
+    dtype = model_config(model).dtype
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def is_causal_lm(model: ModelConfig) -> bool:
+    """Whether a model is stored with the head of a language model."""
+    return any(name.endswith("ForCausalLM") for name in model_config(model).architectures or [])
+
+
+def open_whole(model: ModelConfig, **options: Any) -> Any:
+    """Open all that is stored of a model: a language model with its head, any other without one.
+
+    Arguments and errors as `load_causal_lm`.
+    """
+    return (load_causal_lm if is_causal_lm(model) else load_backbone)(model, **options)
+
+
 def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
     looks_local = model.name.startswith((".", "/", "~")) or Path(model.name).exists()
     path = str(Path(model.name).expanduser()) if looks_local else model.name
@@ -196,7 +215,7 @@ def _open(auto: Any, model: ModelConfig, **options: Any) -> Any:
             local_files_only=looks_local,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # an import that a quantised checkpoint needs
         lacks_all = looks_local and not any(Path(path).glob("*.json"))  # no model's directory, whatever it lacks first
         reason = "no config.json or tokenizer in it" if lacks_all else str(error).strip().splitlines()[0].rstrip(": ")
         raise ConfigError(f"model.name: {shlex.quote(model.name)} cannot be opened: {reason}") from error

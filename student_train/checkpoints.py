@@ -69,7 +69,7 @@ def save_checkpoint(
     if state is not None and accelerator.distributed_type != DistributedType.DEEPSPEED:
         optimizer_state = whole_optimizer_state(student, optimizer)
     partial = target.parent / f".{target.name}.partial"
-    with _refusals(target, partial):
+    with refusals(target, partial):
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE).mkdir(parents=True)
@@ -89,7 +89,7 @@ def save_checkpoint(
                 _save_tensors(everything, partial / STATE / TRAINER)
             else:
                 (partial / STATE).rmdir()
-            _seal(partial)
+            seal(partial)
             if target.exists():
                 shutil.rmtree(target)
             partial.rename(target)
@@ -189,7 +189,7 @@ def remove_partial(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _refusals(target: Path, partial: Path) -> Iterator[None]:
+def refusals(target: Path, partial: Path) -> Iterator[None]:
     """Turn what a full disk makes of each library's writing into one error; make room again."""
     try:
         yield
@@ -222,7 +222,7 @@ def _save_tensors(content: Mapping[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
-def _seal(directory: Path) -> None:
+def seal(directory: Path) -> None:
     """Make every file durable, then list them all with their sizes."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     for path in files:

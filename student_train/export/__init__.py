@@ -1,0 +1,1 @@
+"""`export-model`: what training wrote, averaged, merged into its base and quantised."""
