@@ -4,9 +4,10 @@ Shape legend: D draws, N examples of a cell, G cells of N examples each, S stati
 
 One draw resamples the N examples of a cell with replacement; the metric is then computed from the
 means of the per-example statistics (Efron and Tibshirani, 1993, ch. 13, percentile interval). Span F1
-resamples sentences, since a sentence is an example. All models meet the same draws of a cell, which
-makes differences paired (ch. 8); different cells meet independent draws. Several seeds are averaged
-within each draw. What the intervals leave out is the noise of training: the number of seeds says it.
+resamples sentences, since a sentence is an example; comparisons are resampled by prompt (`clusters`).
+All models meet the same draws of a cell, which makes differences paired (ch. 8); different cells meet
+independent draws. Several seeds are averaged within each draw. What the intervals leave out is the noise
+of training: the number of seeds says it.
 
 Resampling cannot give what was not seen. A cell in which every answer is right, or none, always gives
 the same value: alone and in averages it takes draws of its rate under Jeffreys' prior, Beta(N + 1/2, 1/2),
@@ -14,8 +15,9 @@ instead (Brown, Cai and DasGupta, 2001, Statistical Science 16). Two cells with 
 answers differ on too few examples to resample: their difference is drawn as if half an example more had
 been won by each side, which is Jeffreys' prior on the two kinds of discordant pairs. Weights are Dirichlet's,
 as in the Bayesian bootstrap (Rubin, 1981, Annals of Statistics 9). The half examples are whole wins and
-losses for graded scores and span F1 too, and vanish among many examples. What is scored by likelihood needs none
-of this: an example holds many tokens, and two models that differ at all differ on every one of them.
+losses for graded scores and span F1 too, and vanish among many examples. What is scored by likelihood or class
+probabilities needs none of this, but for the accuracy of classes: two models that differ at all differ on every
+example.
 """
 
 from __future__ import annotations
@@ -28,8 +30,16 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from logitbank.evaluation.report.clusters import bootstrap_clusters, cluster_sums
 from logitbank.evaluation.report.labels import Row, key_of
-from logitbank.evaluation.report.statistics import BOOTSTRAPPED, FORCED, read_statistics, segments_of
+from logitbank.evaluation.report.statistics import (
+    BOOTSTRAPPED,
+    CLASSIFIED,
+    FORCED,
+    Segment,
+    read_statistics,
+    segments_of,
+)
 from logitbank.evaluation.report.unknown_tasks import Scored, scored_task
 from logitbank.storage.results import Catalogue
 from logitbank.tasks.scoring.likelihood import OF_A_TEACHER
@@ -70,25 +80,27 @@ class Replicates:
     Attributes:
         by_cell: `(cell, metric) -> (D,) float64`.
         examples: `cell -> digest of its examples`, to see whether two cells can be paired.
-        sizes: `cell -> N`.
+        sizes: `cell -> N`, or the number of clusters.
         by_step: `(cell, step) -> (D,) float64` of the primary metric, where a cell was evaluated at several
             training steps.
-        forced: the cells that are scored by likelihood.
+        continuous: the cells whose scores no two models share.
+        values: `(cell, metric) -> the metric itself`, of class probabilities.
     """
 
     by_cell: dict[tuple[CellKey, str], FloatArray] = field(default_factory=dict)
     examples: dict[CellKey, str] = field(default_factory=dict)
     sizes: dict[CellKey, int] = field(default_factory=dict)
     by_step: dict[tuple[CellKey, int], FloatArray] = field(default_factory=dict)
-    forced: set[CellKey] = field(default_factory=set)
+    continuous: set[CellKey] = field(default_factory=set)
+    values: dict[tuple[CellKey, str], float] = field(default_factory=dict)
 
-    def note(self, cell: CellKey, digest: str, size: int, *, forced: bool = False) -> None:
+    def note(self, cell: CellKey, digest: str, size: int, *, continuous: bool = False) -> None:
         """Remember what a cell was asked, by one of its seeds or steps."""
         if self.examples.setdefault(cell, digest) != digest:
             self.examples[cell] += digest  # its seeds were asked different examples: it pairs with no other
         self.sizes[cell] = size
-        if forced:
-            self.forced.add(cell)
+        if continuous:
+            self.continuous.add(cell)
 
     def cell(self, cell: CellKey, metric: str) -> Interval | None:
         """Interval of one cell; None where it has no predictions (published numbers)."""
@@ -137,8 +149,8 @@ class Replicates:
             a, b = self.by_cell.get((one, metric)), self.by_cell.get((other, metric))
             if a is None or b is None or self.examples[one] != self.examples[other]:
                 return None
-            forced = one in self.forced
-            differences.append(a - b if forced else with_unseen_pairs(a - b, self.sizes[one], one))
+            resampled = one in self.continuous and metric != "accuracy"
+            differences.append(a - b if resampled else with_unseen_pairs(a - b, self.sizes[one], one))
         return interval(np.mean(differences, axis=0)) if differences else None
 
 
@@ -252,26 +264,29 @@ def _add_task(found: Replicates, catalogue: Catalogue, task: Scored, metrics: Se
         alike.setdefault((row["size"], tuple(row["names"])), []).append(row)
     final = _SeedMeans(found.by_cell)
     stepwise = _SeedMeans(found.by_step)
+    measured: dict[tuple[CellKey, str], list[float]] = {}
     for batch in _batches(alike, catalogue.memory.rows):
         statistics = read_statistics(catalogue, task, [row for part in batch for row in part])
         for part in batch:
-            size, names = part[0]["size"], part[0]["names"]
-            numbers = np.stack([statistics[row["segment"]].numbers for row in part])
-            drawn = _bootstrap(task, numbers, names)
-            wanted = {task.primary_metric, *metrics} & drawn.keys()
-            values = {name: np.ascontiguousarray(drawn[name].T) for name in wanted}
-            for index, row in enumerate(part):
+            segments = [statistics[row["segment"]] for row in part]
+            for row, segment, drawn in zip(part, segments, _bootstrap(task, segments, part[0]["names"]), strict=True):
                 cell = (*key_of(row), task.name, row["language"])
-                found.note(cell, statistics[row["segment"]].digest, size, forced=row["method"] == FORCED)
+                continuous = row["method"] in (FORCED, CLASSIFIED)
+                found.note(cell, segment.digest, segment.units, continuous=continuous)
                 if row["has_steps"] and row["step"] is not None:
-                    stepwise.add((cell, row["step"]), values[task.primary_metric][index], cell)
+                    stepwise.add((cell, row["step"]), drawn[task.primary_metric], cell)
                 if row["is_final"]:
-                    for metric, replicates in values.items():
+                    for metric in {task.primary_metric, *metrics} & drawn.keys():
                         against = row["against"] if metric in OF_A_TEACHER else None
                         name = replicate_name({"metric": metric, "against": against})
-                        final.add((cell, name), replicates[index], cell)
+                        final.add((cell, name), drawn[metric], cell)
+                    if row["method"] == CLASSIFIED:
+                        means = dict(zip(row["names"], segment.numbers.mean(axis=0), strict=True))
+                        for metric, value in task.metrics(means).items():
+                            measured.setdefault((cell, metric), []).append(float(value))
     final.finish()
     stepwise.finish()
+    found.values.update({key: float(np.mean(values)) for key, values in measured.items()})
 
 
 def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: int) -> Iterator[list[Sequence[Row]]]:
@@ -292,10 +307,22 @@ def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: 
         yield batch
 
 
-def _bootstrap(task: Scored, statistics: FloatArray, names: Sequence[str]) -> dict[str, Any]:
-    """`bootstrap_metrics` with all draws; in blocks of them where they are too many numbers."""
+def _bootstrap(task: Scored, segments: Sequence[Segment], names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each segment of one size, every metric under all draws: (D,); in blocks where they are too many numbers."""
+    if any(segment.clusters is not None for segment in segments):
+        return [_resampled(task, segment, names) for segment in segments]
+    statistics = np.stack([segment.numbers for segment in segments])
     parts = [bootstrap_metrics(task, statistics, names, counts) for counts in _all_counts(statistics.shape[1])]
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+    drawn = {metric: np.ascontiguousarray(np.concatenate([part[metric] for part in parts]).T) for metric in parts[0]}
+    return [{metric: values[index] for metric, values in drawn.items()} for index in range(len(segments))]
+
+
+def _resampled(task: Scored, segment: Segment, names: Sequence[str]) -> dict[str, Any]:
+    if segment.clusters is None:
+        (drawn,) = _bootstrap(task, [segment], names)
+        return drawn
+    sums_MS, sizes_M = cluster_sums(segment.numbers, segment.clusters)
+    return bootstrap_clusters(task, sums_MS, sizes_M, names, _all_counts(len(sizes_M)))
 
 
 @functools.lru_cache(maxsize=1)  # groups of one size follow each other

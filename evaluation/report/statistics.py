@@ -15,35 +15,52 @@ import numpy as np
 import pyarrow as pa
 
 from logitbank.errors import StoreError
-from logitbank.evaluation.report.labels import KEY, Row
+from logitbank.evaluation.report.labels import KEY, Row, key_of
 from logitbank.evaluation.report.unknown_tasks import Scored
 from logitbank.storage.results import Catalogue
 from logitbank.tasks.scoring.likelihood import LikelihoodScores
 
 FORCED = "teacher_forced"  # the method of what is scored by likelihood
-BOOTSTRAPPED = f"method IN ('generate', '{FORCED}')"
+CLASSIFIED = "classify"  # the method of what is scored by class probabilities
+BOOTSTRAPPED = f"method IN ('generate', '{FORCED}', '{CLASSIFIED}')"
+HELD_OUT = "held_out"  # the split of which each student has a fold of its own
 
 
 @dataclass(frozen=True)
 class Segment:
-    """(N,S) statistics in the order of the examples' hashes, and a digest of these."""
+    """The statistics of the examples of a segment.
+
+    Attributes:
+        numbers: (N,S), in the order of the examples' hashes.
+        clusters: (N,) uint64, examples of one cluster having one number; None where each stands alone.
+        digest: of hashes and clusters: equal where the same examples meet the same draws.
+    """
 
     numbers: np.ndarray[Any, np.dtype[np.float64]]
+    clusters: np.ndarray[Any, np.dtype[np.uint64]] | None
     digest: str
+
+    @property
+    def units(self) -> int:
+        """How many are resampled: clusters, or examples."""
+        return len(self.numbers) if self.clusters is None else len(np.unique(self.clusters))
 
 
 def segments_of(catalogue: Catalogue, task: Scored) -> list[Row]:
     """The examples of one run in one language: how many, the names of their statistics, the series they belong to.
 
+    The held-out folds of one seed are one segment, of several `runs`.
+
     Raises:
-        StoreError: the statistics of some files have other names; those of conversations may, beside a teacher's.
+        StoreError: the statistics of some files have other names; those of conversations may, beside a teacher's, and
+            those of classes, which may be scored in both orders.
     """
     key = f"{', '.join(KEY)}, language"
     own = f"task = '{task.name}' AND is_primary AND {BOOTSTRAPPED}"
     answer = catalogue.query(
         f"""
         WITH shown AS (
-            SELECT run, {key}, step, method, row_number() OVER (ORDER BY run, language) - 1 AS segment,
+            SELECT run, {key}, step, seed, split, held_out_fold, method,
                    (run, language) IN (SELECT (run, language) FROM final_scores WHERE {own}) AS is_final,
                    min(step) OVER (PARTITION BY {key}) < max(step) OVER (PARTITION BY {key}) AS has_steps
             FROM scores WHERE {own}),
@@ -55,40 +72,68 @@ def segments_of(catalogue: Catalogue, task: Scored) -> list[Row]:
             SELECT run, language, any_value(against) AS against FROM metrics
             WHERE task = '{task.name}' GROUP BY run, language)
         SELECT *, kinds[1] AS names FROM shown JOIN sizes USING (run, language, method)
-        LEFT JOIN compared USING (run, language) ORDER BY segment
+        LEFT JOIN compared USING (run, language) ORDER BY run, language
         """
     )
     columns = [column.to_pylist() for column in answer.columns]
     rows: list[Row] = [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
     kinds = {tuple(names) for row in rows for names in row["kinds"]}
-    if any(len(row["kinds"]) > 1 for row in rows) or (len(kinds) > 1 and not isinstance(task, LikelihoodScores)):
+    vary = isinstance(task, LikelihoodScores) or all(row["method"] == CLASSIFIED for row in rows)
+    if any(len(row["kinds"]) > 1 for row in rows) or (len(kinds) > 1 and not vary):
         raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    return rows
+    return [{**row, "segment": segment} for segment, row in enumerate(_pooled(rows))]
+
+
+def _pooled(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their `runs`: one, but the held-out folds of each seed, which are put together."""
+    found: list[Row] = []
+    folds: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["split"] != HELD_OUT or row["held_out_fold"] is None:
+            found.append({**row, "runs": [row["run"]]})
+        elif row["is_final"]:
+            folds.setdefault((*key_of(row), row["language"], row["seed"], *row["names"]), []).append(row)
+    for own in folds.values():
+        together = {"runs": [row["run"] for row in own], "size": sum(row["size"] for row in own), "has_steps": False}
+        found.append({**own[0], **together})
+    return found
 
 
 def read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row]) -> dict[int, Segment]:
     """The statistics of all examples of the given segments."""
-    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted({row["run"] for row in segments}))
+    names = sorted({run for row in segments for run in row["runs"]})
+    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in names)
     answer = catalogue.query(
-        "SELECT run, language, hashes, numbers FROM example_statistics "
+        "SELECT run, language, hashes, clusters, numbers FROM example_statistics "
         f"WHERE task = '{task.name}' AND {BOOTSTRAPPED} AND run IN ({runs})"
     )
     hashes = _lists(answer["hashes"], np.dtype(np.uint64))
     numbers = _lists(answer["numbers"], np.dtype(np.float64))
+    clustered = answer["clusters"].is_valid().to_pylist()
+    clusters = iter(_lists(answer["clusters"].drop_null(), np.dtype(np.uint64)))
+    grouped = [next(clusters) if own else None for own in clustered]
     places: dict[tuple[str, str], list[int]] = {}
     for place, where in enumerate(zip(answer["run"].to_pylist(), answer["language"].to_pylist(), strict=True)):
         places.setdefault(where, []).append(place)
     found = {}
     for row in segments:
-        own = places[row["run"], row["language"]]
+        own = [place for run in row["runs"] for place in places[run, row["language"]]]
+        # what is of no cluster is one of its own, by its example
+        alike = [hashes[place] if grouped[place] is None else grouped[place] for place in own]
+        has_clusters = any(grouped[place] is not None for place in own)
         if len(own) == 1:
             hashed, values = hashes[own[0]], numbers[own[0]].reshape(row["size"], -1)
+            of = alike[0]
         else:  # of several files
             hashed = np.concatenate([hashes[place] for place in own])
             order = np.argsort(hashed, kind="stable")
             hashed = hashed[order]
             values = np.concatenate([numbers[place] for place in own]).reshape(row["size"], -1)[order]
-        found[row["segment"]] = Segment(values, hashlib.sha256(hashed.tobytes()).hexdigest())
+            of = np.concatenate(alike)[order]
+        digest = hashlib.sha256(hashed.tobytes())
+        if has_clusters:
+            digest.update(of.tobytes())
+        found[row["segment"]] = Segment(values, of if has_clusters else None, digest.hexdigest())
     return found
 
 
