@@ -20,7 +20,7 @@ from logitbank.configs import ConfigError
 from logitbank.experiment import CONDITION_NAME
 from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks import LANGUAGES, TASKS
-from logitbank.tasks.scoring.likelihood import LOWER_IS_BETTER
+from logitbank.tasks.scoring import classes, likelihood
 
 LAMBDA = re.compile(r"[λ]\s*=\s*([0-9]*\.?[0-9]+)")
 # How publications spell the conditions; the first that a name contains counts.
@@ -132,7 +132,7 @@ def _published(line: Mapping[str, str], language: str, value: float, model: str,
     if not metric:
         raise ConfigError(f"import: {path} line {number}: no column metric, and task {task!r} is not one of ours")
     setting = line.get("setting") or ""
-    if metric in LOWER_IS_BETTER:
+    if metric in (*likelihood.LOWER_IS_BETTER, *classes.LOWER_IS_BETTER):
         raise ConfigError(f"import: {path} line {number}: metric: expected a score, a fraction or in %, got {metric}")
     found = LAMBDA.search(line["condition"]) or LAMBDA.search(setting)
     kind = setting.split(",")[0].strip()

@@ -22,6 +22,8 @@ from logitbank.evaluation.report.labels import (
     short_names,
 )
 from logitbank.evaluation.report.results import Results
+from logitbank.evaluation.report.statistics import CLASSIFIED
+from logitbank.evaluation.report.units import unit_of
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
 
@@ -37,6 +39,7 @@ class Series:
         bounds: lowest and highest of each value's interval, where there is one; empty without any.
         colour: which of `COLOURS`; series of the same thing share one.
         dashed: for lines.
+        said: of each value, beside it where a pointer is over it; empty without.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Series:
     bounds: Sequence[tuple[float, float] | None] = ()
     colour: int = 0
     dashed: bool = False
+    said: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,13 @@ def _checkpoints(results: Results) -> list[Chart]:
         own = [row for row in curves if row["task"] == task]
         if not has_curve(own):
             continue
-        series = []
+        series, unit = [], unit_of(own[0]["metric"])
         for colour, key in enumerate(sorted({key_of(row) for row in own})):
             rows = [row for row in own if key_of(row) == key]
-            values = [100 * row["language_mean"] for row in rows]
+            values = [unit.scale * row["language_mean"] for row in rows]
             series.append(Series(results.labels.series(rows[0]), [row["step"] for row in rows], values, colour=colour))
-        charts.append(Chart(f"checkpoints-{task}", f"{task}: along training", "lines", (), series, x_title="step"))
+        caption = f"{task}: {own[0]['metric']} along training"
+        charts.append(Chart(f"checkpoints-{task}", caption, "lines", (), series, x_title="step", y_title=unit.name))
     return charts
 
 
@@ -217,7 +222,10 @@ def _primary(results: Results, rows: Sequence[Row], model: str) -> list[Row]:
     return [
         row
         for row in rows
-        if row["model"] == model and row["is_primary"] and not is_imported_sweep(row, results.averages)
+        if row["model"] == model
+        and row["is_primary"]
+        and row["method"] != CLASSIFIED
+        and not is_imported_sweep(row, results.averages)
     ]
 
 

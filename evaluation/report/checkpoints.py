@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from logitbank.evaluation.report.labels import Row, key_of, ordered_tasks
 from logitbank.evaluation.report.results import Results, cell_key
 from logitbank.evaluation.report.table import MISSING, Table, average, with_interval
+from logitbank.evaluation.report.units import unit_of
 
 
 def checkpoint_tables(results: Results) -> list[Table]:
@@ -24,7 +25,7 @@ def checkpoint_tables(results: Results) -> list[Table]:
             texts = [_at_step(results, by_step[step]) if step in by_step else MISSING for step in steps]
             shown.append([results.labels.series(next(iter(by_step.values()))), *texts])
         header = ["model and condition", *(f"step {step}" for step in steps)]
-        note = "`language_mean` of each checkpoint, in %."
+        note = f"`language_mean` of each checkpoint, in {unit_of(own[0]['metric']).name}."
         tables.append(Table(f"Checkpoints: {task} ({own[0]['metric']})", header, shown, [note]))
     return tables
 
@@ -36,5 +37,6 @@ def has_curve(rows: Sequence[Row]) -> bool:
 
 def _at_step(results: Results, row: Row) -> str:
     cells = [cell_key(cell) for cell in results.cells_of(row, task=row["task"])]
-    shown = average(row["language_mean"], row["languages"], row["expected_languages"])
-    return with_interval(shown, row["language_mean"], results.replicates.at_step(cells, row["step"]))
+    unit = unit_of(row["metric"])
+    shown = average(row["language_mean"], row["languages"], row["expected_languages"], unit=unit)
+    return with_interval(shown, row["language_mean"], results.replicates.at_step(cells, row["step"]), unit)

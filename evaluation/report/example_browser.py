@@ -8,7 +8,7 @@ from typing import Any
 
 from logitbank.evaluation.report.labels import Labels, Row, ordered_conditions, ordered_languages, ordered_tasks
 from logitbank.evaluation.report.likelihood_table import METRICS
-from logitbank.evaluation.report.statistics import FORCED
+from logitbank.evaluation.report.statistics import CLASSIFIED, FORCED
 from logitbank.evaluation.report.units import PERCENT, unit_of
 from logitbank.storage import TeacherStore
 from logitbank.storage.results import Catalogue
@@ -86,6 +86,8 @@ def _conversation(row: Row) -> dict[str, Any] | None:
 
 def _scores(row: Row) -> str:
     """What an example scored, where that is not right or wrong: `token_accuracy 61.2 %, cross_entropy 1.8321 …`."""
+    if row["method"] == CLASSIFIED:
+        return f"log_loss {unit_of('log_loss').text(-row['score'])}"
     if row["method"] != FORCED or row["task"] not in TASKS:
         return ""
     metrics = TASKS[row["task"]].metrics(dict(row["statistics"]))

@@ -15,6 +15,7 @@ from logitbank.evaluation.report.labels import (
     tell_apart,
 )
 from logitbank.evaluation.report.results import GAP_KEY, Results
+from logitbank.evaluation.report.statistics import CLASSIFIED
 from logitbank.evaluation.report.table import UNRESOLVED
 from logitbank.experiment import GAPS
 
@@ -33,6 +34,7 @@ def main_gaps(results: Results, model: str) -> list[Row]:
         for row in results.task_gaps
         if row["model"] == model
         and row["is_primary"]
+        and row["method"] != CLASSIFIED  # in a table of its own
         and not is_imported_sweep({**row, "condition": row["minuend"]}, results.averages)
     ]
 

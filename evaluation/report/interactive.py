@@ -64,6 +64,8 @@ def _trace(chart: Chart, series: Series) -> go.Bar | go.Scatter:
     bounds = series.bounds or [None] * len(series.y)
     digits = ".4f" if chart.y_title == "nats" else ".1f"
     said = ["" if bound is None else f" [{bound[0]:.1f}, {bound[1]:.1f}]" for bound in bounds]
+    if series.said:
+        said = [f"{bound} ({_text(text)})" for bound, text in zip(said, series.said, strict=True)]
     shared = {
         "name": _text(series.name),
         "x": [_text(x) if isinstance(x, str) else x for x in series.x],

@@ -9,13 +9,15 @@ from typing import Any
 
 from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates, replicate_name
 from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of, ordered_tasks
-from logitbank.evaluation.report.statistics import FORCED
+from logitbank.evaluation.report.statistics import CLASSIFIED, FORCED
 from logitbank.evaluation.report.table import average, difference_with_interval, with_interval
 from logitbank.evaluation.report.units import unit_of
 from logitbank.storage.results import Catalogue
+from logitbank.tasks.scoring.classes import CLASS_METRICS
 
 # Shown in tables of their own; every other metric is in `metrics`.
-EXTRA_METRICS = ("exact_match", "likelihood_accuracy", "cross_entropy", "perplexity", "kl", "agreement")
+OF_LIKELIHOODS = ("cross_entropy", "perplexity", "kl", "agreement")
+EXTRA_METRICS = ("exact_match", "likelihood_accuracy", *OF_LIKELIHOODS, *CLASS_METRICS)
 # Views that many tables read, each made of those before it.
 KEPT = ("evaluations", "scores", "final_scores", "cells", "grid", "task_averages", "gaps", "task_gaps")
 # What tells one gap of a model from another.
@@ -28,7 +30,8 @@ class Results:
 
     Attributes:
         catalogue: where the rows come from, for what only one table needs.
-        averages: of `averages`; where tasks are scored by answers, without those that are scored by likelihood.
+        averages: of `averages`, in which log losses are not; where tasks are scored by answers, without those that are
+            scored by likelihood.
         task_averages: of `task_averages`, primary and extra metrics.
         cells: of `cells`, primary and extra metrics.
         task_gaps: of `task_gaps`, primary and extra metrics.
@@ -52,7 +55,7 @@ class Results:
         catalogue.keep(*KEPT)
         wanted = ", ".join(f"'{metric}'" for metric in EXTRA_METRICS)
         shown = f"WHERE is_primary OR metric IN ({wanted})"
-        averages = catalogue.rows("SELECT * FROM averages")
+        averages = catalogue.rows(f"SELECT * FROM averages WHERE method <> '{CLASSIFIED}'")
         if answered := [row for row in averages if row["method"] != FORCED]:
             averages = answered
         task_averages = catalogue.rows(f"SELECT * FROM task_averages {shown}")
@@ -83,15 +86,21 @@ class Results:
         ]
 
     def primary_tasks(self, row: Row) -> list[Row]:
-        """Rows of `task_averages` of the same key as a row, primary metrics."""
-        return [own for own in self._tasks_by_key.get(key_of(row), ()) if own["is_primary"]]
+        """Rows of `task_averages` of the same key as a row, primary metrics; log losses have tables of their own."""
+        own = self._tasks_by_key.get(key_of(row), ())
+        return [each for each in own if each["is_primary"] and each["method"] != CLASSIFIED]
 
     def left_out(self, rows: Sequence[Row]) -> list[str]:
         """Which tasks of rows of `task_averages` are in no mean over tasks, in a note."""
-        tasks = ordered_tasks(row["task"] for row in rows if row["method"] == FORCED)
-        if not tasks or all(row["method"] == FORCED for row in self.averages):
+        if all(row["method"] == FORCED for row in self.averages):
             return []
-        return [f"Means over tasks are of scores of answers; {', '.join(tasks)}, scored by likelihood, is in none."]
+        notes = []
+        for method, how in ((FORCED, "likelihood"), (CLASSIFIED, "class probabilities")):
+            if tasks := ordered_tasks(row["task"] for row in rows if row["method"] == method):
+                notes.append(
+                    f"Means over tasks are of scores of answers; {', '.join(tasks)}, scored by {how}, is in none."
+                )
+        return notes
 
     def mean_text(self, row: Row, name: str) -> str:
         """A row's `task_mean` or `task_language_mean` with its interval."""

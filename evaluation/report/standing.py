@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 from logitbank.evaluation.report.checkpoints import checkpoint_tables
+from logitbank.evaluation.report.class_table import class_tables
 from logitbank.evaluation.report.conditions import condition_tables
 from logitbank.evaluation.report.cross_entropy import cross_entropy_table
 from logitbank.evaluation.report.lambda_table import learned_lambda_table, sweep_tables
 from logitbank.evaluation.report.likelihood_table import likelihood_tables
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.overview import overview_tables
+from logitbank.evaluation.report.position_table import position_tables
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.summary import summary_lines, summary_tables
 from logitbank.evaluation.report.table import Table
@@ -29,6 +31,8 @@ def standing_tables(results: Results, *, cells: bool = True) -> list[Table]:
         *summary_tables(results),
         *overview_tables(results),
         *likelihood_tables(results),
+        *class_tables(results),
+        *position_tables(results),
         *transfer_tables(results),
         *checkpoint_tables(results),
         *sweep_tables(results),

@@ -25,6 +25,8 @@ CLASSIFIED = "classify"  # the method of what is scored by class probabilities
 BOOTSTRAPPED = f"method IN ('generate', '{FORCED}', '{CLASSIFIED}')"
 HELD_OUT = "held_out"  # the split of which each student has a fold of its own
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -118,23 +120,28 @@ def read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row])
     found = {}
     for row in segments:
         own = [place for run in row["runs"] for place in places[run, row["language"]]]
-        # what is of no cluster is one of its own, by its example
-        alike = [hashes[place] if grouped[place] is None else grouped[place] for place in own]
-        has_clusters = any(grouped[place] is not None for place in own)
         if len(own) == 1:
             hashed, values = hashes[own[0]], numbers[own[0]].reshape(row["size"], -1)
-            of = alike[0]
+            of = grouped[own[0]]
         else:  # of several files
             hashed = np.concatenate([hashes[place] for place in own])
             order = np.argsort(hashed, kind="stable")
             hashed = hashed[order]
             values = np.concatenate([numbers[place] for place in own]).reshape(row["size"], -1)[order]
-            of = np.concatenate(alike)[order]
+            of = _joined([hashes[place] for place in own], [grouped[place] for place in own], order)
         digest = hashlib.sha256(hashed.tobytes())
-        if has_clusters:
+        if of is not None:
             digest.update(of.tobytes())
-        found[row["segment"]] = Segment(values, of if has_clusters else None, digest.hexdigest())
+        found[row["segment"]] = Segment(values, of, digest.hexdigest())
     return found
+
+
+def _joined(hashes: Sequence[Array], clusters: Sequence[Array | None], order: Array) -> Array | None:
+    """Clusters of several files; an example of a file without any is a cluster of its own."""
+    if all(own is None for own in clusters):
+        return None
+    alike = [hashed if own is None else own for hashed, own in zip(hashes, clusters, strict=True)]
+    return np.asarray(np.concatenate(alike)[order])
 
 
 def _lists(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> list[np.ndarray[Any, Any]]:

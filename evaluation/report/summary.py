@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from logitbank.errors import counted
 from logitbank.evaluation.report.caveats import step_notes
+from logitbank.evaluation.report.class_table import class_sentences
 from logitbank.evaluation.report.gaps import gap_sentences
 from logitbank.evaluation.report.labels import Row, ordered_columns, ordered_conditions, ordered_models
 from logitbank.evaluation.report.likelihood_table import likelihood_sentences
@@ -49,7 +50,7 @@ def summary_tables(results: Results) -> list[Table]:
 
 def summary_lines(results: Results) -> list[str]:
     """What the rows say in a few sentences: how much there is, the averages, which gaps are resolved."""
-    said = [*gap_sentences(results), *likelihood_sentences(results)]
+    said = [*gap_sentences(results), *likelihood_sentences(results), *class_sentences(results)]
     return [counts_line(results), *average_lines(results), *said, *failure_lines(results)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from logitbank.tasks.scoring.likelihood import LOWER_IS_BETTER, NATS
+from logitbank.tasks.scoring import classes, likelihood
 
 MISSING = "—"
 
@@ -40,14 +40,17 @@ class Unit:
 
 PERCENT = Unit("%", "points", 100, 1, 1.0)
 NATS_PER_TOKEN = Unit("nats per answer token", "nats", 1, 4, math.inf)
+NATS = Unit("nats", "nats", 1, 4, math.inf)  # of log loss
 TOKENS = Unit("tokens", "tokens", 1, 2, math.inf)  # of perplexity
+SQUARES = Unit("0 to 2", "", 1, 4, 2.0)  # of the Brier score
+_UNITS = {**dict.fromkeys(likelihood.NATS, NATS_PER_TOKEN), "perplexity": TOKENS, "log_loss": NATS, "brier": SQUARES}
 
 
 def unit_of(metric: str) -> Unit:
-    """Of a metric; all but the likelihoods are fractions, which are shown as percentages."""
-    return NATS_PER_TOKEN if metric in NATS else TOKENS if metric == "perplexity" else PERCENT
+    """Of a metric; all but these are fractions, which are shown as percentages."""
+    return _UNITS.get(metric, PERCENT)
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether less of a metric is better."""
-    return metric in LOWER_IS_BETTER
+    return metric in likelihood.LOWER_IS_BETTER or metric in classes.LOWER_IS_BETTER

@@ -13,6 +13,7 @@ from logitbank.evaluation.report.charts import Chart, all_charts
 from logitbank.evaluation.report.example_browser import browsed_examples
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.page import html_page
+from logitbank.evaluation.report.reliability import reliability_charts
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.standing import standing_tables
 from logitbank.evaluation.report.summary import INTERVAL_NOTE, summary_lines
@@ -63,9 +64,10 @@ def collect(catalogue: Catalogue) -> Report:
         StoreError: there is no metric row.
     """
     results = Results.load(catalogue)
-    if not results.averages:
+    if not results.task_averages:
         raise StoreError("--results: no metric in it; evaluate-model or query-results import write them")
-    return Report(summary_lines(results), standing_tables(results), all_charts(results), browsed_examples(catalogue))
+    charts = [*all_charts(results), *reliability_charts(results)]
+    return Report(summary_lines(results), standing_tables(results), charts, browsed_examples(catalogue))
 
 
 def markdown(report: Report, folder: str, pictures: Collection[str]) -> str:

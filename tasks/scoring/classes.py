@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 SMALLEST = 1e-15  # probabilities are clipped to it and to 1 minus it, as public leaderboards do
 BINS = 15
 CLASS_METRICS = ("log_loss", "accuracy", "brier", "ece")
+LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 _GAPS = tuple(f"gap_{number:02}" for number in range(BINS))
 
 Floats = NDArray[np.float64]

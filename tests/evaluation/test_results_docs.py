@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from logitbank.storage.results.catalogue import Catalogue
@@ -15,6 +16,7 @@ from logitbank.storage.results.label_rows import LABEL_SCHEMA
 from logitbank.storage.results.rows import SCHEMAS, write_rows
 from logitbank.storage.results.store_rows import TOKEN_SCHEMA
 from logitbank.storage.results.views import VIEWS
+from tests.evaluation.class_rows import add_class_run, labels, softmax
 from tests.evaluation.conftest import add_run
 from tests.evaluation.test_intervals import add_predictions, correct
 from tests.storage import label_stores, stores
@@ -61,9 +63,20 @@ def answer(catalogue: Catalogue, heading: str) -> list[dict[str, Any]]:
     return catalogue.rows(query)
 
 
-def test_there_are_twelve_queries() -> None:
-    assert len(QUERIES) == 12
-    assert "## Twelve queries" in TEXT
+def test_there_are_thirteen_queries() -> None:
+    assert len(QUERIES) == 13
+    assert "## Thirteen queries" in TEXT
+
+
+def test_the_query_of_class_probabilities(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    probabilities, targets = softmax(rng.normal(size=(8, 3))), labels(rng, 8)
+    add_class_run(tmp_path, probabilities, targets)
+    add_class_run(tmp_path, probabilities, None, condition="unlabelled")
+    (row,) = answer(Catalogue([tmp_path]), "How much each class probability")
+    off = (probabilities - targets).mean(axis=0)
+    assert [row[name] for name in ("model_a", "model_b", "tie")] == pytest.approx(off.tolist(), abs=5.1e-5)
+    assert (row["condition"], row["split"], row["comparisons"]) == ("distilled", "test", 8)
 
 
 def test_the_query_of_conversations(tmp_path: Path) -> None:
