@@ -202,6 +202,11 @@ def letter_ids(tokenizer: Any) -> tuple[int, int, int]:
                 "this tokenizer; use model.head=classifier"
             )
         found += ids
+    if len(set(found)) < len(LETTERS):
+        raise ConfigError(
+            f"model.head: letters need {', '.join(LETTERS)} to be different tokens, but this tokenizer knows none of "
+            "them; use model.head=classifier"
+        )
     return found[0], found[1], found[2]
 
 
