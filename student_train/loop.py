@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,9 +17,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import gather_object
 
 from logitbank.command import make_directory
 from logitbank.experiment import TrainingRecord
+from logitbank.models.devices import local_device
+from logitbank.models.fallbacks import choose_model, free_memory
 from logitbank.student_train import checkpoints
 from logitbank.student_train.checks import check_output
 from logitbank.student_train.interrupts import StopSignals, stopped
@@ -31,7 +35,7 @@ from logitbank.student_train.records import (
     refuse_another_run,
     withdraw_later_rows,
 )
-from logitbank.student_train.setup import on_main_process, parameter_groups
+from logitbank.student_train.setup import on_cpu, on_main_process, parameter_groups
 from logitbank.student_train.sharding import check_launcher
 from logitbank.student_train.step_log import StepLog
 
@@ -57,6 +61,7 @@ def train_with(run: Run, make: Callable[[Run], TrainingLoop]) -> Path:
             but the main one, SystemExit.
     """
     check_output(run.output)
+    run = _with_model_that_fits(run)
     final = run.output / checkpoints.FINAL
     if final.is_dir():
         earlier = read_record(final)
@@ -72,6 +77,24 @@ def train_with(run: Run, make: Callable[[Run], TrainingLoop]) -> Path:
         AcceleratorState._reset_state()
         GradientState._reset_state()
     return final
+
+
+def _with_model_that_fits(run: Run) -> Run:
+    """The run with the first of its model and that model's fallbacks that fits on every device.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if not run.config.model.fallbacks:
+        return run
+    final = run.output / checkpoints.FINAL
+    before = final if final.is_dir() else checkpoints.latest_checkpoint(run.output)
+    earlier = None if before is None else read_record(before).model
+    device = torch.device("cpu") if on_cpu() else local_device(os.environ)
+    on_main_process()  # joins the processes up
+    free = min(gather_object([free_memory(device)]))
+    model = choose_model(run.config, device, training=True, earlier=earlier, free=free)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
 
 
 class TrainingLoop(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from logitbank.errors import ConfigError, StoreError
 from logitbank.experiment import TrainingRecord
 from logitbank.models.classifier import open_classifier
+from logitbank.models.fallbacks import memory_needed
 from logitbank.models.pair_head import read_head_settings
 from logitbank.models.pair_scoring import score_pairs
 from logitbank.preference import SeenPrompts, prompt_keys
@@ -27,6 +29,8 @@ from logitbank.tasks.preference import PairPacker
 from tests import processes, tiny
 from tests.student_train import preferences
 from tests.student_train.preferences import FOLD, HELD, OUTSIDE, PART, TRAIN, configure, train
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +358,29 @@ def test_four_bits_train_an_adapter(model: Path, store: str, tmp_path: Path) -> 
     final = train(config, store, tmp_path / "run")
     adapter = load_file(final / "adapter_model.safetensors")
     assert all(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
+
+
+def test_the_model_that_fits_is_trained_and_kept_when_the_run_is_resumed(
+    model: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = preferences.make_model(tmp_path, hidden_size=256, intermediate_size=1024)
+    config = configure(large, f"model.fallbacks=[{model}]", "training.max_steps=2", "training.save_steps=1")
+    free = {
+        "bytes": memory_needed(config, dataclasses.replace(config.model, name=str(model)), CPU, training=True).total
+    }
+    monkeypatch.setattr("logitbank.student_train.loop.free_memory", lambda device: free["bytes"])
+    final = train(config, store, tmp_path / "run")
+    record = TrainingRecord.read(final)
+    assert record is not None
+    assert record.model == record.config["model"]["name"] == str(model)
+    assert open_classifier(configure(model), device="cpu", checkpoint=final).settings.hidden_size == 32
+    free["bytes"] = 1 << 40  # there is room for the larger one now
+    assert train(config, store, tmp_path / "run") == final
+    shutil.rmtree(final)
+    again = TrainingRecord.read(train(config, store, tmp_path / "run"))
+    assert again is not None
+    assert again.model == str(model)
+    free["bytes"] = 1000
+    with pytest.raises(ConfigError, match=r"model.fallbacks: expected a model that fits into"):
+        train(config, store, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
