@@ -42,7 +42,11 @@ class TextEncoder:
             if not chosen:
                 continue
             encoded = self.tokenizer(
-                [texts[place] for place in chosen], add_special_tokens=False, return_attention_mask=False, **options
+                [texts[place] for place in chosen],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,  # it warns of texts longer than the model's limit, which are cut later
+                **options,
             )
             for place, ids in zip(chosen, encoded["input_ids"], strict=True):
                 found[place] = list(ids)

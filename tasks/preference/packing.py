@@ -133,27 +133,26 @@ class PairPacker:
                 ids += label + turn
             return 0
         room -= len(self._cut)
+        order = [position for position, turn in enumerate(section.turns) if turn]
         parts: list[Ids] = []
-        order = range(len(section.turns))
         kept = 0
         for position in reversed(order) if self._keep_last else order:
             label, turn = section.labels[position], section.turns[position]
-            if len(label) + len(turn) <= room:
-                parts.append(label + turn)
-                room -= len(label) + len(turn)
-                kept += len(turn)
+            part = label + turn
+            if len(part) <= room:
+                parts.append(part)
+                room -= len(part)
+                kept += len(part)
                 continue
-            label = label if len(label) < room else []
-            own = turn[: max(0, room - len(label))]
-            if own or not parts:
-                parts.append(label + own + self._cut)
-                kept += len(own)
-            else:
-                parts.append(self._cut)
+            part = part[:room] if len(label) < room else turn[:room] if not parts else []
+            parts.append(part + self._cut)
+            kept += len(part)
             break
+        else:  # only turns without text are missing
+            parts.append(self._cut)
         for part in reversed(parts) if self._keep_last else parts:
             ids += part
-        return sum(map(len, section.turns)) - kept
+        return section.length - kept
 
 
 def _shares(needed: Sequence[int], room: int) -> list[int]:
