@@ -23,6 +23,8 @@ def coder(name: str) -> dict[str, Any]:
         return {"serializer": serializer, "compressors": [ZstdCodec(level=1, checksum=True)]}
     if name == "zstd":
         return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=12, checksum=True)]}
+    if name == "text":  # level 12 saves another 3% of prose, in ten times the time
+        return {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=6, checksum=True)]}
     raise ValueError(name)
 
 

@@ -68,7 +68,7 @@ def write_pairs(group: zarr.Group, pairs: Sequence[Pair], columns: Mapping[str, 
         create_flat_array(group, name, values, "pcodec")
     for name, values in others.items():
         create_flat_array(group, name, values, "zstd")
-    create_flat_array(group, "text", np.frombuffer(text, dtype=np.uint8), "zstd", chunk=TEXT_CHUNK)
+    create_flat_array(group, "text", np.frombuffer(text, dtype=np.uint8), "text", chunk=TEXT_CHUNK)
 
 
 def _coded(pair: Pair) -> bytes:
