@@ -1,6 +1,8 @@
-"""The whole path on a tiny model, with no download: a world, a teacher cache, three students, five conditions, tables.
+"""The whole path on tiny models, with no download: worlds, teachers, students, conditions, tables.
 
-A few minutes on two CPU cores. What is finished is not done again; delete the directory to start anew.
+First preferences between two answers: teachers out of fold, students with and without them, a submission. Then six
+small tasks: a teacher cache, three students, five conditions. A few minutes on two CPU cores. What is finished is not
+done again; delete the directory to start anew.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from typing import TYPE_CHECKING
 
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.experiment import STUDENTS, STUDY_CONDITIONS
+from logitbank.scripts import preference
 from logitbank.scripts.ending import Ending
+from logitbank.scripts.preference_plan import Plan, Teacher
 from logitbank.scripts.stages import Stages, heading
 
 if TYPE_CHECKING:
     from logitbank.scripts.demo_world import Pretraining, World
+    from logitbank.scripts.preference_world import PreferenceWorld
 
 NEXT = """
 next      inspect-cache --store {store} --example nli/en/train/0    one example, token by token
@@ -40,7 +45,13 @@ def make_parser() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
     arguments = make_parser().parse_args(argv)
-    run_command(lambda: run(arguments.output), resumes=True)
+
+    def body() -> None:
+        make_directory("--output", arguments.output)
+        run_preferences(arguments.output / "preference")
+        run(arguments.output)
+
+    run_command(body, resumes=True)
 
 
 def run(
@@ -69,3 +80,22 @@ def run(
     stages.conditions(STUDY_CONDITIONS, output)
     ending.print(tables=True)
     print(NEXT.format(store=shlex.quote(str(store)), results=shlex.quote(str(results))))
+
+
+def run_preferences(output: Path, overrides: Sequence[str] = (), *, world: PreferenceWorld | None = None) -> Plan:
+    """The demo's study of preferences, from an empty directory to its submission; returns what it did.
+
+    Args:
+        output: everything goes there.
+        overrides: `key=value` for every step.
+        world: the comparisons; None for the demo's own.
+    """
+    from logitbank.scripts import preference_world  # torch: not for --help
+
+    make_directory("--output", output)
+    heading("a world of preferences: three tenths of the labels that students read are wrong")
+    places = preference_world.make_world(output, world or preference_world.PreferenceWorld(), preference_world.Shape())
+    teachers = (Teacher("informed", str(output / "model")),)
+    plan = Plan(output, teachers, ("demo-preference",), (*places, *overrides), student_rows="train")
+    preference.run(plan)
+    return plan

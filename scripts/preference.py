@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 
 from logitbank.command import CommandGroup, CommandParser, make_directory, run_command
 from logitbank.configs.arguments import add_config_arguments, overrides_of
 from logitbank.errors import ConfigError
-from logitbank.experiment import CONDITION_NAME, NO_VIEW
+from logitbank.experiment import NO_VIEW, VIEWS
 from logitbank.scripts.arguments import add_output, add_processes
 from logitbank.scripts.ending import Ending
 from logitbank.scripts.preference_plan import Command, Plan, Teacher
@@ -25,6 +26,7 @@ from logitbank.scripts.slurm.cluster import add_cluster, options_of, print_jobs,
 from logitbank.scripts.slurm.plan import Job
 from logitbank.scripts.stages import heading, run_here
 
+VIEW_NAME = re.compile(r"[a-z][a-z0-9_]*")
 ROWS = ("train", "external", "all")
 METHODS = ("gptq", "int8")
 COMMANDS = CommandGroup(
@@ -34,7 +36,7 @@ COMMANDS = CommandGroup(
         "build-teacher-cache": ("logitbank.teacher_cache.build_command", "rows, folds and teachers' scores"),
         "inspect-cache": ("logitbank.teacher_cache.inspection.command", "proof that the scores are out of fold"),
         "train-student": ("logitbank.student_train.train_command", "teachers and students"),
-        "export-model": ("logitbank.student_train.export_command", "averaged, merged and quantised models"),
+        "export-model": ("logitbank.student_train.export.command", "averaged, merged and quantised models"),
         "evaluate-model": ("logitbank.evaluation.evaluate_command", "calibration and test rows"),
         "query-results": ("logitbank.evaluation.query_command", "submission and tables"),
     },
@@ -104,8 +106,11 @@ def teachers_of(given: Sequence[str]) -> tuple[Teacher, ...]:
     found: dict[str, Teacher] = {}
     for text in given:
         name, _, model = text.partition("=")
-        if not model or not CONDITION_NAME.fullmatch(name) or name == NO_VIEW:
-            raise ConfigError(f"--teacher: expected NAME=MODEL, NAME of letters, digits and ._+-, got {text}")
+        if not model or not VIEW_NAME.fullmatch(name) or name in (NO_VIEW, *VIEWS):
+            raise ConfigError(
+                "--teacher: expected NAME=MODEL, NAME a lower-case letter, then such letters, digits and underscores, "
+                f"and none of {', '.join((NO_VIEW, *VIEWS))}; got {text}"
+            )
         if name in found:
             raise ConfigError(f"--teacher: expected each name once, got {name} twice")
         is_file = model.endswith((".yaml", ".yml"))

@@ -117,9 +117,19 @@ class Plan:
         return str(self.output / "results")
 
     @property
-    def submission(self) -> Path:
-        """The file of class probabilities, one row for each test comparison."""
-        return self.output / "submission.csv"
+    def held_out(self) -> str:
+        """Directory of the rows that weigh the ensemble: each student on the fold that it did not see."""
+        return str(self.output / "held-out")
+
+    @property
+    def merged(self) -> str:
+        """Directory of the mean of the distilled students."""
+        return str(self.output / "merged")
+
+    @property
+    def quantised(self) -> str:
+        """Directory of its quantised copy."""
+        return str(self.output / "quantised")
 
     def student(self, name: str, fold: int) -> str:
         """Directory of the weights that a student keeps."""
@@ -163,10 +173,7 @@ class Plan:
             "--output", str(home / "base"), own_model=True,
         )  # fmt: skip
         kept = str(home / "base" / _kept(self._teacher_config(teacher)))
-        merged = self._teacher_command(
-            teacher, "export-model", "--checkpoint", kept, "--output", str(home / "model"), own_model=True
-        )
-        return [trained, merged]
+        return [trained, ("export-model", "--checkpoint", kept, "--output", str(home / "model"))]
 
     def _train_teacher(self, teacher: Teacher, fold: int) -> Command:
         output = str(self._home(teacher) / f"fold-{fold}")
@@ -194,32 +201,38 @@ class Plan:
 
     def _merge(self) -> list[Command]:
         students = [self.student("distilled", fold) for fold in self.folds]
-        return [self._command("export-model", "--average", *students, "--output", str(self.output / "merged"))]
+        return [("export-model", "--average", *students, "--output", self.merged)]
 
     def _quantize(self, how: str) -> Command:
-        places = ("--checkpoint", str(self.output / "merged"), "--output", str(self.output / "quantised"))
-        return self._command("export-model", *places, "--quantize", how, "--store", self.store)
+        own = ("--bits", "8", "--fallback", "int8") if how == "gptq" else ()
+        places = ("--checkpoint", self.merged, "--output", self.quantised, "--store", self.store)
+        return ("export-model", *places, "--quantize", how, *own)
 
     def _evaluations(self) -> list[list[Command]]:
-        models = {self.student(name, fold): name for name in STUDENTS for fold in self.folds}
-        tasks = [[self._evaluate(checkpoint)] for checkpoint in models]
-        tasks.append([self._evaluate(str(self.output / "merged"), "merged")])
+        tasks = [[self._evaluate(self.student(name, fold))] for name in STUDENTS for fold in self.folds]
+        for task, fold in zip(tasks, self.folds, strict=False):  # the distilled ones, whose folds weigh the ensemble
+            task.append(self._evaluate_held_out(self.student("distilled", fold)))
+        tasks.append([self._evaluate(self.merged, "merged")])
         if self.quantize is not None:
-            tasks.append([self._evaluate(str(self.output / "quantised"), "quantised")])
+            tasks.append([self._evaluate(self.quantised, "quantised")])
         return tasks
 
     def _evaluate(self, checkpoint: str, condition: str | None = None) -> Command:
         named = () if condition is None else ("--condition", condition, "--new-condition")
-        return self._command(
-            "evaluate-model", *named, "--checkpoint", checkpoint, "--calibrate", "--results", self.results
-        )
+        own = ("--checkpoint", checkpoint, "--calibrate", "--results", self.results)
+        return self._command("evaluate-model", *named, *own)
+
+    def _evaluate_held_out(self, checkpoint: str) -> Command:
+        own = ("--checkpoint", checkpoint, "--store", self.store, "--results", self.held_out)
+        return self._command("evaluate-model", *own, overrides=["evaluation.split=held_out"])
 
     def _report(self) -> list[Command]:
-        own = ("query-results", "--results", self.results, "--store", self.store)
+        own = ("query-results", "--results", self.results)
+        chosen = ("--condition", "distilled", "--ensemble", "cv")
         return [
-            (*own, "submission", "--ensemble", "cv", "--output", str(self.submission)),
+            (*own, "--results", self.held_out, "submission", *chosen, "--output", str(self.output / "submission.csv")),
             (*own, "tables"),
-            (*own, "report", "--output", str(self.output / "report.md")),
+            (*own, "--store", self.store, "report", "--output", str(self.output / "report.md")),
         ]
 
     def _home(self, teacher: Teacher) -> Path:

@@ -5,10 +5,10 @@ same worth are a tie. Three tenths of the training labels are wrong. The externa
 many of them: teachers read both, students the training comparisons alone. So a student can only learn what its
 labels do not say from its teachers.
 
-    python -m logitbank.scripts.preference_world --output runs/demo    # writes runs/demo/preferences
+    python -m logitbank.scripts.preference_world --output runs/demo/preference    # writes data and model below it
 
-The files are CSV in the arena's layout; `model` beside them holds an untrained causal language model with its
-tokenizer. Same seed, same bytes.
+`data` has CSV files in the arena's layout; `model` is an untrained causal language model with its tokenizer. Same seed,
+same bytes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def comparisons(world: PreferenceWorld, file: str) -> list[dict[str, str]]:
     """The rows of one file: `id`, `prompt`, `response_a`, `response_b`, `winner`."""
     rng = random.Random(f"values/{world.seed}")
     values = {word: rng.gauss(0, 1) for word in WORDS}
-    rng = random.Random(f"{world.seed}/{file}")
+    rng, mishearing = random.Random(f"{world.seed}/{file}"), random.Random(f"{world.seed}/{file}/labels")
     noise = world.label_noise if file == "train" else 0.0
     rows = []
     for number in range(getattr(world, file)):
@@ -83,7 +83,8 @@ def comparisons(world: PreferenceWorld, file: str) -> list[dict[str, str]]:
         a, b = (rng.choices(WORDS, k=world.answer_words) for _ in range(2))
         gain = sum(values[word] for word in a) - sum(values[word] for word in b)
         right = 2 if abs(gain) <= world.margin * world.answer_words else int(gain < 0)
-        said = right if rng.random() >= noise else rng.choice([other for other in range(3) if other != right])
+        wrong = mishearing.choice([other for other in range(len(CLASSES)) if other != right])
+        said = wrong if mishearing.random() < noise else right
         rows.append(
             {
                 "id": f"{file}-{number}",
@@ -153,10 +154,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def settings(folder: Path, model: Path) -> list[str]:
-    """`key=value` pairs that name the world's files and model."""
-    files = [f"preference.{file}={folder / f'{file}.csv'}" for file in ("train", "validation", "test")]
-    return [f"model.name={model}", *files, f"preference.external=[{folder / 'external.csv'}]"]
+def make_world(output: Path, world: PreferenceWorld, shape: Shape) -> list[str]:
+    """Make `output/data` and `output/model`, and return the `key=value` pairs that name them."""
+    data, model = output / "data", output / "model"
+    make_preferences(data, world)
+    make_untrained(model, shape)
+    files = [f"preference.{file}={data / f'{file}.csv'}" for file in FILES if file != "external"]
+    return [f"model.name={model}", *files, f"preference.external=[{data / 'external.csv'}]"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,8 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def body() -> None:
         make_directory("--output", arguments.output)
-        make_preferences(arguments.output / "preferences", PreferenceWorld(seed=arguments.seed))
-        make_untrained(arguments.output / "preference-model", Shape())
+        make_world(arguments.output, PreferenceWorld(seed=arguments.seed), Shape())
 
     run_command(body)
 
