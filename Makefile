@@ -141,6 +141,8 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_results
 	$(BIN)/python -m tests.benchmarks.bench_help
 	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_preference_world --output runs/bench/preference-world
+	$(BIN)/python -m tests.benchmarks.bench_preference --output runs/bench/preference --shared $(SHARED)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
