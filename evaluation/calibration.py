@@ -149,6 +149,11 @@ class Calibration:
                     f"{_shown(asked)}; {_REMEDY}"
                 )
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the temperature is an end of the range that it may be in."""
+        return any(math.isclose(self.temperature, end, rel_tol=1e-4) for end in (LOWEST, HIGHEST))
+
     def line(self) -> str:
         """What it does, to read."""
         both = zip((self.calibration, self.holdout), ("fitted", "held-out"), strict=True)

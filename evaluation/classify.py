@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from logitbank.configs import Config, ConfigError
 from logitbank.errors import StoreError, counted
 from logitbank.evaluation.calibration import (
+    HIGHEST,
+    LOWEST,
     Calibration,
     Protocol,
     fit_temperature,
@@ -235,6 +237,11 @@ def _calibrate(opened: Opened) -> None:
         measure(fitted_on, calibration.targets_NC, temperature, hashes[0]),
         measure(held_out, holdout.targets_NC, temperature, hashes[1]),
     )
+    if found.is_bound:
+        print(
+            f"warning: the temperature is an end of its range, {LOWEST:g} to {HIGHEST:g}: "
+            f"{counted(found.calibration.rows, 'row')} cannot tell one for these probabilities"
+        )
     print(f"calibration: wrote {shlex.quote(str(found.write(checkpoint.path)))}")
 
 

@@ -218,6 +218,18 @@ def test_the_holdout_decides_nothing(make: Make, student: Path, files: Path, tmp
     assert after.holdout != before.holdout
 
 
+def test_a_temperature_at_the_end_of_its_range_is_said(
+    make: Make, student: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
+    assert "an end of its range" not in capsys.readouterr().out
+    with (files / "validation.csv").open(encoding="utf-8") as file:
+        ties = [{**row, "winner": "tie"} for row in csv.DictReader(file)]
+    config = make(f"preference.validation={write_csv(tmp_path / 'v.csv', ties)}")
+    _run(config, student, tmp_path / "r", Formula(), calibrate=True)
+    assert "warning: the temperature is an end of its range, 0.05 to 20: 16 rows cannot" in capsys.readouterr().out
+
+
 def test_a_calibration_that_is_there_is_not_fitted_again(
     make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
