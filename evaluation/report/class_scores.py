@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitbank.evaluation.report.intervals import Interval
-from logitbank.evaluation.report.labels import Row, key_of, ordered_conditions
+from logitbank.evaluation.report.labels import Labels, Row, key_of, ordered_conditions
 from logitbank.evaluation.report.results import Results, cell_key
-from logitbank.evaluation.report.statistics import CLASSIFIED
+from logitbank.evaluation.report.statistics import CLASSIFIED, HELD_OUT
 from logitbank.experiment import CONDITIONS
 from logitbank.tasks.scoring.classes import CLASS_METRICS
 
 REFERENCE = "finetuned"  # what differences are to
+FIRST_SPLITS = ("test", HELD_OUT)  # the order of splits; others follow by name
 
 Place = tuple[str, str, str]  # task, language, split
 
@@ -37,7 +38,7 @@ class Scored:
 
 
 def scored_series(results: Results) -> list[Scored]:
-    """Every series that has scores of class probabilities, by place, model and condition.
+    """Every series that has scores of class probabilities, by model and condition.
 
     The expected calibration error of several held-out folds is in no row; it comes from their predictions.
     """
@@ -51,14 +52,24 @@ def scored_series(results: Results) -> list[Scored]:
         values = {metric: results.replicates.values.get((cell_key(own[0]), metric)) for metric in CLASS_METRICS}
         values |= {row["metric"]: row["value"] for row in own}
         found.append(Scored(own[0], {metric: value for metric, value in values.items() if value is not None}))
-    return sorted(
-        found, key=lambda each: (each.place, each.row["model"], order.index(each.row["condition"]), key_of(each.row))
-    )
+    return sorted(found, key=lambda each: (each.row["model"], order.index(each.row["condition"]), key_of(each.row)))
 
 
 def places_of(scored: Sequence[Scored]) -> list[Place]:
-    """Where there are scores, in order."""
-    return list(dict.fromkeys(each.place for each in scored))
+    """Where there are scores, the test split first."""
+
+    def order(place: Place) -> tuple[Any, ...]:
+        task, language, split = place
+        return task, language, FIRST_SPLITS.index(split) if split in FIRST_SPLITS else len(FIRST_SPLITS), split
+
+    return sorted({each.place for each in scored}, key=order)
+
+
+def row_labels(own: Sequence[Scored]) -> list[str]:
+    """Names of the series of one place: the condition, what tells it from others there, and the model of several."""
+    labels = Labels.of([one.row for one in own])
+    label = labels.series if len({one.row["model"] for one in own}) > 1 else labels.column
+    return [label(one.row) for one in own]
 
 
 def reference_of(results: Results, scored: Sequence[Scored], one: Scored) -> Scored | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logitbank.evaluation.report.class_scores import places_of, scored_series
-from logitbank.evaluation.report.class_table import row_label, where
+from logitbank.evaluation.report.class_scores import places_of, row_labels, scored_series
+from logitbank.evaluation.report.class_table import where
 from logitbank.evaluation.report.labels import Row, key_of
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.statistics import CLASSIFIED
@@ -35,8 +35,8 @@ def position_tables(results: Results) -> list[Table]:
     for place in places_of(scored):
         own = [one for one in scored if one.place == place]
         rows = [
-            [row_label(results, own, one), *_texts(found[key_of(one.row), *place])]
-            for one in own
+            [label, *_texts(found[key_of(one.row), *place])]
+            for label, one in zip(row_labels(own), own, strict=True)
             if (key_of(one.row), *place) in found
         ]
         if rows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from logitbank.evaluation.report.charts import Chart, Series
-from logitbank.evaluation.report.class_scores import Place, Scored, places_of, scored_series
-from logitbank.evaluation.report.class_table import row_label, where
+from logitbank.evaluation.report.class_scores import Place, Scored, places_of, row_labels, scored_series
+from logitbank.evaluation.report.class_table import where
 from logitbank.evaluation.report.labels import Row, key_of
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.statistics import CLASSIFIED
@@ -29,8 +29,8 @@ def reliability_charts(results: Results) -> list[Chart]:
         own = [one for one in scored if one.place == place]
         series = [
             found
-            for colour, one in enumerate(own)
-            if (found := _line(results, own, one, [row for row in bins if _belongs(row, one)], colour)) is not None
+            for colour, (label, one) in enumerate(zip(row_labels(own), own, strict=True))
+            if (found := _line(label, one, [row for row in bins if _belongs(row, one)], colour)) is not None
         ]
         if series:
             charts.append(_chart(number, place, series))
@@ -49,14 +49,13 @@ def _chart(number: int, place: Place, series: list[Series]) -> Chart:
     )
 
 
-def _line(results: Results, own: list[Scored], one: Scored, bins: list[Row], colour: int) -> Series | None:
+def _line(label: str, one: Scored, bins: Sequence[Row], colour: int) -> Series | None:
     """One series; None without predictions."""
     if not bins:
         return None
     ece = one.values.get("ece")
-    label = row_label(results, own, one)
     name = label if ece is None else f"{label}, ECE {PERCENT.text(ece)}%"
-    x, y = ([100 * row[column] for row in bins] for column in ("confidence", "accuracy"))
+    x, y = ([round(100 * row[column], 2) for row in bins] for column in ("confidence", "accuracy"))
     total = sum(row["examples"] for row in bins)
     said = [f"{row['examples']:,} of {total:,}" for row in bins]
     return Series(name, x, y, colour=colour, said=said)

@@ -75,7 +75,8 @@ def test_each_condition_has_its_metrics_and_its_differences(
     assert "≈0" not in table["distilled"][DIFFERENCES[0]]
     assert "lower is better, so a difference below zero is better" in text
     assert "Of several students: finetuned 3 folds, distilled 3 folds." in text
-    assert "m distilled, preference (test): is better than finetuned in log loss (-" in text
+    assert "preference (test), log loss: distilled is better than finetuned (-" in text
+    assert "preference (test), log loss: shares is" in text
     assert "Overview" not in text
     assert "Summary" not in text
 
@@ -158,8 +159,8 @@ def test_a_reliability_diagram_shows_each_bin(world: tuple[Path, dict[str, list[
         right = np.concatenate([targets[np.arange(150), each.argmax(axis=1)] for each in own])
         bins = bins_of(confidence)
         there = [number for number in range(BINS) if np.any(bins == number)]
-        assert line.x == pytest.approx([100 * confidence[bins == number].mean() for number in there])
-        assert line.y == pytest.approx([100 * right[bins == number].mean() for number in there])
+        assert line.x == pytest.approx([100 * confidence[bins == number].mean() for number in there], abs=0.006)
+        assert line.y == pytest.approx([100 * right[bins == number].mean() for number in there], abs=0.006)
         assert line.said[0] == f"{np.sum(bins == there[0])} of {len(bins)}"
         ece = np.mean([metrics(each, targets)["ece"] for each in own])
         assert line.name.endswith(f"ECE {100 * ece:.1f}%")

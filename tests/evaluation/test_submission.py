@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from logitbank.configs import load_config
+from logitbank.evaluation.checkpoints import open_checkpoint
+from logitbank.evaluation.classify import Classification, classify_all
 from logitbank.evaluation.query_command import main as query_results
+from logitbank.preference import PackedPair, SeenPrompts, prompt_keys
+from logitbank.storage import LabelStore
+from logitbank.storage.results import Catalogue, read_rows
+from tests.evaluation import comparisons
 from tests.evaluation.class_rows import add_class_run, labels, softmax
+from tests.evaluation.comparisons import Formula
+from tests.storage import label_stores
 
 FOLDS = 3
 
@@ -59,8 +69,6 @@ def students(results: Path, *, labelled: bool = True, held_out: int = FOLDS, **a
 
 def log_losses(results: Path) -> list[float]:
     """Of the held-out evaluations, by fold."""
-    from logitbank.storage.results import Catalogue
-
     rows = Catalogue([results]).rows(
         "SELECT value FROM metrics JOIN runs USING (run) WHERE metric = 'log_loss' AND split = 'held_out' "
         "ORDER BY held_out_fold"
@@ -92,8 +100,6 @@ def test_a_single_run_is_itself_and_says_how_good_it_is(tmp_path: Path, capsys: 
     found = students(tmp_path)
     _, got, beside = submit(tmp_path, "--run", "distilled-m-1-1-100-test-s-1")
     assert got == pytest.approx(found[1], abs=1e-6)
-    from logitbank.storage.results import Catalogue
-
     (row,) = Catalogue([tmp_path]).rows(
         "SELECT value FROM metrics WHERE run = 'distilled-m-1-1-100-test-s-1' AND metric = 'log_loss'"
     )
@@ -222,3 +228,44 @@ def test_a_sample_of_the_test_file_is_told(tmp_path: Path, capsys: pytest.Captur
     add_class_run(tmp_path, softmax(np.random.default_rng(0).normal(size=(5, 3))), None, about=about)
     submit(tmp_path)
     assert "warning: 5 rows, as many as evaluation.max_samples allows" in capsys.readouterr().out
+
+
+class Scaled(Formula):
+    """A student that is more or less sure of what the formula says."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def score(self, packed: Sequence[PackedPair], progress: Callable[[int], object]) -> Any:
+        return self.factor * super().score(packed, progress)
+
+
+def test_from_evaluations_to_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    """Two students of different folds, evaluated on test comparisons without labels and each on its own fold."""
+    test = [{k: v for k, v in row.items() if k != "winner"} for row in comparisons.rows(10, seed=1)]
+    files = comparisons.write_csv(tmp_path / "test.csv", test)
+    common = [f"model.name={tiny_model}", "tasks=[preference]", f"preference.test={files}"]
+    url, results = str(tmp_path / "store"), tmp_path / "results"
+    label_stores.build(url)
+    fingerprint = LabelStore.open(url).info.fingerprint
+    for fold in (0, 1):
+        learnt = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of != fold]
+        directory = comparisons.classifier_checkpoint(
+            tmp_path / f"fold-{fold}" / "final", run=f"student-{fold}", held_out_fold=fold, view="llama",
+            store_fingerprint=fingerprint, seen=SeenPrompts.of(prompt_keys(learnt)), weights=f"{fold}".encode(),
+        )  # fmt: skip
+        student, scorer = open_checkpoint(directory), Scaled(0.2 + fold)
+        for split, store in (("test", None), ("held_out", url)):
+            config = load_config([], [*common, f"evaluation.split={split}"])
+            classify_all([Classification(config, "distilled", student, results, store=store)], opener=scorer)
+    ids, got, beside = submit(results, "--ensemble", "cv")
+    assert ids == [row["id"] for row in test]
+    assert [run["held_out_fold"] for run in beside["runs"]] == [0, 1]
+    losses = log_losses(results)
+    assert losses[0] != losses[1]
+    weights = (1 / np.array(losses)) / (1 / np.array(losses)).sum()
+    assert [run["weight"] for run in beside["runs"]] == pytest.approx(weights.tolist())
+    rows = [read_rows(results, "predictions", f"{run['run']}@preference.und") or [] for run in beside["runs"]]
+    own = np.array([[comparisons.numbers(row, "p") for row in each] for each in rows])
+    assert got == pytest.approx(np.einsum("r,rnc->nc", weights, own), abs=1e-9)
