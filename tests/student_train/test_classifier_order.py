@@ -45,6 +45,7 @@ def test_a_row_is_swapped_in_every_second_epoch_and_half_of_them_begin_so() -> N
         assert shown in ([True, False, True], [False, True, False]) if swapping[row] else shown == [False] * 3
     begin = Counter(epochs[0][row] for row in range(0, rows, 2))
     assert 70 < begin[True] < 130  # of 200, within four standard deviations
+    assert list(epochs[0]) != list(epochs[1])  # a fresh permutation
     other = PairOrder(swapping, 8, seed=4)
     assert [visit.row for visit in other.step(0)] != [visit.row for visit in order.step(0)]
 
