@@ -74,6 +74,8 @@ class PromptEncoder:
         self.answer_space = ""
         self._answer_anchor = ""
         end_of_turn: int | None = tokenizer.eos_token_id
+        if end_of_turn is None:
+            end_of_turn = tokenizer.sep_token_id  # of an encoder such as BERT, whose texts end in it
         if self.has_template:
             self._template = without_clock(tokenizer.get_chat_template())
             self._controls = ControlTokens(tokenizer, self._template)

@@ -73,6 +73,13 @@ TARGETS = {
         ("tasks/files.py", *(f"tasks/conversations/{name}.py" for name in ("messages", "formats", "reading"))),
         tuple(f"tests/tasks/test_{name}.py" for name in ("files", "conversations", "chat")),
     ),
+    "preference": Target(
+        ("tasks/preference/*.py", "tasks/texts.py"),
+        (
+            *(f"tests/tasks/test_preference_{name}.py" for name in ("rows", "preparation", "packing")),
+            "tests/tasks/test_csv_files.py",
+        ),
+    ),
     "intervals": Target(
         ("evaluation/report/intervals.py",),
         ("tests/evaluation/test_intervals.py", "tests/evaluation/test_intervals_over_cells.py"),

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from logitbank.preference import PackedPair, Pair
 from logitbank.tasks import TaskError
 from logitbank.tasks.preference import PairPacker, load_pairs
+from logitbank.tasks.prompts import PromptEncoder
 from tests import tiny
 from tests.tasks.comparisons import pair, settings
 
@@ -79,6 +80,7 @@ def test_special_tokens_of_an_encoder_frame_the_text() -> None:
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
     assert tokenizer.eos_token is None
+    assert PromptEncoder(tokenizer).end_of_turn_id == 3, "evaluation studies the tokenizer of every model"
     packed = PairPacker(tokenizer, max_tokens=60).pack(pair("a a", "Bern [SEP]", "Oslo"))
     assert packed.ids[[0, -1]].tolist() == [2, 3]
     assert 3 not in packed.ids[:-1], "what data spell out is text"
