@@ -29,6 +29,6 @@ def test_a_benchmark_starts_and_takes_the_options_shown(name: str, monkeypatch: 
         module.main()
     assert ended.value.code == 0
     text = "\n".join(path.read_text() for path in (ROOT / "Makefile", ROOT / "docs/benchmarks.md"))
-    for arguments in re.findall(rf"-m tests\.benchmarks\.{name}(.*)$", text, re.MULTILINE):
+    for arguments in re.findall(rf"-m tests\.benchmarks\.{name}\b(.*)$", text, re.MULTILINE):
         for option in re.findall(r"--[a-z-]+", arguments):
             assert option in output.getvalue(), option
