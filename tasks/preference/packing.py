@@ -11,6 +11,7 @@ import numpy as np
 from logitbank.errors import TaskError
 from logitbank.preference import PackedPair, Pair, Turns
 from logitbank.sequences import Span
+from logitbank.tasks.preference.rows import has_text
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.tasks.texts import TextEncoder, around
 
@@ -103,7 +104,7 @@ class PairPacker:
         for turns in texts:
             own = list(islice(ids, len(turns)))
             labels = [self._label(number) for number in range(1, len(turns) + 1)] if len(turns) > 1 else [[]]
-            if not any(own):
+            if not (has_text(turns) and any(own)):  # a tokenizer may drop what is text
                 labels, own = [[]], [self._empty]
             found.append(_Section(labels, own))
         return found

@@ -136,8 +136,7 @@ def read_pairs(
     read = 0
     for row in open_rows(key, file, split="train" if split == "external" else split, mirror=data.mirror):
         read += 1
-        if (lacking := unseen.setdefault(row.file, set(TEXTS))) and not lacking.isdisjoint(row.values):
-            lacking.difference_update(row.values)
+        unseen.setdefault(row.file, set(TEXTS)).difference_update(row.values)
         columns.update(dict.fromkeys(row.values))
         try:
             found = read_comparison(row.values, labelled=labelled)

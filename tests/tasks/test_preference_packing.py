@@ -145,7 +145,7 @@ def test_a_turn_without_text_takes_no_room_from_those_with_it() -> None:
 
 
 def test_an_answer_without_text_says_so() -> None:
-    packed = PairPacker(BYTES, max_tokens=200).pack(several(turns("p", "q"), turns("", ""), turns("x", "y")))
+    packed = PairPacker(BYTES, max_tokens=200).pack(several(turns("p", "q"), turns("", " \n"), turns("x", "y")))
     assert answers_of(packed) == ("(empty)", "Turn 1:\nx\n\nTurn 2:\ny")
 
 
