@@ -78,6 +78,9 @@ def make_parser() -> CommandParser:
     )
     which.add_argument("--run", action="append", default=[], metavar="RUN", help="a run; may be repeated")
     submission.add_argument(
+        "--record", metavar="NAME", help="also write the average into --results, as the condition NAME of all tables"
+    )
+    submission.add_argument(
         "--output",
         required=True,
         type=Path,
@@ -136,11 +139,17 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _submission(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
+    from logitbank.evaluation.recorded_ensemble import record_ensemble, require_name
     from logitbank.evaluation.submission import make_submission, said_of, write_submission
 
+    if arguments.record is not None:
+        require_name(arguments.record)
     which = {"conditions": arguments.condition, "runs": arguments.run}
     submission = make_submission(catalogue, arguments.results, arguments.ensemble, **which)
     _warn(catalogue)
+    if arguments.record is not None:
+        run = record_ensemble(submission, catalogue, arguments.results, arguments.ensemble, arguments.record)
+        print(f"recorded as condition {arguments.record}: {run}")
     beside = write_submission(submission, arguments.ensemble, arguments.output)
     print("\n".join(said_of(submission, arguments.output, beside)))
 

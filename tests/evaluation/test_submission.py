@@ -21,6 +21,7 @@ from logitbank.storage.results import Catalogue, read_rows
 from tests.evaluation import comparisons
 from tests.evaluation.class_rows import add_class_run, labels, softmax
 from tests.evaluation.comparisons import Formula
+from tests.evaluation.test_query import table_of
 from tests.storage import label_stores
 
 FOLDS = 3
@@ -39,14 +40,16 @@ def submit(results: Path, *options: str, output: Path | None = None) -> tuple[li
 
 def refusal(capsys: pytest.CaptureFixture[str], results: Path, *options: str) -> str:
     """The one line of an error that leaves no file."""
-    before = sorted(results.iterdir())
+    output = results.parent / "refused" / "sub.csv"
+    before = sorted(results.rglob("*.parquet"))
     with pytest.raises(SystemExit) as ended:
-        query_results(["--results", str(results), "submission", *options, "--output", str(results / "sub.csv")])
+        query_results(["--results", str(results), "submission", *options, "--output", str(output)])
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ")
     assert line.count("\n") == 1
-    assert sorted(results.iterdir()) == before
+    assert sorted(results.rglob("*.parquet")) == before
+    assert not output.parent.exists()
     return line
 
 
@@ -228,6 +231,29 @@ def test_a_sample_of_the_test_file_is_told(tmp_path: Path, capsys: pytest.Captur
     add_class_run(tmp_path, softmax(np.random.default_rng(0).normal(size=(5, 3))), None, about=about)
     submit(tmp_path)
     assert "warning: 5 rows, as many as evaluation.max_samples allows" in capsys.readouterr().out
+
+
+def test_a_recorded_ensemble_is_a_condition_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    students(tmp_path)
+    students(tmp_path, condition="finetuned")
+    options = ("--condition", "distilled", "--ensemble", "cv", "--record", "ensemble")
+    for _ in range(2):  # the second time changes nothing
+        _, got, beside = submit(tmp_path, *options)
+    assert len(list((tmp_path / "runs").glob("ensemble-*"))) == 1
+    capsys.readouterr()
+    query_results(["--results", str(tmp_path), "tables"])
+    row = table_of(capsys.readouterr().out, "Class probabilities: preference (test)")["ensemble"]
+    assert row["log loss (nats)"].split()[0] == f"{beside['metrics']['log_loss']:.4f}"
+    assert row["ECE (%)"].split()[0] == f"{100 * beside['metrics']['ece']:.1f}"
+    assert "±" in row["log loss −finetuned"]
+    again = submit(tmp_path, "--condition", "ensemble")[1]
+    assert again == pytest.approx(got, abs=1e-12)
+    assert "--record: expected a name" in refusal(capsys, tmp_path, *options[:4], "--record", "distilled")
+
+
+def test_an_ensemble_without_labels_is_not_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_class_run(tmp_path, softmax(np.random.default_rng(0).normal(size=(5, 3))), None)
+    assert "--record: expected test comparisons with labels" in refusal(capsys, tmp_path, "--record", "ensemble")
 
 
 class Scaled(Formula):
