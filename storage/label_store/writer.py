@@ -276,15 +276,13 @@ def open_label_builder(
     """
     objects = open_objects(url)
     folds, parts = np.asarray(folds, np.int8), np.asarray(parts, np.int8)
-    plan = plan_folds(folds, spec.folds, spec.shard_rows)
     rows = {
         "train": _Rows(train, {"fold": folds}),
         "validation": _Rows(validation, {"part": parts}),
         "external": _Rows(external, {}),
     }
-    keyed = (Keyed([pair.example_id for pair in of], prompt_keys(of)) for of in (train, validation, external))
-    for problem in prompt_problems(next(keyed), folds, *keyed):
-        raise StoreError(f"{problem}; rows of a prompt lie in one fold, and none in validation too")
+    _check(rows)
+    plan = plan_folds(folds, spec.folds, spec.shard_rows)
     identity = as_json(
         {
             "folds": spec.folds,
@@ -304,6 +302,17 @@ def open_label_builder(
                 attributes = _root_attributes(spec, identity, plan)
                 _create(objects, attributes, plan, rows)
         yield LabelStoreBuilder(objects, LabelStoreInfo.from_attributes(attributes), plan, train)
+
+
+def _check(rows: Mapping[str, _Rows]) -> None:
+    """Raise `StoreError` for rows without a number that they need, or with prompts where they must not be."""
+    for pairs, columns in rows.values():
+        for name, numbers in columns.items():
+            if len(numbers) != len(pairs):
+                raise StoreError(f"{name}s: expected one for each row ({len(pairs)}), got {len(numbers)}")
+    keyed = (Keyed([pair.example_id for pair in pairs], prompt_keys(pairs)) for pairs, _ in rows.values())
+    for problem in prompt_problems(next(keyed), rows["train"].columns["fold"], *keyed):
+        raise StoreError(f"{problem}; rows of a prompt lie in one fold, and none in validation too")
 
 
 def _create(objects: ObjectStore, attributes: Mapping[str, Any], plan: FoldPlan, rows: Mapping[str, _Rows]) -> None:

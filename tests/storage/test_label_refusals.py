@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from numpy.typing import NDArray
 
 from logitbank.errors import CorruptStoreError, StoreError
@@ -103,6 +105,7 @@ def _pair(name: str, prompt: str, target: Any = (1.0, 0.0, 0.0)) -> Pair:
     ("train", "folds", "says"),
     [
         ([], [], "at least one row"),
+        ([_pair("train/0", "x"), _pair("train/1", "y")], [0], r"expected one for each row \(2\), got 1"),
         ([_pair("train/0", "x"), _pair("train/1", "y")], [1, 0], "in the order of their folds"),
         ([_pair("train/0", "x"), _pair("train/1", "y")], [0, 0], "leave fold 1 of 2 empty; use fewer folds"),
         ([_pair("train/0", "x"), _pair("train/0", "y")], [0, 1], "unique ids"),
@@ -217,6 +220,42 @@ def test_what_is_not_out_of_fold_is_found(tmp_path: Path, key: str, change: Chan
     _tamper(tmp_path, key, change)
     problems = verify_labels(str(tmp_path))
     assert any(re.search(says, problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("manifest", "array", "value", "says"),
+    [
+        ("manifest/base.json", "train/target", [0.5, 0.4, 0.0], "train/0: expected probabilities whose sum is 1"),
+        ("manifest/base.json", "validation/target", [np.nan, 0.5, 0.5], "validation/0: expected probabilities"),
+        ("manifest/base.json", "external/prompt_key", 7, "external/0: its keys are not those of its text"),
+        ("manifest/base.json", "train/row", 9, "rows do not lie where their folds begin"),
+        ("manifest/base.json", "train/text", ord("x"), "train/0: its text cannot be read"),
+        (shard_key("llama", 0), "teachers/llama/logits", [0.0, np.inf, 0.0], "fold 0: logits that are not finite"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_found(tmp_path: Path, manifest: str, array: str, value: Any, says: str) -> None:
+    build(str(tmp_path))
+    found = zarr.open_array(str(tmp_path), path=array, mode="r+")
+    found[0] = value
+    _tamper(tmp_path, manifest, lambda details, contents: None)
+    problems = verify_labels(str(tmp_path))
+    assert any(says in problem for problem in problems), problems
+
+
+def test_a_prompt_on_both_sides_is_found(tmp_path: Path) -> None:
+    """Validation that lies where it would if another builder had written it."""
+    build(str(tmp_path))
+    other = tmp_path / "other"
+    spec, train = label_stores.spec(folds=1), label_stores.pairs("train", 6, 1000)
+    held = [pair for pair in TRAIN if pair.example_id.endswith(("/0", "/1"))]
+    with open_label_builder(str(other), spec, train, np.zeros(6, np.int8), held, np.zeros(len(held), np.int8), []):
+        pass
+    shutil.rmtree(tmp_path / "validation")
+    shutil.copytree(other / "validation", tmp_path / "validation")
+    shutil.rmtree(other)
+    _tamper(tmp_path, "manifest/base.json", lambda details, contents: None)
+    problems = verify_labels(str(tmp_path))
+    assert problems == ["train: 2 rows with prompts of validation (first preference/und/train/0)"]
 
 
 def test_a_store_in_the_making_is_sound_but_for_folds_begun(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from logitbank.preference import CLASSES, Pair, SeenPrompts, prompt_keys
-from logitbank.storage import LabelStore, Scorer, open_label_builder
+from logitbank.preference import CLASSES
+from logitbank.storage import LabelStore, Scorer
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks.scoring.classes import class_statistics
 from tests.storage import label_stores, stores
@@ -80,49 +79,3 @@ def test_both_kinds_of_stores_are_read_together(url: str, tmp_path: Path) -> Non
     assert catalogue.rows("SELECT DISTINCT store FROM cache_tokens") == [{"store": str(tmp_path / "tokens")}]
     assert catalogue.rows("SELECT DISTINCT store FROM oof") == [{"store": url}]
     assert Catalogue([]).rows("SELECT * FROM oof JOIN cache_labels USING (example_id)") == []
-
-
-def test_random_labels_are_learnt_but_not_out_of_fold(tmp_path: Path) -> None:
-    """Two rows of a prompt share a random label: whoever knows one of them knows the other.
-
-    A learner with a weight of its own for every word (ridge regression on words, one step in closed form) fits its
-    training rows; out of fold it is right by chance, within a 99% interval of the binomial distribution over prompts.
-    """
-    rng = np.random.default_rng(7)
-    pairs = label_stores.pairs("train", 360)
-    of_prompt = rng.permutation(np.repeat(np.eye(3), 60, axis=0))
-    train = [_with_target(pair, of_prompt[row // 2]) for row, pair in enumerate(pairs)]
-    fold = np.repeat(np.arange(3), 120).astype(np.int8)
-    vocabulary = {word: place for place, word in enumerate(sorted({word for pair in train for word in _words(pair)}))}
-    features = np.zeros((len(train), len(vocabulary)))
-    for row, pair in enumerate(train):
-        features[row, [vocabulary[word] for word in _words(pair)]] = 1
-    targets, keys = np.array([pair.target for pair in train]), prompt_keys(train)
-    in_fold = []
-    opened = open_label_builder(
-        str(tmp_path), label_stores.spec(shard_rows=64), train, fold, [], np.zeros(0, np.int8), []
-    )
-    with opened as made:
-        made.add_view("memory", {}, {})
-        for held in range(3):
-            known = fold != held
-            kernel = features[known] @ features[known].T + 0.1 * np.eye(int(known.sum()))
-            logits = (features @ features[known].T @ np.linalg.solve(kernel, targets[known])).astype(np.float32)
-            in_fold.append((logits[known].argmax(1) == targets[known].argmax(1)).mean())
-            teacher = Scorer(f"T{held}", f"{held}" * 64, held, SeenPrompts.of(keys[known]))
-            for shard in made.missing_shards("memory", held):
-                rows = made.shard_rows(shard)
-                made.write_shard("memory", shard, logits[rows.start : rows.stop], teacher)
-    (out_of_fold,) = Catalogue([], [str(tmp_path)]).rows("SELECT avg(correct) AS accuracy FROM oof")
-    assert min(in_fold) >= 0.9
-    half_width = 2.576 * (1 / 3 * 2 / 3 / 180) ** 0.5
-    assert abs(out_of_fold["accuracy"] - 1 / 3) <= half_width
-
-
-def _with_target(pair: Pair, target: np.ndarray) -> Pair:
-    first, second, tie = target.tolist()
-    return replace(pair, target=(first, second, tie))
-
-
-def _words(pair: Pair) -> set[str]:
-    return set(" ".join((*pair.prompt, *pair.response_a, *pair.response_b)).split())
