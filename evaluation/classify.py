@@ -43,7 +43,7 @@ from logitbank.evaluation.comparisons import (
     text_of,
 )
 from logitbank.evaluation.finished import cell_name, latest_generation, write_run
-from logitbank.evaluation.identity import Identity, Model, examine, identify
+from logitbank.evaluation.identity import Encoding, Identity, Model, examine, identify, open_tokenizer
 from logitbank.evaluation.pair_scores import (
     LETTERS_HEAD,
     PairScores,
@@ -62,6 +62,7 @@ from logitbank.progress import Progress
 from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks.common import UNDETERMINED
 from logitbank.tasks.preference import PairPacker
+from logitbank.tasks.prompts import PromptEncoder, tokenizer_hash
 from logitbank.tasks.scoring.classes import class_statistics
 
 METHOD = "classify"
@@ -96,18 +97,33 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class PlainText:
+    """How classifiers are asked: without a chat template, by a tokenizer of a language model or of an encoder."""
+
+    tokenizer: Any
+    template_hash: None = None
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Of all that decides which ids a text gets."""
+        return tokenizer_hash(self.tokenizer)
+
+
+@dataclass(frozen=True)
 class Opened:
     """What is evaluated, the model itself still closed.
 
     Attributes:
         job: the evaluation, its configuration as the model reads it.
-        model: its weights and tokenizer.
+        model: its weights and how it is asked.
+        tokenizer: of the model.
         packers: one for each length at which it reads.
         scorer: opens the model, once.
     """
 
     job: Classification
     model: Model
+    tokenizer: Any
     packers: Sequence[PairPacker]
     scorer: Callable[[], Scorer]
 
@@ -196,14 +212,17 @@ def _open(job: Classification, opener: ScorerOpener) -> Opened:
     if (job.calibrate or job.raw) and job.checkpoint is None:
         option = "--calibrate" if job.calibrate else "--no-calibration"
         raise ConfigError(f"{option}: a temperature lies beside a checkpoint; add --checkpoint DIR")
-    model = examine(job.config, job.checkpoint)
     config = as_read(job.config, job.checkpoint)
+    tokenizer = open_tokenizer(job.config, job.checkpoint)
+    encoding: Encoding = PlainText(tokenizer)
     if config.model.head == LETTERS_HEAD:
-        check_template(job.checkpoint, model.encoder.template_hash)
+        encoding = encoder = PromptEncoder(tokenizer)
+        check_template(job.checkpoint, encoder.template_hash)
     return Opened(
         dataclasses.replace(job, config=config),
-        model,
-        packers(config, job.checkpoint, model.encoder.tokenizer),
+        examine(job.config, job.checkpoint, encoding),
+        tokenizer,
+        packers(config, job.checkpoint, tokenizer),
         functools.cache(lambda: opener(config, job.checkpoint)),
     )
 
@@ -289,7 +308,7 @@ def _prediction_rows(
     calibration: Calibration | None,
 ) -> list[dict[str, Any]]:
     """Rows of `predictions`, one a comparison, in their order."""
-    config, tokenizer = opened.job.config, opened.model.encoder.tokenizer
+    config, tokenizer = opened.job.config, opened.tokenizer
     raw_NC = np.exp(scores.averaged_NC)
     p_NC = raw_NC if calibration is None else np.exp(tempered(scores.averaged_NC, calibration.temperature))
     columns = _by_class("p", p_NC) | _by_class("raw", raw_NC)

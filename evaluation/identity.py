@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from logitbank.configs import Config, Decides, config_to_dict, keys_deciding, value_of
 from logitbank.configs.schema import DistillationConfig
@@ -26,13 +26,24 @@ from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.vllm import vllm_version
 from logitbank.models.weights import weights_hash
 from logitbank.preference import TASK as PREFERENCE
-from logitbank.tasks.prompts import PromptEncoder
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
 # weights and columns of their own say these; epochs are in a run's record as its steps
 NAMED = ("model.name", "model.revision", "seed", "evaluation.method", "training.epochs")
 
 HASHED = "chat."  # the hash of the examples of a cell says what these decide, and only of conversations
+
+
+class Encoding(Protocol):
+    """What of a prompt's making decides scores; a `PromptEncoder` says it, and whatever needs no chat template."""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Of all that decides which ids a text gets."""
+
+    @property
+    def template_hash(self) -> str | None:
+        """Of the chat template; None where none is used."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,12 @@ class Model:
     Attributes:
         base_weights: hash of the weights that are loaded first: the model's, or a full checkpoint's.
         weights: hash of all weights, an adapter's included.
-        encoder: makes its prompts.
+        encoding: how its prompts are made.
     """
 
     base_weights: str
     weights: str
-    encoder: PromptEncoder
+    encoding: Encoding
 
 
 @dataclass(frozen=True)
@@ -70,18 +81,26 @@ class Identity:
         return Identity(name["run"], {**self.columns, **name}, {**self.run_row, **name})
 
 
-def examine(config: Config, checkpoint: Checkpoint | None) -> Model:
-    """Hash the weights and open the tokenizer of what is to be evaluated.
+def open_tokenizer(config: Config, checkpoint: Checkpoint | None) -> Any:
+    """The tokenizer of what is to be evaluated; ConfigError where it cannot be opened."""
+    return load_tokenizer(opened_models(config.model, checkpoint)[1])
+
+
+def examine(config: Config, checkpoint: Checkpoint | None, encoding: Encoding) -> Model:
+    """Hash the weights of what is to be evaluated.
+
+    Args:
+        config: names the model.
+        checkpoint: the trained weights; None for the model before training.
+        encoding: how its prompts are made.
 
     Raises:
-        ConfigError: a model or tokenizer that cannot be opened.
+        ConfigError: a model that cannot be opened.
     """
-    weights_of, tokenizer_of = opened_models(config.model, checkpoint)
-    encoder = PromptEncoder(load_tokenizer(tokenizer_of))
-    base = weights_hash(weights_of)
+    base = weights_hash(opened_models(config.model, checkpoint)[0])
     adapter = checkpoint is not None and checkpoint.is_adapter
     whole = _hash([base, weights_hash(checkpoint.model)]) if checkpoint is not None and adapter else base
-    return Model(base, whole, encoder)
+    return Model(base, whole, encoding)
 
 
 def identify(
@@ -146,8 +165,8 @@ def identify(
         "setup": setup,
         **(_of_training(training) if training is not None else {}),
         "weights": model.weights,
-        "tokenizer": model.encoder.tokenizer_hash,
-        "template": model.encoder.template_hash,
+        "tokenizer": model.encoding.tokenizer_hash,
+        "template": model.encoding.template_hash,
         "config": json.dumps(config_to_dict(config), sort_keys=True),
         "config_hash": _hash(config_to_dict(config)),
         "versions": json.dumps(_versions(config), sort_keys=True),
@@ -215,8 +234,8 @@ def _setup(config: Config, condition: str, checkpoint: Checkpoint | None, model:
     written = {task: limit for task, limit in config.evaluation.max_new_tokens.items() if not is_forced(task)}
     shared: dict[str, Any] = {
         "protocol": protocol | {"evaluation.max_new_tokens": written},
-        "tokenizer": model.encoder.tokenizer_hash,
-        "template": model.encoder.template_hash,
+        "tokenizer": model.encoding.tokenizer_hash,
+        "template": model.encoding.template_hash,
     }
     if checkpoint is None:
         return {**shared, "weights": model.weights}

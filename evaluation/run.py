@@ -14,7 +14,7 @@ from logitbank.errors import StoreError
 from logitbank.evaluation.checkpoints import Checkpoint, check_template
 from logitbank.evaluation.engines.base import Engine, EngineOpener, open_engine
 from logitbank.evaluation.finished import Place, cell_name, latest_generation, write_run
-from logitbank.evaluation.identity import Identity, examine, identify
+from logitbank.evaluation.identity import Identity, examine, identify, open_tokenizer
 from logitbank.evaluation.predictions import cell_line, encode_questions, metric_rows, predict
 from logitbank.evaluation.questions import (
     Contents,
@@ -131,8 +131,9 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     grid = cells(tasks, job.config.languages)
     if grid.absent and not known:
         print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
-    model = examine(job.config, job.checkpoint)
-    check_template(job.checkpoint, model.encoder.template_hash)
+    encoder = PromptEncoder(open_tokenizer(job.config, job.checkpoint))
+    model = examine(job.config, job.checkpoint, encoder)
+    check_template(job.checkpoint, encoder.template_hash)
     contents = {}
     for cell in grid.present:
         key = (id(job.config), job.condition, cell)
@@ -150,7 +151,7 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     mine = grid.present[job.worker.index :: job.worker.count] if job.worker else grid.present
     if job.worker:
         print(f"{job.worker}: {len(mine)} of {len(grid.present)} cells")
-    plan = Plan(job, identity, compared, model.encoder, contents, len(mine), mine)
+    plan = Plan(job, identity, compared, encoder, contents, len(mine), mine)
     pending = [cell for cell in mine if read_rows(job.results, "metrics", plan.name_of(cell)) is None]
     if done := len(mine) - len(pending):
         print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from logitbank.configs import Config, data_settings, load_config
 from logitbank.errors import ConfigError, OutputError, StoreError
@@ -30,6 +31,7 @@ from logitbank.storage import LabelStore
 from logitbank.storage.results import read_rows
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks.preference import PairPacker, load_pairs
+from tests import tiny
 from tests.evaluation.comparisons import (
     Formula,
     classifier_checkpoint,
@@ -516,6 +518,23 @@ def test_a_real_model_through_the_command(
             expected = [a, b, tie] if kind == "given" else [b, a, tie]
             # padding and batches move float32 logits of size 1 by some 1e-6
             assert numbers(row, kind) == pytest.approx(expected, abs=2e-5)
+
+
+def test_an_encoder_without_template_or_end_of_text(make: Make, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = transformers.BertModel(transformers.BertConfig(**shape, vocab_size=264, max_position_embeddings=512))
+    directory = tmp_path / "bert"
+    bert.save_pretrained(directory)
+    tiny.byte_tokenizer(eos=None).save_pretrained(directory)
+    config = make(f"model.name={directory}", "data.max_student_tokens=400", "evaluation.max_samples=3")
+    classifier = open_classifier(config, device="cpu", new_head=True)
+    classifier.save_head(directory)
+    found = _run(config, directory, tmp_path / "r", open_scorer)
+    assert [numbers(row, "p") for row in found] == [pytest.approx([1 / 3] * 3)] * 3, "a head of zeros"
+    (run,) = Catalogue([tmp_path / "r"]).rows("SELECT tokenizer, template FROM runs")
+    assert run["tokenizer"] is not None
+    assert run["template"] is None
 
 
 def test_eight_bits_are_quantised_as_the_model_is_opened(make: Make, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from logitbank.configs import Config, Decides, config_keys, config_to_dict, decides, load_config
 from logitbank.evaluation.checkpoints import open_checkpoint
-from logitbank.evaluation.identity import Identity, Model, describe_variant, examine, identify
+from logitbank.evaluation.identity import Identity, Model, describe_variant, examine, identify, open_tokenizer
 from logitbank.evaluation.run import Evaluation, evaluate
 from logitbank.storage.results import Catalogue
 from logitbank.tasks.prompts import PromptEncoder
@@ -24,7 +24,7 @@ from tests.evaluation.test_evaluate import Parrot
 
 def _identity(config: Any, condition: str = "base", path: Path | None = None) -> Identity:
     opened = None if path is None else open_checkpoint(path)
-    return identify(config, condition, opened, examine(config, opened))
+    return identify(config, condition, opened, examine(config, opened, PromptEncoder(open_tokenizer(config, opened))))
 
 
 def _setup(identity: Identity) -> str:
