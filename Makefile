@@ -144,6 +144,9 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_preference_step --model $(SHARED)/models/proxy-qwen3 --tokens 256 --rounds 12
 	$(BIN)/python -m tests.benchmarks.bench_preference_world --output runs/bench/preference-world
 	$(BIN)/python -m tests.benchmarks.bench_preference --output runs/bench/preference --shared $(SHARED)
+	[ ! -e $(QUANTIZE_VENV)/.installed ] || $(BIN)/python -m tests.benchmarks.bench_quantize \
+		--checkpoint runs/bench/preference/merged --store runs/bench/preference/store --output runs/bench/quantised \
+		--python $(QUANTIZE_VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

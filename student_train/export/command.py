@@ -82,7 +82,7 @@ def _export(arguments: argparse.Namespace) -> None:
             method=arguments.quantize,
             bits=arguments.bits or 4,
             group_size=find_group_size(base, arguments.group_size) if arguments.quantize == "gptq" else None,
-            samples=arguments.samples or 256,
+            samples=arguments.samples or 256 if arguments.quantize == "gptq" else None,
             store=arguments.store,
             fallback=arguments.fallback,
         )
@@ -97,17 +97,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: names the option and what it needs.
     """
-    needing = {"bits": "gptq", "group_size": "gptq", "fallback": "gptq"}
-    for name, method in needing.items():
-        if getattr(arguments, name) is not None and arguments.quantize != method:
-            raise ConfigError(f"--{name.replace('_', '-')}: needs --quantize {method}")
-    for name in ("samples", "store"):
-        if getattr(arguments, name) is not None and arguments.quantize is None:
-            raise ConfigError(f"--{name}: needs --quantize, which draws rows from the store")
+    for name in ("bits", "group_size", "samples", "fallback"):
+        if getattr(arguments, name) is not None and arguments.quantize != "gptq":
+            raise ConfigError(f"--{name.replace('_', '-')}: needs --quantize gptq")
+    if arguments.store is not None and arguments.quantize is None:
+        raise ConfigError("--store: needs --quantize, which draws rows from the store")
     if arguments.quantize == "gptq" and arguments.store is None:
         raise ConfigError("--quantize gptq: needs --store URL, the label store whose rows calibrate it")
-    if arguments.samples is not None and arguments.store is None:
-        raise ConfigError("--samples: needs --store URL, from which they are drawn")
     if arguments.average is not None and len(arguments.average) < 2:
         raise ConfigError("--average: expected at least two checkpoints, got one; use --checkpoint")
 

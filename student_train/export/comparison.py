@@ -25,7 +25,8 @@ from logitbank.progress import Progress
 from logitbank.storage import LabelStore
 from logitbank.tasks.preference import PairPacker
 
-COMPARED_SHARE = 4  # at most one row in so many is kept from calibration, to compare on
+COMPARED = 256  # rows at most that are compared
+COMPARED_SHARE = 4  # at most one row in so many is kept from calibration for that
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ def chosen_rows(
     store: LabelStore,
     head: HeadSettings,
     tokenizer_of: Path,
-    samples: int,
+    samples: int | None,
     seen: SeenPrompts | None,
-    *,
-    calibrates: bool,
 ) -> tuple[list[PackedPair], list[PackedPair]]:
     """Rows of a label store that calibrate, and others that compare, packed as the model was trained.
 
@@ -63,9 +62,8 @@ def chosen_rows(
         store: rows in any number.
         head: how they are packed.
         tokenizer_of: directory of the model.
-        samples: most rows of either kind.
+        samples: most rows that calibrate; None where none do.
         seen: the prompts that the model learnt from.
-        calibrates: whether rows are needed for that at all.
 
     Raises:
         ConfigError: a store without such rows.
@@ -81,7 +79,7 @@ def chosen_rows(
             "needs some; give the store that it was trained from"
         )
     order = np.random.default_rng(0).permutation(len(places))
-    compared = min(samples, max(1, len(order) // COMPARED_SHARE) if calibrates else len(order))
+    compared = min(COMPARED, len(order) if samples is None else max(1, len(order) // COMPARED_SHARE))
     tokenizer = load_tokenizer(ModelConfig(name=str(tokenizer_of)))
     packer = PairPacker(tokenizer, max_tokens=head.max_tokens, keep_turns=head.keep_turns, head=head.head)
 
@@ -89,7 +87,7 @@ def chosen_rows(
         pairs = (table.pair(row) for table, row in (places[index] for index in indices))
         return list(packer.pack_all(pairs))
 
-    return packed(order[compared:][: samples if calibrates else 0]), packed(order[:compared])
+    return packed(order[compared:][: samples or 0]), packed(order[:compared])
 
 
 def compare(before: Path, after: Path, packed: Sequence[PackedPair]) -> Comparison:

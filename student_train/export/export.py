@@ -153,7 +153,6 @@ def _rows(export: Export, quantization: Quantization, whole: Path) -> tuple[list
         whole,
         quantization.samples,
         seen_by_all(export.sources),
-        calibrates=quantization.method == "gptq",
     )
 
 

@@ -29,7 +29,7 @@ class Quantization:
         method: one of `METHODS`.
         bits: of a weight, for `gptq`.
         group_size: weights of one row that share a scale, for `gptq`; None without.
-        samples: rows that calibrate `gptq`.
+        samples: rows that calibrate `gptq`; None without.
         store: URL of the label store whose rows calibrate and compare; None compares nothing.
         fallback: `int8`, to be used where llm-compressor is missing or refuses the model; None for an error.
     """
@@ -37,7 +37,7 @@ class Quantization:
     method: str
     bits: int
     group_size: int | None
-    samples: int
+    samples: int | None
     store: str | None
     fallback: str | None
 

@@ -44,7 +44,7 @@ class Export:
         quantization = None
         if self.quantization is not None:
             gptq = self.quantization.method == "gptq"
-            names = ("method", "fallback", "bits", "group_size", "samples") if gptq else ("method", "samples")
+            names = ("method", "fallback", "bits", "group_size", "samples") if gptq else ("method",)
             quantization = {name: getattr(self.quantization, name) for name in names} | {"store": self.store}
         return {
             "weights": [source.weights for source in self.sources],

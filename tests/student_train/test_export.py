@@ -25,11 +25,11 @@ from tests.storage import label_stores
 from tests.students import save_adapter, save_base, save_whole
 from tests.tiny import chat_tokenizer
 
-# of rank, scale and layers of their own; the last is scaled by alpha / √r
+# of rank, scale and layers of their own; the first is scaled by alpha / √r
 ADAPTERS: tuple[dict[str, Any], ...] = (
-    {},
+    {"use_rslora": True},
     {"r": 7, "lora_alpha": 30, "target_modules": ["q_proj", "v_proj", "gate_proj"]},
-    {"use_rslora": True, "target_modules": ["o_proj", "down_proj"]},
+    {"target_modules": ["o_proj", "down_proj"]},
 )
 
 Refuse = Callable[..., str]
@@ -320,7 +320,7 @@ def test_an_output_that_something_else_wrote_is_refused(adapters: list[Path], re
         (["--quantize", "int8", "--fallback", "int8"], "--fallback: needs --quantize gptq"),
         (["--store", "x"], "--store: needs --quantize, which draws rows from the store"),
         (["--quantize", "gptq"], "--quantize gptq: needs --store URL, the label store whose rows calibrate it"),
-        (["--quantize", "int8", "--samples", "4"], "--samples: needs --store URL, from which they are drawn"),
+        (["--quantize", "int8", "--samples", "4"], "--samples: needs --quantize gptq"),
         (["--quantize", "gptq", "--bits", "5"], "--bits: invalid choice: 5 (choose from 4, 8)"),
     ],
 )

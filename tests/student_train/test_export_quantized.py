@@ -97,12 +97,12 @@ def test_rows_are_those_that_the_model_has_learnt_from(student: Path, store: Pat
     packer = PairPacker(chat_tokenizer(), max_tokens=SETTINGS.max_tokens)
     fold_of = {packer.pack(opened.train.pair(row)).ids.tobytes(): int(opened.train.fold[row]) for row in range(42)}
     seen = SeenPrompts.read(student)
-    calibrating, compared = chosen_rows(opened, SETTINGS, student, 256, seen, calibrates=True)
+    calibrating, compared = chosen_rows(opened, SETTINGS, student, 256, seen)
     assert {fold_of[pair.ids.tobytes()] for pair in calibrating} == {1, 2}
     texts = [{pair.ids.tobytes() for pair in part} for part in (calibrating, compared)]
     assert (len(texts[0]), len(texts[1]), texts[0] & texts[1]) == (21, 7, set())
-    calibrating, compared = chosen_rows(opened, SETTINGS, student, 5, None, calibrates=True)
-    assert (len(calibrating), len(compared)) == (5, 5)
+    calibrating, compared = chosen_rows(opened, SETTINGS, student, 5, None)
+    assert (len(calibrating), len(compared)) == (5, 11)
 
 
 def test_a_store_of_other_rows_is_refused(
