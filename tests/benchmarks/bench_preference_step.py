@@ -71,9 +71,17 @@ def main() -> None:
         for kind in KINDS if number % 2 else reversed(KINDS):
             started = clock(device)
             batch = rows[kind].batch(orders[kind].step(number)).to(device)
-            settings = {"alpha": 0.5, "temperature": 2.0, "mse_weight": 0.1, "label_smoothing": 0.05}
-            values = (batch.target_BC, batch.teacher_BC, batch.taught_B)
-            pair_terms(student(batch.pairs), *values, **settings).loss_B.mean().backward()
+            terms = pair_terms(
+                student(batch.pairs),
+                batch.target_BC,
+                batch.teacher_BC,
+                batch.taught_B,
+                alpha=0.5,
+                temperature=2.0,
+                mse_weight=0.1,
+                label_smoothing=0.05,
+            )
+            terms.loss_B.mean().backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
