@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from logitbank.configs import Config
-from logitbank.evaluation.checkpoints import Checkpoint
+from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
+from logitbank.evaluation.classify import Classification, classify_all
 from logitbank.models.pair_head import HeadSettings, write_head_settings
-from logitbank.preference import CLASSES, PackedPair, SeenPrompts
+from logitbank.preference import CLASSES, PackedPair, Pair, SeenPrompts
+from logitbank.storage.results import read_rows
+from logitbank.storage.results.catalogue import Catalogue
+from logitbank.tasks.preference import PairPacker
 from tests.evaluation.conftest import checkpoint
 
 Row = Mapping[str, Any]
@@ -104,3 +109,37 @@ def numbers(row: Row, kind: str) -> list[float]:
 
 def gold(winner: str) -> str:
     return json.dumps({name: float(name == winner) for name in CLASSES})
+
+
+def write_files(folder: Path, tokenizer: Any) -> Path:
+    """Test and validation files; two of three rows of validation are won by what `Formula` takes for the better one."""
+    test, validation = rows(24, seed=1), [dict(row) for row in rows(60, seed=2)]
+    packer = PairPacker(tokenizer, max_tokens=400)
+    for row in (row for index, row in enumerate(validation) if index % 3):
+        prompt, answer_a, answer_b = ((str(row[name]),) for name in ("prompt", "response_a", "response_b"))
+        row["winner"] = CLASSES[int(np.argmax(logits_of(packer.pack(Pair("x", prompt, answer_a, answer_b)))))]
+    write_csv(folder / "test.csv", test)
+    write_csv(folder / "swapped.csv", [swapped(row) for row in test])
+    write_csv(folder / "unlabelled.csv", [{k: v for k, v in row.items() if k != "winner"} for row in test])
+    write_csv(folder / "validation.csv", validation)
+    return folder
+
+
+def evaluated(config: Config, directory: Path | None, results: Path, opener: Any, **about: Any) -> list[dict[str, Any]]:
+    """The rows of `predictions` that an evaluation writes or wrote, in the order of its file."""
+    found = None if directory is None else open_checkpoint(directory)
+    job = Classification(config, about.pop("condition", "distilled"), found, results, **about)
+    (identity,) = classify_all([job], opener=opener)
+    written = read_rows(results, "predictions", f"{identity.run}@preference.und")
+    assert written is not None
+    return written
+
+
+def metrics_in(results: Path) -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in Catalogue([results]).rows("SELECT * FROM metrics")}
+
+
+def probabilities(pairs: Sequence[Pair], tokenizer: Any, tokens: int) -> Any:
+    """(N,3) float64: what `Formula` says, one comparison at a time."""
+    packer = PairPacker(tokenizer, max_tokens=tokens)
+    return torch.tensor([logits_of(packer.pack(pair)) for pair in pairs]).double().softmax(-1).numpy()

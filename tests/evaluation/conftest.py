@@ -163,3 +163,30 @@ def add_run(
     ]
     write_rows(results, "metrics", rows, f"{run}@{'.'.join('-'.join(cell) for cell in cells)}")
     return run
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """Folder of comparisons; see `comparisons.write_files`."""
+    from tests.evaluation import comparisons  # which needs this module
+
+    return comparisons.write_files(tmp_path_factory.mktemp("comparisons"), tokenizer)
+
+
+@pytest.fixture
+def comparing(tiny_model: Path, files: Path) -> Callable[..., Config]:
+    """`comparing("key=value", …)`: the comparisons of `files` on the tiny model."""
+
+    def configured(*overrides: str) -> Config:
+        own = [f"preference.{split}={files / split}.csv" for split in ("test", "validation")]
+        return load_config([], [f"model.name={tiny_model}", "tasks=[preference]", *own, *overrides])
+
+    return configured
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """What looks like an adapter with a head that was taught by a view."""
+    from tests.evaluation import comparisons  # which needs this module
+
+    return comparisons.classifier_checkpoint(tmp_path / "student" / "final", view="llama", teacher="org/llama")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,31 +14,29 @@ import pytest
 import torch
 import transformers
 
-from logitbank.configs import Config, data_settings, load_config
-from logitbank.errors import ConfigError, OutputError, StoreError
+from logitbank.configs import Config, data_settings
+from logitbank.errors import ConfigError, StoreError
 from logitbank.evaluation import evaluate_command
-from logitbank.evaluation.calibration import CALIBRATION, Calibration
 from logitbank.evaluation.checkpoints import open_checkpoint, trained_from
-from logitbank.evaluation.classify import Classification, classify_all
 from logitbank.evaluation.identity import describe_weights
 from logitbank.evaluation.pair_scores import open_scorer
 from logitbank.models.classifier import open_classifier
 from logitbank.models.pair_scoring import score_pairs
-from logitbank.preference import CLASSES, Pair, SeenPrompts, prompt_keys
+from logitbank.preference import CLASSES, SeenPrompts, prompt_keys
 from logitbank.storage import LabelStore
-from logitbank.storage.results import read_rows
 from logitbank.storage.results.catalogue import Catalogue
 from logitbank.tasks.preference import PairPacker, load_pairs
 from tests import tiny
 from tests.evaluation.comparisons import (
     Formula,
     classifier_checkpoint,
+    evaluated,
     gold,
-    logits_of,
+    metrics_in,
     never,
     numbers,
+    probabilities,
     rows,
-    swapped,
     write_csv,
 )
 from tests.storage import label_stores
@@ -48,65 +44,13 @@ from tests.storage import label_stores
 Make = Callable[..., Config]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """Two of three comparisons of validation are won by the answer that `Formula` takes for the better one."""
-    folder = tmp_path_factory.mktemp("comparisons")
-    test, validation = rows(24, seed=1), [dict(row) for row in rows(60, seed=2)]
-    packer = PairPacker(tokenizer, max_tokens=400)
-    for row in (row for index, row in enumerate(validation) if index % 3):
-        texts = ((str(row[name]),) for name in ("prompt", "response_a", "response_b"))
-        row["winner"] = CLASSES[int(np.argmax(logits_of(packer.pack(Pair("x", *texts)))))]
-    write_csv(folder / "test.csv", test)
-    write_csv(folder / "swapped.csv", [swapped(row) for row in test])
-    write_csv(folder / "unlabelled.csv", [{k: v for k, v in row.items() if k != "winner"} for row in test])
-    write_csv(folder / "validation.csv", validation)
-    return folder
-
-
-@pytest.fixture
-def make(tiny_model: Path, files: Path) -> Make:
-    """`make("key=value", …)`: the comparisons of `files` on the tiny model."""
-
-    def configured(*overrides: str) -> Config:
-        own = [f"preference.{split}={files / split}.csv" for split in ("test", "validation")]
-        return load_config([], [f"model.name={tiny_model}", "tasks=[preference]", *own, *overrides])
-
-    return configured
-
-
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    return classifier_checkpoint(tmp_path / "student" / "final", view="llama", teacher="org/llama")
-
-
-def _run(config: Config, directory: Path | None, results: Path, opener: Any, **about: Any) -> list[dict[str, Any]]:
-    """The rows of `predictions` that an evaluation writes or wrote, in the order of its file."""
-    found = None if directory is None else open_checkpoint(directory)
-    job = Classification(config, about.pop("condition", "distilled"), found, results, **about)
-    (identity,) = classify_all([job], opener=opener)
-    written = read_rows(results, "predictions", f"{identity.run}@preference.und")
-    assert written is not None
-    return written
-
-
-def _metrics(results: Path) -> dict[str, float]:
-    return {row["metric"]: row["value"] for row in Catalogue([results]).rows("SELECT * FROM metrics")}
-
-
-def _probabilities(config: Config, pairs: list[Pair], tokenizer: Any, tokens: int) -> Any:
-    """(N,3) float64: what `Formula` says, one comparison at a time."""
-    packer = PairPacker(tokenizer, max_tokens=tokens)
-    return torch.tensor([logits_of(packer.pack(pair)) for pair in pairs]).double().softmax(-1).numpy()
-
-
 def test_rows_metrics_and_the_run(
-    make: Make, student: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make, student: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make()
-    found = _run(config, student, tmp_path / "r", Formula())
+    config = comparing()
+    found = evaluated(config, student, tmp_path / "r", Formula())
     pairs = load_pairs("test", data_settings(config))
-    expected = _probabilities(config, pairs, tokenizer, 400)
+    expected = probabilities(pairs, tokenizer, 400)
     targets = np.array([pair.target for pair in pairs])
     assert [row["example_id"] for row in found] == [f"preference/und/test/r1-{index}" for index in range(24)]
     for row, pair, p, target in zip(found, pairs, expected, targets, strict=True):
@@ -118,7 +62,7 @@ def test_rows_metrics_and_the_run(
         assert row["score"] == pytest.approx(float(np.log(p[target.argmax()])), abs=1e-5)
         assert (row["cluster"], row["method"], row["language"]) == (f"{pair.prompt_key:016x}", "classify", "und")
     assert len({row["cluster"] for row in found}) == 12, "two comparisons have a prompt each"
-    metrics = _metrics(tmp_path / "r")
+    metrics = metrics_in(tmp_path / "r")
     assert list(metrics) == ["log_loss", "accuracy", "brier", "ece"]
     assert metrics["log_loss"] == pytest.approx(-(targets * np.log(expected)).sum() / 24, abs=1e-6)
     assert metrics["accuracy"] == pytest.approx((expected.argmax(1) == targets.argmax(1)).mean())
@@ -133,12 +77,12 @@ def test_rows_metrics_and_the_run(
 
 
 @pytest.mark.numeric
-def test_several_lengths_give_the_mean_of_single_runs(make: Make, student: Path, tmp_path: Path) -> None:
+def test_several_lengths_give_the_mean_of_single_runs(comparing: Make, student: Path, tmp_path: Path) -> None:
     single = [
-        _run(make(f"evaluation.tta_tokens=[{tokens}]"), student, tmp_path / str(tokens), Formula())
+        evaluated(comparing(f"evaluation.tta_tokens=[{tokens}]"), student, tmp_path / str(tokens), Formula())
         for tokens in (330, 400)
     ]
-    together = _run(make("evaluation.tta_tokens=[400,330]"), student, tmp_path / "both", Formula())
+    together = evaluated(comparing("evaluation.tta_tokens=[400,330]"), student, tmp_path / "both", Formula())
     assert any(numbers(one, "p") != numbers(other, "p") for one, other in zip(*single, strict=True))
     for one, other, both in zip(*single, together, strict=True):
         mean = (np.array(numbers(one, "p")) + numbers(other, "p")) / 2
@@ -147,12 +91,12 @@ def test_several_lengths_give_the_mean_of_single_runs(make: Make, student: Path,
 
 
 @pytest.mark.numeric
-def test_averaging_both_orders_knows_no_position(make: Make, student: Path, files: Path, tmp_path: Path) -> None:
+def test_averaging_both_orders_knows_no_position(comparing: Make, student: Path, files: Path, tmp_path: Path) -> None:
     found = [
-        _run(make("evaluation.swap_average=true", *changes), student, tmp_path / str(index), Formula())
+        evaluated(comparing("evaluation.swap_average=true", *changes), student, tmp_path / str(index), Formula())
         for index, changes in enumerate([(), (f"preference.test={files / 'swapped.csv'}",)])
     ]
-    alone = _run(make(), student, tmp_path / "alone", Formula())
+    alone = evaluated(comparing(), student, tmp_path / "alone", Formula())
     for row, other, plain in zip(*found, alone, strict=True):
         given, turned = np.array(numbers(row, "given")), np.array(numbers(row, "swapped"))
         assert list(given) == pytest.approx(numbers(plain, "p"), abs=1e-15)
@@ -163,232 +107,93 @@ def test_averaging_both_orders_knows_no_position(make: Make, student: Path, file
     assert any(numbers(row, "given") != pytest.approx(numbers(row, "swapped")) for row in found[0])
 
 
-@pytest.mark.numeric
-def test_the_temperature_is_fitted_on_averages_and_applied_once(
-    make: Make, student: Path, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make("evaluation.tta_tokens=[330,400]", "evaluation.swap_average=true")
-    found = _run(config, student, tmp_path / "r", Formula(), calibrate=True)
-    fitted = Calibration.read(student)
-    assert fitted is not None
-
-    pairs = load_pairs("calibration", data_settings(config))
-    parts = []
-    for tokens in (330, 400):
-        parts.append(_probabilities(config, pairs, tokenizer, tokens))
-        parts.append(_probabilities(config, [pair.swapped() for pair in pairs], tokenizer, tokens)[:, [1, 0, 2]])
-    mean = torch.from_numpy(np.mean(parts, axis=0))
-    targets = torch.tensor([pair.target for pair in pairs]).double()
-
-    def loss(log_t: float) -> float:
-        return float(-(targets * (mean.log() / math.exp(log_t)).log_softmax(-1)).sum(-1).mean())
-
-    grid = np.linspace(-3, 3, 6001)
-    best = grid[int(np.argmin([loss(at) for at in grid]))]
-    assert math.log(fitted.temperature) == pytest.approx(best, abs=1.1e-3), "a step of the grid and float32 logits"
-    assert abs(best) > 0.05, "or a temperature forgotten would not show"
-    assert fitted.calibration.rows == len(pairs)
-    assert fitted.calibration.before["nll"] == pytest.approx(loss(0.0), abs=1e-6)
-    assert fitted.calibration.after["nll"] == pytest.approx(loss(best), abs=1e-5)
-    assert fitted.holds_for.tokens == (330, 400)
-
-    for row in found:
-        raw = np.array(numbers(row, "raw"))
-        once = raw ** (1 / fitted.temperature)
-        assert numbers(row, "p") == pytest.approx(list(once / once.sum()), abs=1e-12)
-    printed = capsys.readouterr().out
-    assert f"calibration: wrote {student / CALIBRATION}" in printed
-    assert f"calibration: applied once to the averaged probabilities, T={fitted.temperature:.4g}; " in printed
-    mean_log_loss = np.mean([dict(row["statistics"])["log_loss"] for row in found])
-    assert _metrics(tmp_path / "r")["log_loss"] == pytest.approx(mean_log_loss), "what is submitted is scored"
-
-
-def test_the_holdout_decides_nothing(make: Make, student: Path, files: Path, tmp_path: Path) -> None:
-    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    before = Calibration.read(student)
-    assert before is not None
-    held = {pair.row_id for pair in load_pairs("holdout", data_settings(make()))}
-    other = {"model_a": "tie", "tie": "model_b", "model_b": "model_a"}
-    with (files / "validation.csv").open(encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
-    changed = [{**row, "winner": other[row["winner"]]} if row["id"] in held else row for row in found]
-    config = make(f"preference.validation={write_csv(tmp_path / 'v.csv', changed)}")
-    _run(config, student, tmp_path / "r", Formula(), calibrate=True)
-    after = Calibration.read(student)
-    assert after is not None
-    assert (after.temperature, after.calibration) == (before.temperature, before.calibration)
-    assert after.holdout != before.holdout
-
-
-def test_a_temperature_at_the_end_of_its_range_is_said(
-    make: Make, student: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    assert "an end of its range" not in capsys.readouterr().out
-    with (files / "validation.csv").open(encoding="utf-8") as file:
-        ties = [{**row, "winner": "tie"} for row in csv.DictReader(file)]
-    config = make(f"preference.validation={write_csv(tmp_path / 'v.csv', ties)}")
-    _run(config, student, tmp_path / "r", Formula(), calibrate=True)
-    assert "warning: the temperature is an end of its range, 0.05 to 20: 16 rows cannot" in capsys.readouterr().out
-
-
-def test_a_calibration_that_is_there_is_not_fitted_again(
-    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = Formula()
-    _run(make(), student, tmp_path / "r", first, calibrate=True)
-    assert len(first.opened) == 1, "one model for calibration and evaluation"
-    _run(make(), student, tmp_path / "r", never, calibrate=True)
-    printed = capsys.readouterr().out
-    assert "fitted already on the same rows, weights and settings" in printed
-    assert "distilled preference/und: is finished already and skipped" in printed
-    (student / CALIBRATION).write_text("{")
-    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    assert Calibration.read(student) is not None, "what is broken is fitted anew"
-
-
-def test_raw_and_calibrated_rows_are_two_evaluations(make: Make, student: Path, tmp_path: Path) -> None:
-    plain = _run(make(), student, tmp_path / "r", Formula())
-    calibrated = _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    assert _run(make(), student, tmp_path / "r", never) == calibrated, "inference applies it by itself"
-    assert _run(make(), student, tmp_path / "r", never, raw=True) == plain
-    assert {row["run"] for row in plain}.isdisjoint(row["run"] for row in calibrated)
-    assert [numbers(row, "raw") for row in calibrated] == [numbers(row, "p") for row in plain]
-    setups = Catalogue([tmp_path / "r"]).rows("SELECT DISTINCT setup FROM runs")
-    assert len(setups) == 2, "no gap is formed between them"
-
-
-def test_students_with_temperatures_of_their_own_can_be_compared(make: Make, tmp_path: Path) -> None:
-    for name, view in (("finetuned", None), ("distilled", "llama")):
-        directory = classifier_checkpoint(tmp_path / name, view=view, weights=name.encode(), condition=name)
-        _run(make(), directory, tmp_path / "r", Formula(), condition=name, calibrate=True)
-    runs = Catalogue([tmp_path / "r"]).rows("SELECT * FROM runs")
-    assert len(runs) == 2
-    assert len({run["setup"] for run in runs}) == 1
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["evaluation.tta_tokens=[330]"], "evaluation.tta_tokens"),
-        (["evaluation.swap_average=true"], "evaluation.swap_average"),
-        (["evaluation.load_in_8bit=true"], "evaluation.load_in_8bit"),
-    ],
-)
-def test_a_calibration_of_other_settings_is_refused(
-    make: Make, student: Path, tmp_path: Path, overrides: list[str], said: str
-) -> None:
-    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    with pytest.raises(ConfigError, match=f"{CALIBRATION}: was fitted with {said} .*add --no-calibration"):
-        _run(make(*overrides), student, tmp_path / "r", never)
-    _run(make(*overrides), student, tmp_path / "r", Formula(), raw=True)
-
-
-def test_a_calibration_of_other_weights_is_refused(make: Make, student: Path, tmp_path: Path) -> None:
-    _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    (student / "adapter_model.safetensors").write_bytes(b"trained on")
-    with pytest.raises(ConfigError, match=f"{CALIBRATION}: was fitted with weights"):
-        _run(make(), student, tmp_path / "r", never)
-
-
-@pytest.mark.parametrize("how", ["trained", "selected"])
-@pytest.mark.parametrize("part", ["calibration", "holdout"])
-def test_rows_that_the_student_knows_calibrate_nothing(make: Make, tmp_path: Path, how: str, part: str) -> None:
-    keys = prompt_keys(load_pairs(part, data_settings(make())))[:1]
-    seen = SeenPrompts.of(keys) if how == "trained" else SeenPrompts.of([], keys)
-    directory = classifier_checkpoint(tmp_path / "c", seen=seen)
-    with pytest.raises(ConfigError, match=f"--calibrate: .* was {how} on the prompts of [12] of the .* rows of {part}"):
-        _run(make(), directory, tmp_path / "r", never, calibrate=True)
-    assert not (directory / CALIBRATION).exists()
-    assert not (tmp_path / "r").exists()
-
-
-def test_who_does_not_say_what_it_saw_is_not_calibrated(make: Make, student: Path, tmp_path: Path) -> None:
-    (student / "seen_prompts.npz").unlink()
-    with pytest.raises(ConfigError, match=r"--calibrate: .* has no seen_prompts.npz"):
-        _run(make(), student, tmp_path / "r", never, calibrate=True)
-
-
-def test_a_place_without_room_for_a_calibration_is_found_first(make: Make, student: Path, tmp_path: Path) -> None:
-    (student / CALIBRATION).mkdir()
-    with pytest.raises(OutputError, match="--calibrate: cannot write"):
-        _run(make(), student, tmp_path / "r", Formula(), calibrate=True)
-    assert not (tmp_path / "r").exists()
-
-
 def test_rows_without_labels_are_predicted_and_no_more(
-    make: Make, student: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make,
+    student: Path,
+    files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = make(f"preference.test={files / 'unlabelled.csv'}")
-    labelled = _run(make(), student, tmp_path / "l", Formula())
-    found = _run(config, student, tmp_path / "r", Formula())
+    config = comparing(f"preference.test={files / 'unlabelled.csv'}")
+    labelled = evaluated(comparing(), student, tmp_path / "l", Formula())
+    found = evaluated(config, student, tmp_path / "r", Formula())
     assert [(row["gold"], row["score"]) for row in found] == [(None, None)] * 24
     assert [numbers(row, "p") for row in found] == [numbers(row, "p") for row in labelled]
     assert not (tmp_path / "r" / "metrics").exists()
     assert "no labels, so no metrics; query-results submission takes" in capsys.readouterr().out
-    _run(config, student, tmp_path / "r", never)
+    evaluated(config, student, tmp_path / "r", never)
     write_csv(tmp_path / "other.csv", [{k: v for k, v in row.items() if k != "winner"} for row in rows(8, seed=7)])
-    other = _run(make(f"preference.test={tmp_path / 'other.csv'}"), student, tmp_path / "r", Formula())
+    other = evaluated(comparing(f"preference.test={tmp_path / 'other.csv'}"), student, tmp_path / "r", Formula())
     assert len(other) == 8, "other rows are no finished cell"
 
 
-def test_labels_of_some_rows_are_refused(make: Make, student: Path, tmp_path: Path) -> None:
+def test_labels_of_some_rows_are_refused(comparing: Make, student: Path, tmp_path: Path) -> None:
     mixed = [{**row, "winner": "" if index else "tie"} for index, row in enumerate(rows(6, seed=1))]
-    config = make(f"preference.test={write_csv(tmp_path / 'mixed.csv', mixed)}")
+    config = comparing(f"preference.test={write_csv(tmp_path / 'mixed.csv', mixed)}")
     with pytest.raises(ConfigError, match="labels in all rows of test or in none, got them in 1 of 6"):
-        _run(config, student, tmp_path / "r", never)
+        evaluated(config, student, tmp_path / "r", never)
 
 
 def test_a_limit_takes_the_same_rows_in_their_order(
-    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken = []
     for limit in (5, 9):
-        found = _run(make(f"evaluation.max_samples={limit}"), student, tmp_path / "r", Formula())
+        found = evaluated(comparing(f"evaluation.max_samples={limit}"), student, tmp_path / "r", Formula())
         taken.append([int(row["example_id"].rpartition("-")[2]) for row in found])
         assert f"{limit} of 24 comparisons of test (evaluation.max_samples)" in capsys.readouterr().out
         assert taken[-1] == sorted(taken[-1])
         assert len(taken[-1]) == limit
     assert set(taken[0]) < set(taken[1])
-    found = _run(make("evaluation.max_samples=9", "evaluation.sample_seed=1"), student, tmp_path / "r", Formula())
+    found = evaluated(
+        comparing("evaluation.max_samples=9", "evaluation.sample_seed=1"), student, tmp_path / "r", Formula()
+    )
     assert [int(row["example_id"].rpartition("-")[2]) for row in found] != taken[1]
 
 
-def test_an_interrupted_evaluation_is_scored_without_the_model(make: Make, student: Path, tmp_path: Path) -> None:
-    _run(make(), student, tmp_path / "r", Formula())
-    before = _metrics(tmp_path / "r")
+def test_an_interrupted_evaluation_is_scored_without_the_model(comparing: Make, student: Path, tmp_path: Path) -> None:
+    evaluated(comparing(), student, tmp_path / "r", Formula())
+    before = metrics_in(tmp_path / "r")
     (metrics,) = (tmp_path / "r" / "metrics").iterdir()
     metrics.unlink()
-    _run(make(), student, tmp_path / "r", never)
-    assert _metrics(tmp_path / "r") == before
+    evaluated(comparing(), student, tmp_path / "r", never)
+    assert metrics_in(tmp_path / "r") == before
     metrics.unlink()
-    other = make(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
+    other = comparing(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
     with pytest.raises(StoreError, match="left by an interrupted run on other data; delete it"):
-        _run(other, student, tmp_path / "r", never)
+        evaluated(other, student, tmp_path / "r", never)
 
 
 def test_changed_rows_are_evaluated_again(
-    make: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _run(make(), student, tmp_path / "r", Formula())
-    other = make(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
-    found = _run(other, student, tmp_path / "r", Formula())
+    evaluated(comparing(), student, tmp_path / "r", Formula())
+    other = comparing(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
+    found = evaluated(other, student, tmp_path / "r", Formula())
     assert "the examples of preference/und have changed" in capsys.readouterr().out
     assert found[0]["example_id"].endswith("r5-0")
 
 
 def test_what_a_student_knows_of_the_evaluated_rows_is_said(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = prompt_keys(load_pairs("test", data_settings(make())))
+    keys = prompt_keys(load_pairs("test", data_settings(comparing())))
     directory = classifier_checkpoint(tmp_path / "c", seen=SeenPrompts.of(keys[:2]))
-    _run(make(), directory, tmp_path / "r", Formula())
+    evaluated(comparing(), directory, tmp_path / "r", Formula())
     assert f"warning: {directory} was trained on the prompts of 2 of 24 rows of test" in capsys.readouterr().out
 
 
-def test_all_but_the_first_worker_have_nothing_to_do(make: Make, student: Path, tmp_path: Path) -> None:
+def test_all_but_the_first_worker_have_nothing_to_do(comparing: Make, student: Path, tmp_path: Path) -> None:
     evaluate_command.main(
-        ["--results", str(tmp_path), "--checkpoint", str(student), "--worker", "1/2", *_arguments(make())]
+        [
+            "--results",
+            str(tmp_path),
+            "--checkpoint",
+            str(student),
+            "--worker",
+            "1/2",
+            *_arguments(comparing()),
+        ]
     )
     assert list(tmp_path.glob("metrics/*")) == []
 
@@ -418,7 +223,7 @@ def _arguments(config: Config) -> list[str]:
     ],
 )
 def test_refusals(
-    make: Make,
+    comparing: Make,
     student: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -428,7 +233,7 @@ def test_refusals(
 ) -> None:
     given = " ".join(options).replace("CHECKPOINT", f"--checkpoint {student}").split()
     with pytest.raises(SystemExit) as stopped:
-        evaluate_command.main(["--results", str(tmp_path / "r"), *given, *_arguments(make()), *overrides])
+        evaluate_command.main(["--results", str(tmp_path / "r"), *given, *_arguments(comparing()), *overrides])
     assert stopped.value.code == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
@@ -450,9 +255,9 @@ def _held_out(tmp_path: Path, fold: int | None, **about: Any) -> tuple[str, Path
     return url, directory
 
 
-def test_the_fold_that_a_student_was_not_trained_on(make: Make, tmp_path: Path) -> None:
+def test_the_fold_that_a_student_was_not_trained_on(comparing: Make, tmp_path: Path) -> None:
     url, directory = _held_out(tmp_path, 1)
-    found = _run(make("evaluation.split=held_out"), directory, tmp_path / "r", Formula(), store=url)
+    found = evaluated(comparing("evaluation.split=held_out"), directory, tmp_path / "r", Formula(), store=url)
     own = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of == 1]
     assert [row["example_id"] for row in found] == [pair.example_id for pair in own]
     assert [row["gold"] for row in found] == [
@@ -475,19 +280,19 @@ def test_the_fold_that_a_student_was_not_trained_on(make: Make, tmp_path: Path) 
     ],
 )
 def test_folds_that_are_not_held_out_are_refused(
-    make: Make, tmp_path: Path, fold: int | None, about: dict[str, Any], said: str
+    comparing: Make, tmp_path: Path, fold: int | None, about: dict[str, Any], said: str
 ) -> None:
     url, directory = _held_out(tmp_path, fold, **about)
     with pytest.raises(ConfigError, match=said):
-        _run(make("evaluation.split=held_out"), directory, tmp_path / "r", never, store=url)
+        evaluated(comparing("evaluation.split=held_out"), directory, tmp_path / "r", never, store=url)
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("head", ["classifier", "letters"])
 def test_a_real_model_through_the_command(
-    make: Make, tiny_model: Path, tmp_path: Path, tokenizer: Any, head: str
+    comparing: Make, tiny_model: Path, tmp_path: Path, tokenizer: Any, head: str
 ) -> None:
-    config = make(f"model.head={head}", "model.dtype=float32")
+    config = comparing(f"model.head={head}", "model.dtype=float32")
     options = ["--condition", "base"]
     if head == "classifier":
         directory = tmp_path / "c"
@@ -520,28 +325,30 @@ def test_a_real_model_through_the_command(
             assert numbers(row, kind) == pytest.approx(expected, abs=2e-5)
 
 
-def test_an_encoder_without_template_or_end_of_text(make: Make, tmp_path: Path) -> None:
+def test_an_encoder_without_template_or_end_of_text(comparing: Make, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = transformers.BertModel(transformers.BertConfig(**shape, vocab_size=264, max_position_embeddings=512))
     directory = tmp_path / "bert"
     bert.save_pretrained(directory)
     tiny.byte_tokenizer(eos=None).save_pretrained(directory)
-    config = make(f"model.name={directory}", "data.max_student_tokens=400", "evaluation.max_samples=3")
+    config = comparing(f"model.name={directory}", "data.max_student_tokens=400", "evaluation.max_samples=3")
     classifier = open_classifier(config, device="cpu", new_head=True)
     classifier.save_head(directory)
-    found = _run(config, directory, tmp_path / "r", open_scorer)
+    found = evaluated(config, directory, tmp_path / "r", open_scorer)
     assert [numbers(row, "p") for row in found] == [pytest.approx([1 / 3] * 3)] * 3, "a head of zeros"
     (run,) = Catalogue([tmp_path / "r"]).rows("SELECT tokenizer, template FROM runs")
     assert run["tokenizer"] is not None
     assert run["template"] is None
 
 
-def test_eight_bits_are_quantised_as_the_model_is_opened(make: Make, tmp_path: Path) -> None:
+def test_eight_bits_are_quantised_as_the_model_is_opened(comparing: Make, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    config = make("model.head=letters", "model.dtype=float32", "evaluation.max_samples=4")
+    config = comparing("model.head=letters", "model.dtype=float32", "evaluation.max_samples=4")
     whole, small = (
-        _run(dataclasses.replace(config, evaluation=evaluation), None, tmp_path / "r", open_scorer, condition="base")
+        evaluated(
+            dataclasses.replace(config, evaluation=evaluation), None, tmp_path / "r", open_scorer, condition="base"
+        )
         for evaluation in (config.evaluation, dataclasses.replace(config.evaluation, load_in_8bit=True))
     )
     for one, other in zip(whole, small, strict=True):
@@ -550,14 +357,14 @@ def test_eight_bits_are_quantised_as_the_model_is_opened(make: Make, tmp_path: P
 
 
 def test_a_student_of_a_fallback_is_evaluated_on_that(
-    make: Make, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparing: Make, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = classifier_checkpoint(tmp_path / "c")
-    large = dataclasses.replace(make().model, name="org/large", fallbacks=["org/middle", str(tiny_model)])
+    large = dataclasses.replace(comparing().model, name="org/large", fallbacks=["org/middle", str(tiny_model)])
     assert trained_from(large, [open_checkpoint(directory)]).name == str(tiny_model)
-    assert trained_from(make().model, [open_checkpoint(directory)]) == make().model
+    assert trained_from(comparing().model, [open_checkpoint(directory)]) == comparing().model
     assert trained_from(large, []) is large
-    arguments = ["--results", str(tmp_path / "r"), "--checkpoint", str(directory), *_arguments(make())]
+    arguments = ["--results", str(tmp_path / "r"), "--checkpoint", str(directory), *_arguments(comparing())]
     for fallbacks, said in (
         ("[]", "model.name: expected tiny-qwen3"),
         (f"[{tiny_model}]", f"does not fit {tiny_model}"),
