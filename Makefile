@@ -142,6 +142,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_help
 	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_preference_step --model $(SHARED)/models/proxy-qwen3 --tokens 256 --rounds 12
+	$(BIN)/python -m tests.benchmarks.bench_preference_rows --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_preference_world --output runs/bench/preference-world
 	$(BIN)/python -m tests.benchmarks.bench_preference --output runs/bench/preference --shared $(SHARED)
 	[ ! -e $(QUANTIZE_VENV)/.installed ] || $(BIN)/python -m tests.benchmarks.bench_quantize \

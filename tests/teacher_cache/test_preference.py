@@ -140,6 +140,19 @@ def test_a_fold_is_scored_once_and_again_only_where_it_is_missing(
     assert _objects(store) == whole
 
 
+def test_folds_of_a_view_are_scored_in_one_number_format(
+    store: Path, options: list[str], teachers: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(store, "whole", options, "--checkpoint", str(teachers[0]))
+    build(store, "small", options, "--checkpoint", str(teachers[0]), "teacher.load_in_8bit=true")
+    found = LabelStore.open(str(store))
+    rows = found.train.fold == 0
+    whole, small = found.logits("whole")[rows], found.logits("small")[rows]
+    assert 0 < abs(whole - small).mean() < 0.1 * whole.std()
+    error = refused(capsys, store, "small", options, "--checkpoint", str(teachers[1]))
+    assert "quantization" in error
+
+
 def test_a_dry_run_of_a_teacher_packs_its_fold(
     store: Path, options: list[str], teachers: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
