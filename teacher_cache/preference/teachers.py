@@ -17,7 +17,7 @@ from logitbank.configs.schema import ModelConfig
 from logitbank.experiment import TRAINING_RECORD, TrainingRecord, model_label
 from logitbank.models.classifier import ADAPTER_CONFIG, PairClassifier, letter_ids, open_classifier, tokenizer_of
 from logitbank.models.fallbacks import choose_model
-from logitbank.models.huggingface import load_tokenizer, text_config
+from logitbank.models.huggingface import context_tokens, load_tokenizer, text_config
 from logitbank.models.pair_head import HeadSettings, read_head_settings
 from logitbank.models.precision import opened_dtype
 from logitbank.models.weights import weights_hash
@@ -25,7 +25,7 @@ from logitbank.preference import SEEN_PROMPTS, TASK, SeenPrompts
 from logitbank.registry import TASKS
 from logitbank.storage import Scorer
 from logitbank.tasks.preference import PairPacker
-from logitbank.tasks.prompts import PromptEncoder
+from logitbank.tasks.prompts import PromptEncoder, tokenizer_hash
 from logitbank.teacher_cache.pairing import teacher_model
 
 LETTERS_HEAD = "letters"
@@ -82,13 +82,13 @@ class PairTeacher:
 
     def identity(self, device: torch.device) -> dict[str, Any]:
         """What all folds of a view have in common; the weights are each fold's own."""
-        encoder, teacher, kept = PromptEncoder(self._tokenizer), self.config.teacher, self.settings
+        teacher, kept = self.config.teacher, self.settings
         base = self.config.model.name if self.record is None else self.record.model
         quantization = "nf4" if teacher.load_in_4bit else "int8" if teacher.load_in_8bit else None
         return {
             "model": model_label(base),
-            "tokenizer": encoder.tokenizer_hash,
-            "template": encoder.template_hash if kept.head == LETTERS_HEAD else None,
+            "tokenizer": tokenizer_hash(self._tokenizer),
+            "template": PromptEncoder(self._tokenizer).template_hash if kept.head == LETTERS_HEAD else None,
             "head": kept.head,
             "pooling": kept.pooling,
             "max_tokens": kept.max_tokens,
@@ -169,8 +169,18 @@ def _at(directory: Path, model: ModelConfig) -> ModelConfig:
 
 
 def _asking_letters(config: Config) -> Config:
-    """For a model without a head of its own: letters, and pairs of `data.max_teacher_tokens`."""
-    longest = config.data.max_teacher_tokens or TASKS[TASK].max_teacher_tokens
+    """For a model without a head of its own: letters, and pairs of `data.max_teacher_tokens`.
+
+    Raises:
+        ConfigError: the model does not read so many tokens.
+    """
+    most, asked = context_tokens(config.model), config.data.max_teacher_tokens
+    if most is not None and asked is not None and asked > most:
+        raise ConfigError(
+            f"data.max_teacher_tokens: expected at most {most:,}, which is all that {config.model.name} reads at once, "
+            f"got {asked:,}"
+        )
+    longest = asked or min(TASKS[TASK].max_teacher_tokens, most or TASKS[TASK].max_teacher_tokens)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, head=LETTERS_HEAD),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from logitbank.models.classifier import open_classifier
 from logitbank.models.huggingface import load_tokenizer
@@ -18,6 +19,7 @@ from logitbank.preference import SeenPrompts, prompt_keys
 from logitbank.storage import LabelStore
 from logitbank.tasks.preference import PairPacker
 from logitbank.teacher_cache.build_command import main
+from tests import tiny
 from tests.teacher_cache import preferences
 from tests.teacher_cache.preferences import FOLDS, config_of, prepared_of, save_teacher
 
@@ -185,6 +187,21 @@ def test_a_teacher_of_external_rows_alone_scores_all_folds(
     build(store, "llama", options, "--checkpoint", str(teacher))
     assert "llama complete" in capsys.readouterr().out
     assert all(shard.proven for shard in LabelStore.open(str(store)).scorers("llama"))
+
+
+def test_an_encoder_scores_too(
+    store: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has neither a chat template nor a token that ends a turn, and class scores need none."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = transformers.BertConfig(**shape, vocab_size=280, max_position_embeddings=512)
+    tokenizer = tiny.byte_tokenizer(eos=None)
+    transformers.BertModel(bert).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    theirs = [*options, f"model.name={tmp_path / 'bert'}"]
+    teacher = save_teacher(tmp_path / "T", theirs, held_out=1)
+    build(store, "bert", theirs, "--checkpoint", str(teacher))
+    assert "bert lacks folds 0, 2" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_says_nothing_of_what_it_saw_is_refused(

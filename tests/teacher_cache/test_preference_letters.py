@@ -122,6 +122,19 @@ def test_letters_of_several_tokens_are_shown(
     assert not (tmp_path / "s").exists()
 
 
+def test_no_pair_is_longer_than_the_model_reads(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny.chat_tokenizer()
+    base = tiny.save_model(tmp_path / "base", tokenizer, rows=len(tokenizer), max_position_embeddings=500)
+    build = ["--store", str(tmp_path / "s"), "--view", "zero", f"model.name={base}", *rows]
+    with pytest.raises(SystemExit):
+        main([*build, "data.max_teacher_tokens=501"])
+    assert "data.max_teacher_tokens: expected at most 500" in capsys.readouterr().err
+    main([*build, "data.max_teacher_tokens=null", "--dry-run"])
+    assert "at most 500 tokens" in capsys.readouterr().out
+
+
 def test_a_classifier_is_no_model_to_ask_for_letters(
     rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
