@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,25 +142,31 @@ class LabelStore:
         """
         self._require_exists(view)
         logits = np.full((len(self.train), len(CLASSES)), np.nan, np.float32)
-        for shard in sorted(done_shards(self.objects, view)):
-            rows = self.plan.rows_of(shard)
-            logits[rows.start : rows.stop] = self.read_shard(view, shard)
+        for rows, values in self._read_shards(view, sorted(done_shards(self.objects, view))):
+            logits[rows.start : rows.stop] = values
         return logits
 
     def read_shard(self, view: str, shard: int) -> NDArray[np.float32]:
         """(n, 3) float32, the logits of one shard that is done."""
+        ((_, values),) = self._read_shards(view, [shard])
+        return values
+
+    def _read_shards(self, view: str, shards: Sequence[int]) -> Iterator[tuple[range, NDArray[np.float32]]]:
+        """The training rows of shards that are done, and their logits."""
         source = VerifiedObjects(self.objects)
         source.add_manifest(view_key(view))
-        source.add_manifest(shard_key(view, shard))
-        start = shard * self.plan.shard_rows
-        try:
-            array = zarr.open_array(MemoryStore(source, read_only=True), path=f"teachers/{view}/logits", mode="r")
-            return np.asarray(array[start : start + len(self.plan.rows_of(shard))])
-        except CorruptStoreError as error:
-            raise CorruptStoreError(
-                f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
-                "which writes this shard again"
-            ) from error
+        array = zarr.open_array(MemoryStore(source, read_only=True), path=f"teachers/{view}/logits", mode="r")
+        for shard in shards:
+            source.add_manifest(shard_key(view, shard))
+            rows, start = self.plan.rows_of(shard), shard * self.plan.shard_rows
+            try:
+                values = np.asarray(array[start : start + len(rows)])
+            except CorruptStoreError as error:
+                raise CorruptStoreError(
+                    f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
+                    "which writes this shard again"
+                ) from error
+            yield rows, values
 
     def scorers(self, view: str) -> list[ScoredShard]:
         """Who scored each shard that is done, in their order."""
