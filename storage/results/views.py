@@ -89,32 +89,37 @@ VIEWS: dict[str, str] = {
     # classes the best checkpoint, else the last step, of each student by itself. Of several data in one cell (the data
     # set changed between two seeds), the newest; of seeds scored on their held-out folds, those with most folds.
     "final_scores": f"""
+        SELECT * FROM scores WHERE method <> 'classify'
+        QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {SERIES}, method)
+            AND examples_hash IS NOT DISTINCT FROM first_value(examples_hash) OVER (
+                PARTITION BY {SERIES}, method, task, language ORDER BY created_at DESC NULLS LAST, run DESC)
+        UNION ALL BY NAME
         SELECT * EXCLUDE (folds) FROM (
             SELECT *, count(DISTINCT CASE WHEN {_POOLED} THEN held_out_fold END) OVER (
-                       PARTITION BY {SERIES}, method, task, language, seed) AS folds
+                       PARTITION BY {SERIES}, task, language, seed) AS folds
             FROM (
-                SELECT * FROM scores
-                QUALIFY CASE WHEN method = 'classify' THEN run = first_value(run) OVER (
-                                 PARTITION BY {SERIES}, seed, held_out_fold, method
-                                 ORDER BY {_BEST} DESC, step DESC NULLS LAST, created_at DESC NULLS LAST, run DESC)
-                             ELSE step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY {SERIES}, method) END
+                SELECT * FROM scores WHERE method = 'classify'
+                QUALIFY run = first_value(run) OVER (
+                        PARTITION BY {SERIES}, seed, held_out_fold
+                        ORDER BY {_BEST} DESC, step DESC NULLS LAST, created_at DESC NULLS LAST, run DESC)
                     AND examples_hash IS NOT DISTINCT FROM first_value(examples_hash) OVER (
-                        PARTITION BY {SERIES}, method, task, language, CASE WHEN {_POOLED} THEN held_out_fold END
+                        PARTITION BY {SERIES}, task, language, CASE WHEN {_POOLED} THEN held_out_fold END
                         ORDER BY created_at DESC NULLS LAST, run DESC)))
-        QUALIFY folds = max(folds) OVER (PARTITION BY {SERIES}, method, task, language)
+        QUALIFY folds = max(folds) OVER (PARTITION BY {SERIES}, task, language)
     """,
     # The rows of all held-out folds of one seed together: every mean over rows weighs a fold by its rows. The expected
     # calibration error is no such mean; tables compute it from the predictions.
     "pooled_scores": f"""
+        WITH final AS MATERIALIZED (SELECT * FROM final_scores)
         SELECT * EXCLUDE (held_out_fold), (held_out_fold IS NOT NULL)::BIGINT AS folds
-        FROM final_scores WHERE NOT {_POOLED}
+        FROM final WHERE NOT {_POOLED}
         UNION ALL BY NAME
         SELECT {SERIES}, max(step) AS step, any_value(split) AS split, method, task, language, metric, is_primary,
                against, {_OF_SERIES}, seed,
                CASE WHEN count(*) = 1 THEN any_value(value) ELSE sum(value * examples) / sum(examples) END AS value,
                sum(examples)::BIGINT AS examples, {_AS_ASKED},
                string_agg(examples_hash, ' ' ORDER BY held_out_fold) AS examples_hash, count(*) AS folds
-        FROM final_scores WHERE {_POOLED}
+        FROM final WHERE {_POOLED}
         GROUP BY {SERIES}, method, task, language, metric, is_primary, against, seed
         HAVING metric <> 'ece' OR count(*) = 1
     """,
