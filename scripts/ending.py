@@ -37,11 +37,13 @@ class Ending:
             print()
             found.print_overview()
         place = shlex.quote(str(self.output))
+        averages = "; ".join(found.averages())
+        resolved = "; ".join([*(found.resolved() if averages else ()), *found.of_classes()])
         lines = {
             "where": f"{place}: stores, students, and the rows that query-results reads, in results/",
             "took": duration(time.monotonic() - self._started),
-            "averages": f"task_mean in %: {'; '.join(found.averages())}",
-            "resolved": "; ".join(found.resolved()) or "there are no two students to compare",
+            **({"averages": f"task_mean in %: {averages}"} if averages else {}),
+            "resolved": resolved or "there are no two students to compare",
             "report": f"{shlex.quote(str(page))} (and report.md)",
         }
         print("\n" + "\n".join(f"{name:9} {text}" for name, text in lines.items()), flush=True)

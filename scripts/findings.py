@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from logitbank.errors import counted
+from logitbank.evaluation.report.class_table import class_sentences
 from logitbank.evaluation.report.labels import Row, ordered_conditions, ordered_models, ordered_tasks
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.overview import overview_tables
@@ -66,6 +67,10 @@ class Findings:
                 texts.append(f"{condition} {several if len(shown) > 1 else shown[0]}")
             named = f"{self.results.labels.models[model]} " if len(models) > 1 else ""
             yield named + ", ".join(texts)
+
+    def of_classes(self) -> list[str]:
+        """Where class probabilities are scored: whether the log loss of each series is better than finetuned's."""
+        return [sentence.rstrip(".") for sentence in class_sentences(self.results)]
 
     def resolved(self) -> Iterator[str]:
         """For each gap: the tasks in which it is resolved; where a task has several rows, in how many of them."""

@@ -117,11 +117,6 @@ class Plan:
         return str(self.output / "results")
 
     @property
-    def held_out(self) -> str:
-        """Directory of the rows that weigh the ensemble: each student on the fold that it did not see."""
-        return str(self.output / "held-out")
-
-    @property
     def merged(self) -> str:
         """Directory of the mean of the distilled students."""
         return str(self.output / "merged")
@@ -223,14 +218,14 @@ class Plan:
         return self._command("evaluate-model", *named, *own)
 
     def _evaluate_held_out(self, checkpoint: str) -> Command:
-        own = ("--checkpoint", checkpoint, "--store", self.store, "--results", self.held_out)
+        own = ("--checkpoint", checkpoint, "--store", self.store, "--results", self.results)
         return self._command("evaluate-model", *own, overrides=["evaluation.split=held_out"])
 
     def _report(self) -> list[Command]:
         own = ("query-results", "--results", self.results)
         chosen = ("--condition", "distilled", "--ensemble", "cv")
         return [
-            (*own, "--results", self.held_out, "submission", *chosen, "--output", str(self.output / "submission.csv")),
+            (*own, "submission", *chosen, "--output", str(self.output / "submission.csv")),
             (*own, "tables"),
             (*own, "--store", self.store, "report", "--output", str(self.output / "report.md")),
         ]
