@@ -36,7 +36,6 @@ def main() -> None:
         "--python", default=".venv-quantize/bin/python", help="of the environment that has llm-compressor"
     )
     arguments = parser.parse_args()
-    shared = ["--store", arguments.store, "--samples", arguments.samples]
     whole = str(arguments.output / "whole")
     _export(sys.executable, ["--checkpoint", arguments.checkpoint, "--output", whole])
     print("| method | group size | bytes | of the whole | KL (nats) | largest KL | same first choice | seconds |")
@@ -44,9 +43,11 @@ def main() -> None:
     with Progress("exports", len(METHODS), "models") as progress:
         for name, options in METHODS.items():
             output = arguments.output / name.replace(", ", "-").replace(" ", "-")
-            python = arguments.python if "gptq" in name else sys.executable
+            python, rows = sys.executable, ["--store", arguments.store]
+            if "gptq" in options:
+                python, rows = arguments.python, [*rows, "--samples", arguments.samples]
             started = time.monotonic()
-            _export(python, ["--checkpoint", whole, "--output", str(output), *options, *shared])
+            _export(python, ["--checkpoint", whole, "--output", str(output), *options, *rows])
             print(_row(name, output, time.monotonic() - started), flush=True)
             progress.advance(1)
 
