@@ -21,7 +21,8 @@ from logitbank.tasks import LANGUAGES, TaskError
 from logitbank.tasks.outside import languages_of, open_tasks
 
 SHIPPED = Path(__file__).parent
-TRAIN_LIMIT = 5000  # `data.max_train_per_task` of every task but `preference`, whose teachers need all rows
+# What null is for every task but `preference`: its teachers need all rows, and so does a submission.
+TRAIN_LIMIT, TEST_LIMIT = 5000, 500
 
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task: bool = False) -> Config:
@@ -64,10 +65,20 @@ def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task
     if length == "max_steps":
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=None))
     config = _with_tasks(config, languages_given="languages" in given, any_task=any_task)
-    if config.data.max_train_per_task is None and not config.is_preference:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_train_per_task=TRAIN_LIMIT))
+    if not config.is_preference:
+        config = _with_limits(config)
     validate(config, any_task=any_task)
     return config
+
+
+def _with_limits(config: Config) -> Config:
+    """The configuration with numbers of examples that are null as the numbers that this stands for."""
+    data, evaluation = config.data, config.evaluation
+    if data.max_train_per_task is None:
+        data = dataclasses.replace(data, max_train_per_task=TRAIN_LIMIT)
+    if evaluation.max_samples is None:
+        evaluation = dataclasses.replace(evaluation, max_samples=TEST_LIMIT)
+    return dataclasses.replace(config, data=data, evaluation=evaluation)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

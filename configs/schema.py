@@ -228,7 +228,7 @@ class EvaluationConfig:
     engine: str = key("hf", decides=NOTHING)
     method: str = key("generate", decides=SCORE)
     split: str = key("test", decides=SCORE)
-    max_samples: int = key(500, decides=SCORE)
+    max_samples: int | None = key(None, decides=SCORE)
     sample_seed: int = key(42, decides=SCORE)
     batch_tokens: int = key(8192, decides=NOTHING)
     max_prompt_tokens: int = key(16384, decides=SCORE)

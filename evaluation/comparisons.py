@@ -148,9 +148,9 @@ def _comparisons(pairs: Sequence[Pair], split: str) -> Comparisons:
     return Comparisons(pairs, labelled > 0, contents_of_asked(asked))
 
 
-def _drawn(pairs: Sequence[Pair], limit: int, seed: int) -> list[Pair]:
+def _drawn(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:
     """At most `limit` comparisons in their order: those whose content comes first in an order made by the seed."""
-    if limit >= len(pairs):
+    if limit is None or limit >= len(pairs):
         return list(pairs)
     ranks = [hashlib.blake2b(f"{seed}/{pair.pair_key}".encode(), digest_size=8).digest() for pair in pairs]
     return [pairs[row] for row in sorted(sorted(range(len(pairs)), key=lambda row: (ranks[row], row))[:limit])]

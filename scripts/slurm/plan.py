@@ -99,7 +99,8 @@ def work_of(configs: Sequence[Config]) -> Work:
 
     estimates = [estimate_store(config) for config in configs]
     steps = [c.training.steps_over(estimate.examples) for c, estimate in zip(configs, estimates, strict=True)]
-    answers = [len(cells(config.tasks, config.languages).present) * config.evaluation.max_samples for config in configs]
+    limits = [config.evaluation.max_samples or 0 for config in configs]  # loaded ones have a number
+    answers = [len(cells(c.tasks, c.languages).present) * limit for c, limit in zip(configs, limits, strict=True)]
     return Work(
         models=len(configs),
         teacher_tokens=sum(estimate.tokens for estimate in estimates),
