@@ -130,7 +130,8 @@ def _quantize(export: Export, quantization: Quantization, whole: Path, directory
             told, method = {"instead_of": "gptq", "because": reason}, quantization.fallback
     if method == "int8":
         quantize_int8(source, directory)
-    restore_dtypes(directory, whole)
+    # compressed-tensors computes in the format of its scales, so they have to be stored in that of the embeddings
+    restore_dtypes(directory, whole, DTYPES[stored_dtype(source)] if method == "gptq" else None)
     load_tokenizer(source).save_pretrained(directory)
     for name in (HEAD_SETTINGS, HEAD_WEIGHTS):
         if (whole / name).is_file():

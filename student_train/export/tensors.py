@@ -115,7 +115,7 @@ def write_mean_head(directories: Sequence[Path], target: Path) -> None:
     save_file(mean, target / HEAD_WEIGHTS)
 
 
-def restore_dtypes(directory: Path, original: Path) -> None:
+def restore_dtypes(directory: Path, original: Path, scales: torch.dtype | None = None) -> None:
     """Store what quantisation left as it was in the number format that it had.
 
     A quantised model is opened in float32 where that is faster, so its embeddings and norms would be stored in it.
@@ -123,6 +123,7 @@ def restore_dtypes(directory: Path, original: Path) -> None:
     Args:
         directory: of the quantised model, rewritten in place.
         original: of the model that it was made from.
+        scales: number format of what quantisation added; default as it is.
     """
     before, after = StoredWeights(original), StoredWeights(directory)
     formats, now = before.dtypes(), after.dtypes()
@@ -132,6 +133,9 @@ def restore_dtypes(directory: Path, original: Path) -> None:
             if tensors[name].is_floating_point() and now[name] != formats[name]:
                 tensors[name] = tensors[name].to(before.read(name).dtype)
         partial = directory / f"{file_name}.partial"  # the tensors may lie in the file itself
+        for name in tensors.keys() - formats.keys():
+            if scales is not None and tensors[name].is_floating_point():
+                tensors[name] = tensors[name].to(scales)
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(directory / file_name)
     stored = json.loads((original / "config.json").read_text(encoding="utf-8")).get("dtype")
