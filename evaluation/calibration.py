@@ -154,6 +154,11 @@ class Calibration:
         """Whether the temperature is an end of the range that it may be in."""
         return any(math.isclose(self.temperature, end, rel_tol=1e-4) for end in (LOWEST, HIGHEST))
 
+    @property
+    def harms_holdout(self) -> bool:
+        """Whether comparisons that it never saw have a higher log loss with it."""
+        return self.holdout.after["log_loss"] > self.holdout.before["log_loss"] + _ROUNDING
+
     def line(self) -> str:
         """What it does, to read."""
         both = zip((self.calibration, self.holdout), ("fitted", "held-out"), strict=True)

@@ -261,6 +261,12 @@ def _calibrate(opened: Opened) -> None:
             f"warning: the temperature is an end of its range, {LOWEST:g} to {HIGHEST:g}: "
             f"{counted(found.calibration.rows, 'row')} cannot tell one for these probabilities"
         )
+    if found.harms_holdout:
+        before, after = (figures["log_loss"] for figures in (found.holdout.before, found.holdout.after))
+        print(
+            f"warning: the temperature makes the holdout rows worse: log loss {before:.4f} to {after:.4f}; the "
+            "calibration rows are few or of another kind, and --no-calibration evaluates without it"
+        )
     print(f"calibration: wrote {shlex.quote(str(found.write(checkpoint.path)))}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -72,21 +73,32 @@ def test_the_temperature_is_fitted_on_averages_and_applied_once(
     assert metrics_in(tmp_path / "r")["log_loss"] == pytest.approx(mean_log_loss), "what is submitted is scored"
 
 
-def test_the_holdout_decides_nothing(comparing: Make, student: Path, files: Path, tmp_path: Path) -> None:
+def test_the_holdout_decides_nothing_but_a_warning(
+    comparing: Make, student: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluated(comparing(), student, tmp_path / "r", Formula(), calibrate=True)
     before = Calibration.read(student)
     assert before is not None
-    held = {pair.row_id for pair in load_pairs("holdout", data_settings(comparing()))}
-    other = {"model_a": "tie", "tie": "model_b", "model_b": "model_a"}
+    assert not worse_on_holdout(before, capsys)
+    scored = evaluated(comparing("evaluation.split=holdout"), student, tmp_path / "r", Formula())
+    likeliest = {row["example_id"].rpartition("/")[2]: json.loads(row["parsed"]) for row in scored}
     with (files / "validation.csv").open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
-    changed = [{**row, "winner": other[row["winner"]]} if row["id"] in held else row for row in found]
+    changed = [{**row, "winner": likeliest.get(row["id"], row["winner"])} for row in found]  # as sure as it is right
     config = comparing(f"preference.validation={write_csv(tmp_path / 'v.csv', changed)}")
     evaluated(config, student, tmp_path / "r", Formula(), calibrate=True)
     after = Calibration.read(student)
     assert after is not None
     assert (after.temperature, after.calibration) == (before.temperature, before.calibration)
     assert after.holdout != before.holdout
+    assert worse_on_holdout(after, capsys)
+
+
+def worse_on_holdout(found: Calibration, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether the temperature harms the holdout, which the command must have said if and only if it does."""
+    worse = found.holdout.after["log_loss"] > found.holdout.before["log_loss"]
+    assert ("warning: the temperature makes the holdout rows worse: log loss" in capsys.readouterr().out) == worse
+    return worse
 
 
 def test_a_temperature_at_the_end_of_its_range_is_said(
