@@ -6,6 +6,16 @@ import dataclasses
 
 from logitbank.configs.schema import Config, Decides
 
+# These decide students and scores of comparisons alone; what others read at once, their store decides.
+OF_COMPARISONS = frozenset(
+    {
+        *("model.head", "model.pooling", "data.max_student_tokens", "data.keep_turns", "data.swap"),
+        *("distillation.alpha", "distillation.mse_weight", "distillation.view_weights"),
+        *("training.label_smoothing", "training.eval_steps", "training.patience"),
+        *("evaluation.tta_tokens", "evaluation.swap_average", "evaluation.load_in_8bit"),
+    }
+)
+
 
 def config_keys() -> list[str]:
     """Every dotted key of the schema, in declaration order."""
@@ -17,9 +27,15 @@ def decides(key: str) -> Decides:
     return _decisions()[key]
 
 
-def keys_deciding(what: Decides) -> list[str]:
-    """The dotted keys that decide any of what is asked for."""
-    return [key for key, decided in _decisions().items() if decided & what]
+def keys_deciding(what: Decides, *, comparisons: bool) -> list[str]:
+    """The dotted keys that decide any of what is asked for.
+
+    Args:
+        what: a student, its scores, or both.
+        comparisons: whether these are a student and scores of comparisons.
+    """
+    decisions = _decisions().items()
+    return [key for key, decided in decisions if decided & what and (comparisons or key not in OF_COMPARISONS)]
 
 
 def value_of(config: Config, key: str) -> object:

@@ -228,7 +228,7 @@ def _setup(config: Config, condition: str, checkpoint: Checkpoint | None, model:
     demonstrations = shows_demonstrations(condition)
     protocol = {
         key: value_of(config, key)
-        for key in keys_deciding(Decides.SCORE)
+        for key in keys_deciding(Decides.SCORE, comparisons=config.is_preference)
         if key not in NAMED and not key.startswith(HASHED) and (demonstrations or not key.startswith("fewshot."))
     }
     written = {task: limit for task, limit in config.evaluation.max_new_tokens.items() if not is_forced(task)}
@@ -264,7 +264,8 @@ def _training_settings(training: TrainingRecord) -> dict[str, Any]:
     steps.
     """
     given, defaults = flatten(training.config), Config()
-    keys = [key for key in keys_deciding(Decides.STUDENT) if key not in NAMED and not key.startswith("distillation.")]
+    deciding = keys_deciding(Decides.STUDENT, comparisons=given.get("tasks") == [PREFERENCE])
+    keys = [key for key in deciding if key not in NAMED and not key.startswith("distillation.")]
     settings = {key: given.get(key, value_of(defaults, key)) for key in keys}
     if training.held_out_fold is None:
         return settings

@@ -133,7 +133,7 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
                 raise _another("--store", checkpoint, f"{name} {before}", f"{name} {after}")
     defaults, epochs = flatten(config_to_dict(Config())), run.config.training.epochs
     configs = [flatten(earlier.config), flatten(config_to_dict(run.config))]
-    for key in keys_deciding(Decides.STUDENT):
+    for key in keys_deciding(Decides.STUDENT, comparisons=run.config.is_preference):
         # a mapping of tasks is a key for each of them
         for name in sorted(n for n in configs[0].keys() | configs[1].keys() if n == key or n.startswith(f"{key}.")):
             before, after = (config.get(name, defaults.get(name)) for config in configs)

@@ -1,6 +1,7 @@
 """Tables, charts and pages over results: a module for each topic."""
 
 __all__ = [
+    "class_table",
     "labels",
     "markdown",
     "overview",

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from logitbank.configs import Config, Decides, config_keys, config_to_dict, decides, load_config
+from logitbank.configs import Config, Decides, config_keys, config_to_dict, keys_deciding, load_config
 from logitbank.evaluation.checkpoints import open_checkpoint
 from logitbank.evaluation.identity import Identity, Model, describe_variant, examine, identify, open_tokenizer
 from logitbank.evaluation.run import Evaluation, evaluate
@@ -93,16 +93,20 @@ def plain_config(tiny_model: Path) -> Config:
     return load_config([], [f"model.name={tiny_model}"])
 
 
+@pytest.mark.parametrize("comparisons", [False, True], ids=["tokens", "comparisons"])
 @pytest.mark.parametrize("key", config_keys())
 def test_a_setup_holds_what_decides_a_student_and_nothing_that_decides_nothing(
-    plain_config: Config, tokenizer: Any, tmp_path: Path, key: str
+    plain_config: Config, tokenizer: Any, tmp_path: Path, key: str, comparisons: bool
 ) -> None:
     """Every key of the schema, changed in training alone."""
     model = Model("base", "weights", PromptEncoder(tokenizer))
+    kept = comparisons and key == "tasks"  # what makes them comparisons
     setups = []
     for name in ("plain", "changed"):
         settings = config_to_dict(plain_config)
-        if name == "changed":
+        if comparisons:
+            settings["tasks"] = ["preference"]
+        if name == "changed" and not kept:
             group, _, leaf = key.rpartition(".")
             place = settings[group] if group else settings
             place[leaf] = _changed(key, place[leaf])
@@ -110,7 +114,8 @@ def test_a_setup_holds_what_decides_a_student_and_nothing_that_decides_nothing(
         setups.append(_setup(identify(plain_config, "distilled", student, model)))
     # a run's record says how many steps its epochs were
     own_column = key in ("seed", "model.name", "model.revision", "training.epochs") or key.startswith("distillation.")
-    assert (setups[0] != setups[1]) == (bool(decides(key) & Decides.STUDENT) and not own_column)
+    deciding = key in keys_deciding(Decides.STUDENT, comparisons=comparisons) and not kept
+    assert (setups[0] != setups[1]) == (deciding and not own_column)
 
 
 def test_seeds_of_one_student_share_their_setup_and_not_their_run(config: Any, tmp_path: Path) -> None:

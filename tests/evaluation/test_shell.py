@@ -90,8 +90,8 @@ def test_views_columns_and_commands_are_completed(tmp_path: Path) -> None:
         return [text for text, _ in completions(catalogue, before, word)]
 
     assert offered("SELECT * FROM ", "check") == ["checked", "checkpoint_curves", "checkpoint", "checksum"]
-    assert offered("", "he") == ["help"]
-    assert offered("SELECT ", "he") == []
+    assert offered("", "help") == ["help"]
+    assert offered("SELECT ", "help") == []
     assert offered("format ", "c") == ["csv"]
     assert offered("sel", "SEL") == ["SELECT"]
     assert ("language_mean", "column of checkpoint_curves, lambda_sweep, task_averages") in completions(

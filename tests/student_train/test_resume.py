@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from logitbank.configs import Config, ConfigError, Decides, config_keys, decides
+from logitbank.configs import Config, ConfigError, Decides, config_keys, keys_deciding
 from logitbank.errors import TrainingError
 from logitbank.student_train import checkpoints
 from logitbank.student_train.records import Run, describe_run, refuse_another_run
@@ -145,16 +145,18 @@ def test_another_run_is_not_resumed(
         train(Run(configure(*steps, override), small_store.url, view, run.output, run.results))
 
 
+@pytest.mark.parametrize("comparisons", [False, True], ids=["tokens", "comparisons"])
 @pytest.mark.parametrize("decided", [True, False], ids=["student", "nothing"])
 def test_what_decides_the_student_is_refused_and_nothing_else(
-    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path, decided: bool
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path, decided: bool, comparisons: bool
 ) -> None:
     """Every key of the schema, given another value: `--resume` asks what the schema says that it decides."""
-    run = Run(configure(), small_store.url, "fewshot", tmp_path / "run", tmp_path / "results")
+    config = dataclasses.replace(configure(), tasks=["preference"]) if comparisons else configure()
+    run = Run(config, small_store.url, "fewshot", tmp_path / "run", tmp_path / "results")
     record = describe_run(run, small_store.store, "template")
     checked = 0
     for key in config_keys():
-        if bool(decides(key) & Decides.STUDENT) != decided:
+        if (key in keys_deciding(Decides.STUDENT, comparisons=comparisons)) != decided:
             continue
         changed = json.loads(json.dumps(record.config))
         place = changed
