@@ -4,7 +4,7 @@ from logitbank.storage.groups.checks import check_manifests, parts_to_verify
 from logitbank.storage.groups.example_ids import ExampleIds, join_names
 from logitbank.storage.groups.flat import ChunkedReader, array_of, coder, create_flat_array, read_all, starts_of
 from logitbank.storage.groups.identity import SHORT_DIGITS, as_json, hash_json, refuse_difference
-from logitbank.storage.groups.kinds import LABELS, TOKENS, read_root, require_kind
+from logitbank.storage.groups.kinds import LABELS, TOKENS, open_root, read_root, require_kind, view_names
 from logitbank.storage.groups.verified import VerifiedObjects
 from logitbank.storage.groups.writing import put_objects, require_view_name
 
@@ -22,6 +22,7 @@ __all__ = [
     "create_flat_array",
     "hash_json",
     "join_names",
+    "open_root",
     "parts_to_verify",
     "put_objects",
     "read_all",
@@ -30,4 +31,5 @@ __all__ = [
     "require_kind",
     "require_view_name",
     "starts_of",
+    "view_names",
 ]

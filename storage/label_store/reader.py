@@ -17,14 +17,13 @@ from zarr.storage import MemoryStore
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
 from logitbank.preference import CLASSES
-from logitbank.storage.groups import VerifiedObjects, hash_json, read_root, require_kind
+from logitbank.storage.groups import VerifiedObjects, hash_json, open_root, read_root, view_names
 from logitbank.storage.label_store.layout import FORMAT, FORMAT_VERSION, FoldPlan, plan_folds
 from logitbank.storage.label_store.pairs import PairTable
 from logitbank.storage.label_store.seen import SeenRows
 from logitbank.storage.label_store.spec import LabelStoreInfo, ScoredShard
 from logitbank.storage.label_store.writer import seen_key
 from logitbank.storage.objects import (
-    BASE_KEY,
     done_shards,
     fold_key,
     open_objects,
@@ -51,31 +50,14 @@ class LabelStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self.objects = open_objects(url)
-        self._source = VerifiedObjects(self.objects)
-        place = f"--store {shlex.quote(url)}"
-        try:
-            self._source.add_manifest(BASE_KEY)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{place}: no label store there (no {BASE_KEY}); build one with build-teacher-cache --view none"
-            ) from None
-        # Metadata that no array needs is checked as well.
-        self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
-        attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
-        require_kind(url, attributes, FORMAT)
-        if (attributes.get("format"), attributes.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise StoreError(
-                f"{place}: expected {FORMAT} version {FORMAT_VERSION}, got {attributes.get('format')} version "
-                f"{attributes.get('format_version')}; build it again"
-            )
+        self._source, attributes = open_root(url, self.objects, FORMAT, (FORMAT_VERSION,))
         self.info = LabelStoreInfo.from_attributes(attributes)
         self._zarr = MemoryStore(self._source, read_only=True)
         self.train = PairTable(lambda name: self.array(f"train/{name}"), "fold")
         self.validation = PairTable(lambda name: self.array(f"validation/{name}"), "part")
         self.external = PairTable(lambda name: self.array(f"external/{name}"))
         self.plan: FoldPlan = plan_folds(self.train.fold, self.info.folds, self.info.shard_rows)
-        found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
-        self.views = tuple(sorted(found))
+        self.views = view_names(self.objects)
 
     @classmethod
     def open(cls, url: str) -> LabelStore:

@@ -22,9 +22,8 @@ from zarr.storage import MemoryStore
 
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError, counted
 from logitbank.registry import ENCODINGS
-from logitbank.storage.groups import VerifiedObjects, require_kind
+from logitbank.storage.groups import open_root, view_names
 from logitbank.storage.objects import (
-    BASE_KEY,
     covers,
     done_shards,
     open_objects,
@@ -63,37 +62,20 @@ class TeacherStore:
     def __init__(self, url: str, cache_bytes: int) -> None:
         self.url = url
         self.objects = open_objects(url)
-        self._source = VerifiedObjects(self.objects)
-        place = f"--store {shlex.quote(url)}"
-        try:
-            self._source.add_manifest(BASE_KEY)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{place}: no teacher store there (no {BASE_KEY}); build one with build-teacher-cache"
-            ) from None
-        # Metadata that no array needs is checked as well.
-        self._source.fetch([key for key in self._source if key.endswith("zarr.json")])
-        attributes = json.loads(self._source["zarr.json"].to_bytes())["attributes"]
-        require_kind(url, attributes, FORMAT)
-        version = attributes.get("format_version")
-        if attributes.get("format") != FORMAT or version not in READABLE_VERSIONS:
-            raise StoreError(
-                f"{place}: expected {FORMAT} version {' or '.join(map(str, READABLE_VERSIONS))}, "
-                f"got {attributes.get('format')} version {version}; build it again"
-            )
+        self._source, attributes = open_root(url, self.objects, FORMAT, READABLE_VERSIONS)
         self.info = StoreInfo.from_attributes(attributes)
         self._zarr = MemoryStore(self._source, read_only=True)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        version = attributes["format_version"]
         self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"), version)
         self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"), version)
         self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
         self.plan = _plan(self.examples, self.info.shard_tokens, self.info.shards)
-        found = {key.split("/")[1] for key in self.objects.sizes("manifest") if key.endswith("/view.json")}
-        self.views = tuple(sorted(found))
+        self.views = view_names(self.objects)
         self._layout = ViewLayout(self.plan, self.info.chunk_tokens, self.info.tokens, self.vocabulary)
         if self.info.encoding not in ENCODINGS:
             raise StoreError(
-                f"{place}: its encoding is {self.info.encoding}, "
+                f"--store {shlex.quote(url)}: its encoding is {self.info.encoding}, "
                 f"but the known ones are {', '.join(ENCODINGS)}; register it before opening the store"
             )
         self.encoding: Encoding = ENCODINGS[self.info.encoding]
