@@ -21,8 +21,9 @@ from logitbank.configs import Config, load_config
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
-from logitbank.teacher_cache.fill import fill
+from logitbank.teacher_cache.fill import fill_share
 from logitbank.teacher_cache.plan import make_plan
+from logitbank.teacher_cache.session import begin
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
 
@@ -68,8 +69,11 @@ def measure(name: str, config: Config, view: str, rounds: int) -> None:
     for _ in range(rounds):
         clock.reset()
         started = now()
-        with tempfile.TemporaryDirectory() as folder:
-            fill(f"{folder}/store", config, plan, encoder, teacher)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            begin(f"{folder}/store", config, plan, encoder, teacher) as session,
+        ):
+            fill_share(session)
         ended = now()
         print(
             f"{name}, {view}: {plan.answer_tokens:,} answer tokens, {ended - started:.1f} s, "

@@ -16,9 +16,10 @@ from logitbank.models.workers import Worker
 from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, TeacherRows, concatenate
 from logitbank.teacher_cache.engines.base import Sequenced
-from logitbank.teacher_cache.fill import fill as fill_store
+from logitbank.teacher_cache.fill import fill_share
 from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan
 from logitbank.teacher_cache.scoring import Tally
+from logitbank.teacher_cache.session import begin
 
 TOKENS, ROWS, TOP_K, PREFIX = 60, 64, 20, 160
 ENCODER: Any = SimpleNamespace(tokenizer=range(TOKENS), tokenizer_hash="t" * 64, template_hash="c" * 64)
@@ -105,14 +106,9 @@ def fill(
     worker: int | None = None,
     workers: int | None = None,
 ) -> Tally:
-    return fill_store(
-        str(path),
-        config or configuration(),
-        small_plan(),
-        ENCODER,
-        engine,
-        worker=None if worker is None or workers is None else Worker(worker, workers, "test"),
-    )
+    share = None if worker is None or workers is None else Worker(worker, workers, "test")
+    with begin(str(path), config or configuration(), small_plan(), ENCODER, engine, worker=share) as session:
+        return fill_share(session, share)
 
 
 def contents(path: Path) -> dict[str, bytes]:

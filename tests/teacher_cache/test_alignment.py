@@ -23,8 +23,9 @@ from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
-from logitbank.teacher_cache.fill import fill
+from logitbank.teacher_cache.fill import fill_share
 from logitbank.teacher_cache.plan import make_plan
+from logitbank.teacher_cache.session import begin
 
 TOP_K = 20
 TOLERANCE = 1e-4
@@ -102,7 +103,8 @@ def test_stored_signal_stands_at_the_answer_tokens(
     encoder = PromptEncoder(tokenizer)
     plan = make_plan(config, encoder, ("fewshot", "zeroshot"))
     engine = HFTeacher(config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu"))
-    fill(str(tmp_path / "store"), config, plan, encoder, engine)
+    with begin(str(tmp_path / "store"), config, plan, encoder, engine) as session:
+        fill_share(session)
 
     store = TeacherStore.open(str(tmp_path / "store"))
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()

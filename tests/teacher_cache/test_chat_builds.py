@@ -14,10 +14,11 @@ import torch
 from logitbank.configs import load_config
 from logitbank.storage import TeacherStore
 from logitbank.teacher_cache import build_command
-from logitbank.teacher_cache.build import estimate_store, prepare
+from logitbank.teacher_cache.build import estimate_store
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.inspection import command as inspect_command
+from logitbank.teacher_cache.preparation import prepare
 from tests.tasks.dialogues import turns
 from tests.teacher_cache.conftest import CHATML
 from tests.teacher_cache.fakes import contents

@@ -18,7 +18,8 @@ from logitbank.student_train.losses.base import make_loss
 from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.order import ExampleOrder
 from logitbank.student_train.split import BatchPlan
-from logitbank.teacher_cache.build import build_store, estimate_store, prepare
+from logitbank.teacher_cache.build import build_store, estimate_store
+from logitbank.teacher_cache.preparation import prepare
 from tests.teacher_cache.conftest import CHATML
 
 OWN_WORDS = CHATML.replace("<|im_start|>", "# ")  # the same end of turn

@@ -21,8 +21,9 @@ from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.vllm import VllmTeacher
-from logitbank.teacher_cache.fill import fill
+from logitbank.teacher_cache.fill import fill_share
 from logitbank.teacher_cache.plan import TeacherPlan, make_plan
+from logitbank.teacher_cache.session import begin
 
 VIEWS = ("zeroshot", "fewshot")  # the first also gives the pilot
 FLOAT32, BFLOAT16 = 1e-3, 0.25  # nats; a bfloat16 logit near 20 is itself a multiple of 1/8
@@ -49,7 +50,8 @@ class Teacher:
         self, path: Path, plan: TeacherPlan, config: Config, worker: int | None = None, workers: int | None = None
     ) -> Path:
         share = None if worker is None or workers is None else Worker(worker, workers, "test")
-        fill(str(path), config, plan, self.encoder, self.engine, worker=share)
+        with begin(str(path), config, plan, self.encoder, self.engine, worker=share) as session:
+            fill_share(session, share)
         return path
 
 
