@@ -1,12 +1,13 @@
 """Run the teacher once; train every student from its cached logits.
 
-What a program needs beside the commands: the errors, a configuration, and the two readers.
+    store = logitbank.open_store("runs/store")
+    rows = store.read([0, 5], view="fewshot", top_k=64)
+    data = logitbank.TeacherDataset(store, view="fewshot", top_k=64, shuffle_seed=0)
+    collate = logitbank.DistillationCollator(pad_id=0)
+    loss = logitbank.losses.forward_kl(student_logits, batch.teacher, temperature=2.0)
 
-    config = logitbank.load_config(["qwen3-1.7b"], ["training.max_steps=100"])
-    store = logitbank.TeacherStore.open("runs/qwen/store")
-    rows = logitbank.Catalogue([Path("runs/qwen/results")]).rows("SELECT * FROM cells")
-
-`import logitbank` itself costs nothing: each name brings its room when it is first used.
+These names are stable: docs/python.md shows how they fit together. `import logitbank` itself costs nothing: each name
+brings its room when it is first used.
 """
 
 from __future__ import annotations
@@ -15,38 +16,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from logitbank import losses
     from logitbank.configs import Config, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
-    from logitbank.storage import TeacherStore
+    from logitbank.storage import TeacherStore, open_store
     from logitbank.storage.results import Catalogue
+    from logitbank.student_train.collator import DistillationCollator
+    from logitbank.student_train.dataset import TeacherDataset
 
 __version__ = "0.3.0"
 __all__ = [
     "Catalogue",
     "Config",
     "ConfigError",
+    "DistillationCollator",
     "LogitbankError",
     "StoreError",
     "TaskError",
+    "TeacherDataset",
     "TeacherStore",
     "__version__",
     "load_config",
+    "losses",
+    "open_store",
 ]
 
 _ROOMS = {
     "Catalogue": "logitbank.storage.results",
     "Config": "logitbank.configs",
     "ConfigError": "logitbank.errors",
+    "DistillationCollator": "logitbank.student_train.collator",
     "LogitbankError": "logitbank.errors",
     "StoreError": "logitbank.errors",
     "TaskError": "logitbank.errors",
+    "TeacherDataset": "logitbank.student_train.dataset",
     "TeacherStore": "logitbank.storage",
     "load_config": "logitbank.configs",
+    "open_store": "logitbank.storage",
 }
+_MODULES = ("losses",)
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from its room."""
+    """A public name, from its room; a public module."""
+    if name in _MODULES:
+        return importlib.import_module(f"logitbank.{name}")
     if name not in _ROOMS:
         raise AttributeError(f"module 'logitbank' has no attribute {name!r}")
     return getattr(importlib.import_module(_ROOMS[name]), name)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         bytes_of_draws,
         concatenate,
         open_builder,
+        open_store,
         verify,
     )
 
@@ -77,6 +78,7 @@ __all__ = [
     "is_label_store",
     "open_builder",
     "open_label_builder",
+    "open_store",
     "parts_to_verify",
     "verify",
     "verify_labels",

@@ -240,9 +240,9 @@ def collate(
         input_ids_BL=torch.from_numpy(input_ids.reshape(-1, width)),
         answer_index_T=torch.from_numpy(np.concatenate(answer_index)),
         gold_T=gold_T,
-        top_ids_TK=_teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
+        top_ids_TK=teacher_ids(rows) if rows is not None else torch.empty(len(gold_T), 0, dtype=torch.int32),
         task_T=torch.from_numpy(np.repeat(np.asarray(tasks, dtype=np.int64), answer_lengths)),
-        teacher=_teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
+        teacher=teacher_logits(rows, zeroshot, signal, gold_T, untaught) if rows is not None else None,
         step_tokens=step_tokens,
         lengths=tuple(lengths),
         packed=packed,
@@ -272,7 +272,7 @@ def _leave_signals_to_the_training_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _teacher_ids(rows: TeacherRows) -> torch.Tensor:
+def teacher_ids(rows: TeacherRows) -> torch.Tensor:
     """The ranked tokens, then the drawn ones, (T, K + M)."""
     ids = rows.token_ids if rows.sample_ids.shape[1] == 0 else np.concatenate([rows.token_ids, rows.sample_ids], axis=1)
     return _tensor(ids, torch.int32)
@@ -300,9 +300,10 @@ def cache_bytes(info: StoreInfo, num_workers: int) -> int:
     return min(windows, (1 << 30) // max(1, num_workers))
 
 
-def _teacher_logits(
+def teacher_logits(
     rows: TeacherRows, zeroshot: TeacherRows | None, signal: str, gold_T: torch.Tensor, untaught: Sequence[int]
 ) -> TeacherLogits:
+    """Teacher rows as tensors; see `collate`."""
     teacher = TeacherLogits(
         logits_TK=_tensor(rows.logits, torch.float32),
         logsumexp_T=_tensor(rows.logsumexp, torch.float32),

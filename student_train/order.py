@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,14 +76,27 @@ class ExampleOrder:
 
 def example_order(store: TeacherStore, config: Config) -> ExampleOrder:
     """The order of a run: the configured tasks, of each at most `data.max_train_per_task` conversations."""
+    return order_of(store, config.tasks, config.seed, config.data.max_train_per_task)
+
+
+def order_of(store: TeacherStore, tasks: Sequence[str], seed: int, most: int | None = None) -> ExampleOrder:
+    """The order of some tasks' examples, in which tasks take turns.
+
+    Args:
+        store: has the examples.
+        tasks: names; one that the store lacks has no examples.
+        seed: of the order.
+        most: conversations of each task, the first ones; None for all.
+    """
     table, conversation = store.examples, conversations(store.examples)
     per_task = {}
-    for task in config.tasks:
-        examples = np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task))
-        first = np.unique(conversation[examples])[: config.data.max_train_per_task]
+    for task in tasks:
+        number = store.info.tasks.index(task) if task in store.info.tasks else -1
+        examples = np.flatnonzero(np.asarray(table.task) == number)
+        first = np.unique(conversation[examples])[:most]
         per_task[task] = examples[np.isin(conversation[examples], first)]
     shard_of = np.asarray(table.answer_start) // store.info.shard_tokens
-    return ExampleOrder(per_task, shard_of, config.seed)
+    return ExampleOrder(per_task, shard_of, seed)
 
 
 def conversations(table: ExampleTable) -> Positions:

@@ -2,6 +2,7 @@
 
 from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
+from logitbank.storage.teacher_store.opening import open_store
 from logitbank.storage.teacher_store.reader import TeacherStore
 from logitbank.storage.teacher_store.rows import TeacherRows, concatenate
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
@@ -30,5 +31,6 @@ __all__ = [
     "bytes_of_draws",
     "concatenate",
     "open_builder",
+    "open_store",
     "verify",
 ]

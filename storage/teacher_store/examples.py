@@ -6,6 +6,7 @@ answer-token axis.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,11 @@ class ExampleRecord:
     task: str
     language: str
     sequence: AnsweredSequence
+
+    @property
+    def id(self) -> str:
+        """The same as `example_id`."""
+        return self.example_id
 
     @property
     def input_ids(self) -> NDArray[np.int32]:
@@ -130,6 +136,8 @@ def write_own(
 class ExampleTable:
     """N examples: small columns in memory, the rest read in chunks as it is asked for.
 
+    `table[i]` is an `ExampleRecord`, and a loop over the table yields all of them.
+
     A view's own table holds sequences of its own for the store's examples, several for one or none at all.
 
     Attributes:
@@ -147,6 +155,8 @@ class ExampleTable:
         open_array: Callable[[str], zarr.Array[Any]],
         format_version: int = FORMAT_VERSION,
         of: ExampleTable | None = None,
+        *,
+        names: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ) -> None:
         """Read the small columns.
 
@@ -154,7 +164,9 @@ class ExampleTable:
             open_array: opens one of the group's arrays by name.
             format_version: of the store.
             of: the store's examples, where the table is a view's own.
+            names: tasks and languages, which the columns count; those of `of` where that is given.
         """
+        self._names: tuple[Sequence[str], Sequence[str]] = names if of is None else of._names
         context = "prompt" if format_version == 3 else "context"
         self.example: NDArray[np.int64] | range
         if of is None:
@@ -177,6 +189,20 @@ class ExampleTable:
 
     def __len__(self) -> int:
         return len(self.task)
+
+    def __getitem__(self, position: int) -> ExampleRecord:
+        """One example; a negative position counts from the end. IndexError outside the table."""
+        position = operator.index(position)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"example {position}: expected 0 to {len(self) - 1}")
+        position %= len(self)
+        tasks, languages = self._names
+        return ExampleRecord(
+            example_id=self.example_id[position],
+            task=tasks[self.task[position]],
+            language=languages[self.language[position]],
+            sequence=self.sequence(position),
+        )
 
     def sequence(self, example: int) -> AnsweredSequence:
         """What the student reads, its answer spans marked."""

@@ -34,7 +34,7 @@ from logitbank.storage.objects import (
 )
 from logitbank.storage.teacher_store.chunks import decode_object
 from logitbank.storage.teacher_store.encodings import Encoding
-from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
+from logitbank.storage.teacher_store.examples import ExampleTable
 from logitbank.storage.teacher_store.layout import FORMAT, RANK_BLOCK, READABLE_VERSIONS, ShardPlan, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import decode_samples, sample_arrays
@@ -67,8 +67,9 @@ class TeacherStore:
         self._zarr = MemoryStore(self._source, read_only=True)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         version = attributes["format_version"]
-        self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"), version)
-        self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"), version)
+        names = (self.info.tasks, self.info.languages)
+        self.examples = ExampleTable(lambda name: self._array(f"examples/{name}"), version, names=names)
+        self.validation = ExampleTable(lambda name: self._array(f"validation/{name}"), version, names=names)
         self.vocabulary = Vocabulary.from_arrays(lambda name: self._array(f"vocabulary/{name}"))
         self.plan = _plan(self.examples, self.info.shard_tokens, self.info.shards)
         self.views = view_names(self.objects)
@@ -82,7 +83,12 @@ class TeacherStore:
         self._specs = self.encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.encoding)
         self._view_attributes: dict[str, dict[str, Any]] = {}
         self._own: dict[str, tuple[ViewLayout, ExampleTable]] = {}
+        self._cache_bytes = cache_bytes
         self._shards = _Cache(cache_bytes)
+
+    def __reduce__(self) -> tuple[type[TeacherStore], tuple[str, int]]:
+        """Another process opens the store for itself, with nothing in its cache."""
+        return TeacherStore, (self.url, self._cache_bytes)
 
     @classmethod
     def open(cls, url: str, *, cache_bytes: int = 1 << 30) -> TeacherStore:
@@ -155,18 +161,6 @@ class TeacherStore:
             self._own[view] = ViewLayout(plan, attributes["chunk_tokens"], tokens, vocabulary), table
         return self._own[view]
 
-    def example(self, position: int) -> ExampleRecord:
-        """One training example; `position` counts as in `read`. IndexError beyond the last."""
-        table = self.examples
-        if not 0 <= position < len(table):
-            raise IndexError(f"example {position}: expected 0 to {len(table) - 1}")
-        return ExampleRecord(
-            example_id=table.example_id[position],
-            task=self.info.tasks[table.task[position]],
-            language=self.info.languages[table.language[position]],
-            sequence=table.sequence(position),
-        )
-
     def missing_shards(self, view: str) -> list[int]:
         """Shards of a view that are still to be written."""
         shards = self.plan_of(view).shards
@@ -194,7 +188,7 @@ class TeacherStore:
             StoreError: no such view, more ranks than stored, or no examples asked for.
             CorruptStoreError: bytes that are missing or damaged.
         """
-        top_k = self._checked(top_k)
+        top_k = self.check_top_k(top_k)
         if len(examples) == 0:
             raise StoreError("examples: expected at least one, got none")
         rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
@@ -209,9 +203,10 @@ class TeacherStore:
     def read_shard(self, view: str, shard: int, top_k: int | None = None) -> TeacherRows:
         """All used rows of one shard."""
         used = self.plan_of(view).used_rows(shard)
-        return self._decode(view, {shard: [(0, 0, used)]}, used, self._checked(top_k))
+        return self._decode(view, {shard: [(0, 0, used)]}, used, self.check_top_k(top_k))
 
-    def _checked(self, top_k: int | None) -> int:
+    def check_top_k(self, top_k: int | None) -> int:
+        """How many ranks that asks for, None for all; StoreError for more than the store holds."""
         top_k = self.info.top_k if top_k is None else top_k
         if not 1 <= top_k <= self.info.top_k:
             raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")

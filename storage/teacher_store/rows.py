@@ -76,8 +76,8 @@ class TeacherRows:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def take(self, rows: NDArray[np.int64]) -> TeacherRows:
-        """The given rows, in the given order."""
+    def take(self, rows: NDArray[np.int64] | slice) -> TeacherRows:
+        """The given rows, in the given order; those of a slice are shared, not copied."""
         return TeacherRows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def check(self, tokenizer_size: int, vocab_size: int) -> None:

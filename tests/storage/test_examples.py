@@ -55,7 +55,7 @@ def test_sequences_come_back(examples: list[list[tuple[int, int]]], validation: 
             assert [table.sequence(i) for i in range(len(table))] == expected
             assert table.input_length.tolist() == [len(item) for item in expected]
             assert table.answer_length.tolist() == [item.answer_length for item in expected]
-        assert [store.example(i) for i in range(len(trained))] == records(trained)
+        assert [store.examples[i] for i in range(len(trained))] == records(trained)
         last = len(trained) - 1
         gold = store.examples.answer_ids(last)
         np.testing.assert_array_equal(gold, trained[last].answer_ids)

@@ -415,10 +415,11 @@ def test_a_store_that_is_corrupt_names_view_shard_and_examples(url: str) -> None
 
 def test_an_example_is_what_was_stored(url: str) -> None:
     store = TeacherStore.open(url)
-    assert [store.example(position) for position in range(len(EXAMPLES))] == EXAMPLES
-    for position in (-1, len(EXAMPLES)):
+    assert list(store.examples) == EXAMPLES
+    assert store.examples[-1].id == EXAMPLES[-1].example_id
+    for position in (-len(EXAMPLES) - 1, len(EXAMPLES)):
         with pytest.raises(IndexError, match=f"example {position}: expected 0 to {len(EXAMPLES) - 1}"):
-            store.example(position)
+            _ = store.examples[position]
 
 
 def test_a_store_names_its_teacher_and_template_in_few_digits(tmp_path: Path) -> None:
