@@ -8,12 +8,74 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+def unchanged(logits: torch.Tensor) -> torch.Tensor:
+    """The transform of most architectures: none."""
+    return logits
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes logits (T, V) of last hidden states (T, D).
+
+    Attributes:
+        project: hidden states to the output of the `lm_head`.
+        transform: what the model does to that output.
+        weight_VD: set where `project` is nothing but the product with it, and the bias: then some of the columns can be
+            computed without the others.
+        bias_V: what is added to the product.
+    """
+
+    project: Callable[[torch.Tensor], torch.Tensor]
+    transform: Transform = unchanged
+    weight_VD: torch.Tensor | None = None
+    bias_V: torch.Tensor | None = None
+
+    @classmethod
+    def of_weight(
+        cls, weight_VD: torch.Tensor, bias_V: torch.Tensor | None = None, transform: Transform = unchanged
+    ) -> Head:
+        """A head that is a matrix."""
+        return cls(lambda hidden: nn.functional.linear(hidden, weight_VD, bias_V), transform, weight_VD, bias_V)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """(T, V), of the dtype that the model itself would give."""
+        return self.transform(self.project(hidden_TD))
+
+    def columns(self, hidden_TD: torch.Tensor, start: int, out_TC: torch.Tensor) -> None:
+        """Write columns `start` to `start + C` of the logits into `out_TC` (float32); `weight_VD` must be set."""
+        assert self.weight_VD is not None
+        weight_CD = self.weight_VD[start : start + out_TC.shape[1]]
+        bias_C = None if self.bias_V is None else self.bias_V[start : start + out_TC.shape[1]]
+        if self.transform is unchanged and bias_C is None and weight_CD.dtype == out_TC.dtype:
+            torch.mm(hidden_TD, weight_CD.t(), out=out_TC)
+        else:
+            out_TC.copy_(self.transform(nn.functional.linear(hidden_TD, weight_CD, bias_C)))
+
+
+def open_head(lm: Any) -> Head | None:
+    """The head of a transformers model, or None where `find_head` finds none."""
+    transform = find_head(lm)
+    if transform is None:
+        return None
+    module = lm.get_output_embeddings()
+    if _is_plain(module):
+        return Head(module, transform, module.weight, module.bias)
+    return Head(module, transform)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer is a matrix in memory: not quantised, not adapted, and without hooks that see its calls."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)  # the last: accelerate's
+    return type(module) is nn.Linear and not hooked and module.weight.is_floating_point() and not module.weight.is_meta
 
 
 def find_head(lm: Any) -> Transform | None:
@@ -55,7 +117,7 @@ def find_head(lm: Any) -> Transform | None:
 
 def _candidates(config: Any) -> list[Transform]:
     """Transforms that the configuration speaks of; the first is none at all."""
-    candidates: list[Transform] = [lambda logits: logits]
+    candidates: list[Transform] = [unchanged]
     if cap := getattr(config, "final_logit_softcapping", None):
         candidates.append(lambda logits: cap * torch.tanh(logits / cap))
     for name in ("logit_scale", "lm_head_multiplier"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,16 @@ from packaging.version import Version
 from logitbank.configs import Config
 from logitbank.configs.schema import ConfigError, ModelConfig
 from logitbank.models.devices import local_device, local_processes
-from logitbank.models.head import Transform, backbone_of, find_head
+from logitbank.models.head import backbone_of, open_head
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 from logitbank.models.weights import weights_hash
-from logitbank.storage import TeacherRows, concatenate
+from logitbank.storage import TeacherRows
+from logitbank.teacher_cache.answer_rows import AnswerReader, rows_of_logits
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.prefixes.cache import PrefixCache
-from logitbank.teacher_cache.sampling import Sampling, add_samples, joined
-from logitbank.teacher_cache.signal import rows_at_once, signal
+from logitbank.teacher_cache.sampling import joined
 
 BOOLEAN_LOGITS_TO_KEEP = Version("5.21")  # the first transformers that takes a mask of positions
-LOGITS_AT_ONCE = 1 << 30  # elements: 4 GiB in float32
 
 
 class HFTeacher:
@@ -82,7 +81,7 @@ class HFTeacher:
         self._device: torch.device = self._model.get_input_embeddings().weight.device
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         self._tokenizer_size = min(tokenizer_size, self.vocab_size)
-        self._excluded = torch.tensor(excluded) if excluded else None
+        self._excluded = tuple(excluded)
         self._prefixes = PrefixCache(self._model, model.name, self._device) if prefix_reuse else None
 
     @staticmethod
@@ -173,52 +172,43 @@ class HFTeacher:
             }
         gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
         sampling = joined([item.sampling for item in batch])
-        rows, start = [], 0
-        for logits_TV in self._answer_logits(input_ids_BL.to(self._device), keep_BL.to(self._device), options):
-            part = slice(start, start + len(logits_TV))
-            rows.append(self._read(logits_TV, gold_T[part], top_k, None if sampling is None else sampling.take(part)))
-            start = part.stop
-        return concatenate(rows)
+        if self._reader is None:
+            logits_TV = self._answer_logits(input_ids_BL, keep_BL, options)
+            excluded = torch.tensor(self._excluded, device=logits_TV.device) if self._excluded else None
+            gold_T = gold_T.to(logits_TV.device)
+            return rows_of_logits(logits_TV, gold_T, top_k, self._tokenizer_size, excluded, sampling)
+        places_T = keep_BL.flatten().nonzero()[:, 0]  # found here: a mask on the device would have to be waited for
+        hidden_BLD = backbone_of(self._model)(input_ids=self._sent(input_ids_BL), **options).last_hidden_state
+        places_T = places_T.to(hidden_BLD.device, non_blocking=True)
+        return self._reader.read(hidden_BLD.flatten(0, 1)[places_T], gold_T, top_k, sampling)
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor where the model reads; a GPU copies it while the processor goes on."""
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _answer_logits(
         self, input_ids_BL: torch.Tensor, keep_BL: torch.Tensor, options: Mapping[str, Any]
-    ) -> Iterator[torch.Tensor]:
-        """(T, V) logits at the kept positions, in parts where all of them at once would take much memory."""
-        tokens, at_once = int(keep_BL.sum()), max(1, LOGITS_AT_ONCE // self.vocab_size)
-        if tokens > at_once and (transform := self._transform) is not None:
-            hidden_BLD = backbone_of(self._model)(input_ids=input_ids_BL, **options).last_hidden_state
-            for hidden_TD in hidden_BLD[keep_BL.to(hidden_BLD.device)].split(at_once):
-                yield transform(self._model.get_output_embeddings()(hidden_TD))
-            return
-        logits_TV = self._model(input_ids=input_ids_BL, logits_to_keep=keep_BL, **options).logits
+    ) -> torch.Tensor:
+        """(T, V) logits at the kept positions, as the model itself makes them."""
+        tokens = int(keep_BL.sum())
+        logits_TV = self._model(
+            input_ids=self._sent(input_ids_BL), logits_to_keep=self._sent(keep_BL), **options
+        ).logits
         logits_TV = logits_TV.reshape(-1, self.vocab_size)
         if len(logits_TV) != tokens:
             raise ConfigError(
                 f"model.name: {self._config.name} ignores a boolean logits_to_keep "
                 f"(expected {tokens} rows of logits, got {len(logits_TV)}); its architecture cannot be a teacher"
             )
-        yield logits_TV
+        return logits_TV
 
     @functools.cached_property
-    def _transform(self) -> Transform | None:
-        """What the model does to the output of its `lm_head`; None where that cannot be told."""
-        return find_head(self._model)
-
-    def _read(
-        self, logits_TV: torch.Tensor, gold_T: torch.Tensor, top_k: int, sampling: Sampling | None
-    ) -> TeacherRows:
-        """What is kept of full logits."""
-        excluded = None if self._excluded is None else self._excluded.to(logits_TV.device)
-        rows = signal(logits_TV, gold_T.to(logits_TV.device), top_k, self._tokenizer_size, excluded)
-        if sampling is None:
-            return rows
-        parts = []
-        step = rows_at_once(self._device, self.vocab_size)
-        for start in range(0, len(gold_T), step):
-            part = slice(start, start + step)
-            own = rows.take(np.arange(len(gold_T))[part])
-            parts.append(add_samples(own, logits_TV[part], sampling.take(part), self._tokenizer_size, excluded))
-        return concatenate(parts)
+    def _reader(self) -> AnswerReader | None:
+        """What reads answer tokens from hidden states; None where the model's logits come about otherwise."""
+        head = open_head(self._model)
+        return AnswerReader(head, self.vocab_size, self._tokenizer_size, self._excluded) if head else None
 
 
 def _require_masks() -> None:

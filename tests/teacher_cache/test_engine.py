@@ -80,7 +80,7 @@ def test_a_batch_gives_what_single_sequences_give(make_model: Callable[..., Path
 def test_long_answers_never_have_all_their_logits_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capped: bool, shared: int
 ) -> None:
-    """The same rows and draws, from a few rows of the `lm_head` at a time; also where logits pass a soft cap."""
+    """The same rows and draws, a few rows of the `lm_head` at a time or a few columns; also below a soft cap."""
     size, seen = 97, []
     shape = {**tiny.SHAPE, "vocab_size": size, "initializer_range": 0.4, "query_pre_attn_scalar": 16}
     capping = {"final_logit_softcapping": 2.0} if capped else {}
@@ -95,7 +95,7 @@ def test_long_answers_never_have_all_their_logits_at_once(
         sequence = AnsweredSequence(ids, spans)
         batch.append(Sequenced(sequence, shared, Sampling(7, True, rng.random(sequence.answer_length))))
 
-    def rows() -> TeacherRows:
+    def rows(hooked: bool) -> TeacherRows:
         teacher = HFTeacher(
             ModelConfig(str(tmp_path)),
             dtype="float32",
@@ -103,19 +103,26 @@ def test_long_answers_never_have_all_their_logits_at_once(
             device=torch.device("cpu"),
             prefix_reuse=True,
         )
-        teacher._model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))
+        if hooked:  # such a head is called, not taken apart
+            teacher._model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2].numel()))
         return teacher.score(batch, 12)
 
-    whole = rows()
+    whole = rows(hooked=True)
     assert max(seen) == 54 * size
     seen.clear()
-    monkeypatch.setattr("logitbank.teacher_cache.engines.huggingface.LOGITS_AT_ONCE", 10 * size + 5)
-    parts = rows()
-    assert max(seen) == 10 * size
+    monkeypatch.setattr("logitbank.teacher_cache.answer_rows.CPU_ROWS", 10)
+    monkeypatch.setattr("logitbank.teacher_cache.answer_rows.CPU_BLOCK_ELEMENTS", 9 * 32)
+    parts = rows(hooked=True)
+    assert max(seen) == 9 * size
+    seen.clear()
+    blocks = rows(hooked=False)
+    assert not seen
     for field in ("logits", "logsumexp", "entropy", "gold_logit", "sample_log_mass"):
         np.testing.assert_allclose(getattr(parts, field), getattr(whole, field), atol=1e-5, err_msg=field)
-    np.testing.assert_array_equal(parts.token_ids, whole.token_ids)
-    np.testing.assert_array_equal(parts.sample_ids, whole.sample_ids)
+        np.testing.assert_allclose(getattr(blocks, field), getattr(whole, field), atol=1e-5, err_msg=field)
+    for found in (parts, blocks):
+        np.testing.assert_array_equal(found.token_ids, whole.token_ids)
+        np.testing.assert_array_equal(found.sample_ids, whole.sample_ids)
     assert (np.abs(whole.logits).max() < 2) == capped
 
 
