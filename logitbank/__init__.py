@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from logitbank import losses
     from logitbank.configs import Config, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
-    from logitbank.storage import TeacherStore, open_store
+    from logitbank.storage import ExampleRecord, TeacherStore, open_store
     from logitbank.storage.results import Catalogue
     from logitbank.student_train.collator import DistillationCollator
     from logitbank.student_train.dataset import TeacherDataset
+    from logitbank.teacher_cache.store_writer import StoreWriter
 
 __version__ = "0.3.0"
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Config",
     "ConfigError",
     "DistillationCollator",
+    "ExampleRecord",
     "LogitbankError",
     "StoreError",
+    "StoreWriter",
     "TaskError",
     "TeacherDataset",
     "TeacherStore",
@@ -46,8 +49,10 @@ _ROOMS = {
     "Config": "logitbank.configs",
     "ConfigError": "logitbank.errors",
     "DistillationCollator": "logitbank.student_train.collator",
+    "ExampleRecord": "logitbank.storage",
     "LogitbankError": "logitbank.errors",
     "StoreError": "logitbank.errors",
+    "StoreWriter": "logitbank.teacher_cache.store_writer",
     "TaskError": "logitbank.errors",
     "TeacherDataset": "logitbank.student_train.dataset",
     "TeacherStore": "logitbank.storage",

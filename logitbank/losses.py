@@ -22,7 +22,7 @@ from logitbank.registry import LOSSES
 from logitbank.student_train.losses import step_loss
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import Loss, StudentLogits, make_loss
-from logitbank.student_train.taught import TeacherTensors
+from logitbank.student_train.taught import RowsInfo, TeacherTensors
 
 __all__ = [
     "Reduction",
@@ -138,14 +138,17 @@ def answer_logits(student_logits: torch.Tensor, teacher: TeacherTensors) -> torc
     )
 
 
-def kd_term(distillation: DistillationConfig, teacher: TeacherTensors) -> Loss:
-    """The term that the configuration asks for, on rows such as the batch's.
+def kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
+    """The term that the configuration asks for.
+
+    Args:
+        distillation: its loss, temperature and normalisation count.
+        info: of the teacher's rows.
 
     Raises:
-        ConfigError: a loss or temperature that draws do not allow.
+        ConfigError: a loss or temperature that draws do not allow, or that needs what the view does not know exactly.
     """
-    drawn = teacher.logits.weight_TC is not None
-    from_draws = LOSSES[distillation.loss].from_draws
+    drawn, from_draws = info.signal != "topk", LOSSES[distillation.loss].from_draws
     if drawn and from_draws is None:
         able = ", ".join(name for name, loss in LOSSES.items() if loss.from_draws is not None)
         raise ConfigError(
@@ -156,13 +159,19 @@ def kd_term(distillation: DistillationConfig, teacher: TeacherTensors) -> Loss:
         raise ConfigError(
             f"distillation.temperature: the store's draws were made at 1; expected 1, got {distillation.temperature:g}"
         )
-    return make_loss(distillation, teacher.vocab_size, "sampled" if drawn else "topk")
+    term = make_loss(distillation, info.vocab_size, info.signal)
+    if vague := [name for name in term.needs if name in info.bounded]:
+        raise ConfigError(
+            f"distillation.loss: {distillation.loss} needs the exact {vague[0]}, of which the view has a bound alone; "
+            "choose another"
+        )
+    return term
 
 
 def _divergence(
     name: str, student_logits: torch.Tensor, teacher: TeacherTensors, reduction: Reduction, **told: float | str
 ) -> torch.Tensor:
-    term = kd_term(DistillationConfig(loss=name, **told), teacher)  # type: ignore[arg-type]
+    term = kd_term(DistillationConfig(loss=name, **told), teacher.info)  # type: ignore[arg-type]
     return _reduced(taught_only(term(_read(student_logits, teacher, term), teacher.logits), teacher), reduction)
 
 

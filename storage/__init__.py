@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         verify_labels,
     )
     from logitbank.storage.teacher_store import (
+        BOUNDABLE,
         LOG_MASS_FLOOR,
         MOST_DRAWS,
         SIGNALS,
@@ -42,12 +43,15 @@ if TYPE_CHECKING:
         Vocabulary,
         bytes_of_draws,
         concatenate,
+        log_tail_of,
         open_builder,
         open_store,
+        plan_shards,
         verify,
     )
 
 __all__ = [
+    "BOUNDABLE",
     "LOG_MASS_FLOOR",
     "MOST_DRAWS",
     "SIGNALS",
@@ -76,10 +80,12 @@ __all__ = [
     "bytes_of_draws",
     "concatenate",
     "is_label_store",
+    "log_tail_of",
     "open_builder",
     "open_label_builder",
     "open_store",
     "parts_to_verify",
+    "plan_shards",
     "verify",
     "verify_labels",
 ]

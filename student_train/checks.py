@@ -8,8 +8,10 @@ import numpy as np
 
 from logitbank.configs import Config, ConfigError
 from logitbank.models.huggingface import context_tokens
-from logitbank.registry import LOSSES
+from logitbank.registry import LOSSES, STRATEGIES
 from logitbank.storage import StoreError, TeacherStore
+from logitbank.student_train.losses.base import make_loss
+from logitbank.student_train.strategies.gate import GATE_NEEDS
 from logitbank.student_train.tokens import check_tokens
 from logitbank.tasks.prompts import PromptEncoder
 
@@ -44,6 +46,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
                 f"holds), got {top_k}"
             )
         _check_signal(store, config)
+        _check_bounded(store, config, view)
     if view is not None and config.distillation.gate == "fewshot_gain":
         if view == "zeroshot":
             raise ConfigError(
@@ -51,6 +54,7 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             )
         store.require_view("zeroshot")
         store.require_examples("zeroshot")
+        _check_bounded(store, config, "zeroshot")
     for task in config.tasks:
         if task not in info.tasks or not (np.asarray(store.examples.task) == info.tasks.index(task)).any():
             raise ConfigError(
@@ -94,3 +98,20 @@ def _check_signal(store: TeacherStore, config: Config) -> None:
             f"distillation.n_top_logits: the draws in the store at {store.url} complete all of its ranks; "
             f"expected null, got {distillation.n_top_logits}"
         )
+
+
+def _check_bounded(store: TeacherStore, config: Config, view: str) -> None:
+    """Refuse a view that another program made and that knows as a bound alone what must be exact."""
+    bounded, distillation = store.bounded(view), config.distillation
+    asking = {
+        f"distillation.loss: {distillation.loss}": make_loss(distillation, 0, store.info.signal).needs,
+        f"distillation.gate: {distillation.gate}": GATE_NEEDS.get(distillation.gate, ()),
+        **{f"distillation.strategy: {n}": STRATEGIES[n].needs for n in distillation.strategy.split("*")},
+    }
+    for who, needs in asking.items():
+        for name in needs:
+            if name in bounded:
+                raise ConfigError(
+                    f"{who} needs the exact {name}, of which the view {view} of {store.url} has a bound alone "
+                    f"(bounded: {', '.join(bounded)}); choose another"
+                )

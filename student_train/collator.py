@@ -81,6 +81,6 @@ def teacher_tensors(
         gold_T=gold_T,
         token_ids_TC=teacher_ids(joined),
         logits=teacher_logits(joined, None, info.signal, gold_T, info.untaught),
-        vocab_size=info.vocab_size,
+        info=info,
         shape=shape,
     )

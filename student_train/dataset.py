@@ -63,7 +63,7 @@ class TeacherDataset(Dataset[TaughtExample]):
                     f"expected None, got {self.top_k}"
                 )
         self._store, self._process = opened, os.getpid()
-        self._info = RowsInfo.of(opened)
+        self._info = RowsInfo.of(opened, view)
         present = [name for number, name in enumerate(opened.info.tasks) if (opened.examples.task == number).any()]
         for task in tasks or ():
             if task not in present:

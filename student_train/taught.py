@@ -24,16 +24,19 @@ class RowsInfo:
         vocab_size: rows of the teacher's `lm_head`.
         signal: `topk`, `sampled` or `hybrid`.
         untaught: answer tokens whose rows carry no teacher term.
+        bounded: which of `storage.BOUNDABLE` they do not know exactly.
     """
 
     vocab_size: int
     signal: str = "topk"
     untaught: tuple[int, ...] = ()
+    bounded: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, store: TeacherStore) -> RowsInfo:
-        """What a store says of the rows of its examples."""
-        return cls(store.info.vocab_size, store.info.signal, store.info.untaught)
+    def of(cls, store: TeacherStore, view: str | None) -> RowsInfo:
+        """What a store says of the rows of a view; of none, where the view is None."""
+        info = store.info
+        return cls(info.vocab_size, info.signal, info.untaught, () if view is None else store.bounded(view))
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class TeacherTensors:
         gold_T: (T,) int64, the answer tokens.
         token_ids_TC: (T, K + M) int32, the K tokens that the teacher ranked highest, then the drawn ones.
         logits: the rows' numbers, float32.
-        vocab_size: rows of the teacher's `lm_head`.
+        info: of all rows.
         shape: (B, L) of the batch.
     """
 
@@ -70,7 +73,7 @@ class TeacherTensors:
     gold_T: torch.Tensor
     token_ids_TC: torch.Tensor
     logits: TeacherLogits
-    vocab_size: int
+    info: RowsInfo
     shape: tuple[int, int]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TeacherTensors:
@@ -89,7 +92,7 @@ class TeacherTensors:
             gold_T=change(self.gold_T),
             token_ids_TC=change(self.token_ids_TC),
             logits=TeacherLogits(**changed),
-            vocab_size=self.vocab_size,
+            info=self.info,
             shape=self.shape,
         )
 

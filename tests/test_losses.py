@@ -1,6 +1,6 @@
 """`logitbank.losses`: the losses of train-student as functions of plain logits.
 
-Letters as in `student_train/losses`; V is 104, and the store `make_store()` keeps all of them.
+Letters as in `student_train/losses`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import torch
 from logitbank import losses
 from logitbank.errors import ConfigError
 from logitbank.student_train.losses.base import TeacherLogits
-from logitbank.student_train.taught import TeacherTensors
+from logitbank.student_train.taught import RowsInfo, TeacherTensors
 
 T, V, B, L = 6, 40, 2, 7
 INDEX = torch.tensor([1, 2, 3, 9, 10, 12])
 
 
-def teacher_of(full_TV: torch.Tensor, top_k: int, **changes: Any) -> TeacherTensors:
+def teacher_of(
+    full_TV: torch.Tensor, top_k: int, *, signal: str = "topk", bounded: tuple[str, ...] = (), **changes: Any
+) -> TeacherTensors:
     """What a store would keep of dense logits, in float64."""
     gold_T = torch.arange(T) * 5
     values_TK, ids_TK = full_TV.topk(top_k, dim=1)
@@ -35,7 +37,7 @@ def teacher_of(full_TV: torch.Tensor, top_k: int, **changes: Any) -> TeacherTens
         log_tail_T=others,
         **changes,
     )
-    return TeacherTensors(INDEX, gold_T, ids_TK.int(), logits, V, (B, L))
+    return TeacherTensors(INDEX, gold_T, ids_TK.int(), logits, RowsInfo(V, signal, bounded=bounded), (B, L))
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_untaught_tokens_count_nothing(sides: Any) -> None:
 def test_draws_give_the_estimate_that_is_right_in_expectation(sides: Any) -> None:
     theirs, ours = sides
     # every token drawn with its own probability as its weight: the expectation itself
-    teacher = teacher_of(theirs, V, weight_TC=theirs.topk(V, dim=1).values.softmax(1))
+    teacher = teacher_of(theirs, V, signal="sampled", weight_TC=theirs.topk(V, dim=1).values.softmax(1))
     dense = torch.nn.functional.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="none")
     torch.testing.assert_close(losses.forward_kl(ours, teacher, reduction="none"), dense.sum(1))
     refused: list[tuple[Callable[..., Any], dict[str, float], str]] = [
@@ -115,3 +117,14 @@ def test_other_shapes_are_refused(sides: Any) -> None:
             losses.forward_kl(wrong, teacher)
     with pytest.raises(ConfigError, match="reduction: expected mean, sum or none, got 'max'"):
         losses.forward_kl(ours, teacher, reduction="max")  # type: ignore[arg-type]
+
+
+def test_what_is_known_as_a_bound_alone_is_refused_where_it_must_be_exact(sides: Any) -> None:
+    theirs, ours = sides
+    teacher = teacher_of(theirs, 8, bounded=("logits", "logsumexp", "entropy"))
+    for loss, name in ((losses.forward_kl, "logsumexp"), (losses.mse, "logits")):
+        with pytest.raises(ConfigError, match=f"needs the exact {name}, of which the view has a bound alone"):
+            loss(ours, teacher)
+    centred = losses.mse(ours, teacher, normalize_logits="center")
+    assert torch.equal(centred, losses.mse(ours, teacher_of(theirs, 8), normalize_logits="center"))
+    assert losses.forward_kl(ours, teacher_of(theirs, 8, bounded=("entropy", "gold"))) > 0

@@ -2,17 +2,19 @@
 
 from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
+from logitbank.storage.teacher_store.layout import plan_shards
 from logitbank.storage.teacher_store.opening import open_store
 from logitbank.storage.teacher_store.reader import TeacherStore
-from logitbank.storage.teacher_store.rows import TeacherRows, concatenate
+from logitbank.storage.teacher_store.rows import TeacherRows, concatenate, log_tail_of
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
 from logitbank.storage.teacher_store.spec import StoreInfo, StoreSpec
 from logitbank.storage.teacher_store.verify import verify
-from logitbank.storage.teacher_store.views import OtherTeacher, OwnSequences, Tokens
+from logitbank.storage.teacher_store.views import BOUNDABLE, OtherTeacher, OwnSequences, Tokens
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 from logitbank.storage.teacher_store.writer import StoreBuilder, open_builder
 
 __all__ = [
+    "BOUNDABLE",
     "LOG_MASS_FLOOR",
     "MOST_DRAWS",
     "SIGNALS",
@@ -30,7 +32,9 @@ __all__ = [
     "Vocabulary",
     "bytes_of_draws",
     "concatenate",
+    "log_tail_of",
     "open_builder",
     "open_store",
+    "plan_shards",
     "verify",
 ]

@@ -37,6 +37,41 @@ class ExampleRecord:
     language: str
     sequence: AnsweredSequence
 
+    @classmethod
+    def from_labels(
+        cls,
+        example_id: str,
+        input_ids: Sequence[int],
+        labels: Sequence[int],
+        *,
+        task: str = "chat",
+        language: str = "und",
+    ) -> ExampleRecord:
+        """An example whose labels say which tokens are learnt, as trainers have them.
+
+        Args:
+            example_id: unique in the store.
+            input_ids: (L,) the whole sequence.
+            labels: (L,) the same ids where a token is learnt, −100 elsewhere. What stands behind the last learnt token
+                is left out, for nothing is predicted there.
+            task: name of the task.
+            language: code of the language; `und` is undetermined.
+
+        Raises:
+            StoreError: another length, a label that is not its token, none at all, or one on the first token.
+        """
+        ids, marks = np.asarray(input_ids, np.int32), np.asarray(labels)
+        learnt = np.flatnonzero(marks != -100)
+        if marks.shape != ids.shape or not len(learnt) or learnt[0] == 0 or (marks[learnt] != ids[learnt]).any():
+            raise StoreError(
+                f"example {example_id}, labels: expected one for each of its {len(ids)} tokens, the id or -100, some "
+                "learnt and the first not; check how they were made"
+            )
+        stop = int(learnt[-1]) + 1
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], marks[:stop] != -100, [False]])))
+        spans = zip(edges[::2], edges[1::2] - edges[::2], strict=True)
+        return cls(example_id, task, language, AnsweredSequence(ids[:stop], spans))
+
     @property
     def id(self) -> str:
         """The same as `example_id`."""

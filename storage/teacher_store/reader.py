@@ -135,6 +135,10 @@ class TeacherStore:
         """Whether the view's teacher saw other answers, or other token ids, than the store's examples hold."""
         return self.view_attributes(view).get("sequences") == "own"
 
+    def bounded(self, view: str) -> tuple[str, ...]:
+        """Which of `BOUNDABLE` a view does not know exactly, for another program made it; none in what we build."""
+        return tuple(self.view_attributes(view).get("identity", {}).get("bounded", ()))
+
     def require_examples(self, view: str) -> None:
         """Raise `StoreError` where a view's rows are not of the store's examples, which students learn from."""
         if self.has_own_sequences(view):

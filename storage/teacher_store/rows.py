@@ -67,7 +67,7 @@ class TeacherRows:
         self.entropy = entropy
         self.gold_logit = gold_logit
         self.gold_rank = gold_rank
-        self.log_tail = _log_tail(logits, logsumexp) if log_tail is None else log_tail
+        self.log_tail = log_tail_of(logits, logsumexp) if log_tail is None else log_tail
         self.sample_ids = np.empty((tokens, 0), np.int32) if sample_ids is None else sample_ids
         self.sample_counts = np.empty((tokens, 0), np.int32) if sample_counts is None else sample_counts
         no_mass = np.full(tokens, -np.inf, np.float32)
@@ -133,7 +133,8 @@ def concatenate(parts: Sequence[TeacherRows]) -> TeacherRows:
     return TeacherRows(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(TeacherRows)})
 
 
-def _log_tail(logits: NDArray[np.float32], logsumexp: NDArray[np.float32]) -> NDArray[np.float32]:
+def log_tail_of(logits: NDArray[np.float32], logsumexp: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log of the probability outside the (T, K) logits, (T,), no less than what rounding leaves of it."""
     with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused by `check`
         mass = np.exp(logits - logsumexp[:, None].astype(np.float64)).sum(axis=1)
         tail: NDArray[np.float32] = np.log(np.clip(1 - mass, TAIL_FLOOR, 1.0)).astype(np.float32)

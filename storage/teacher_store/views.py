@@ -18,6 +18,7 @@ from logitbank.sequences import AnsweredSequence
 from logitbank.storage.teacher_store.layout import ShardPlan
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
+BOUNDABLE = ("logits", "logsumexp", "entropy", "gold")  # what a view may know as a bound alone
 Saw = Literal["student", "context"]  # what a teacher saw of the store's examples
 
 

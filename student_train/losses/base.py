@@ -67,12 +67,14 @@ class Loss(ABC):
         takes_temperature: whether `distillation.temperature` may differ from 1.
         takes_normalize_logits: whether `distillation.normalize_logits` may differ from `none`.
         reads_rest: whether it compares the tokens outside the top K too, as one (`StudentLogits.rest_T`).
+        needs: which of `storage.BOUNDABLE` it has to know exactly.
         from_draws: its unbiased estimate from a store with draws; None where there is none.
     """
 
     takes_temperature: ClassVar[bool] = False
     takes_normalize_logits: ClassVar[bool] = False
     reads_rest: ClassVar[bool] = False
+    needs: tuple[str, ...] = ()
     from_draws: ClassVar[type[Loss] | None] = None
 
     def __init__(self, distillation: DistillationConfig, vocab_size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from logitbank.configs.schema import DistillationConfig
 from logitbank.student_train.losses.base import Loss, StudentLogits, TeacherLogits
 
 VARIANCE_FLOOR = 1e-6  # logits that are all the same have no scale to divide by
@@ -20,6 +21,10 @@ class Mse(Loss):
     """
 
     takes_normalize_logits = True
+
+    def __init__(self, distillation: DistillationConfig, vocab_size: int) -> None:
+        super().__init__(distillation, vocab_size)
+        self.needs = ("logits",) if distillation.normalize_logits == "none" else ()
 
     def __call__(self, student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
         """(T,), in squared logits."""

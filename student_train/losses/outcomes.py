@@ -36,6 +36,7 @@ class OutcomeDivergence(Loss):
 
     takes_temperature = True
     reads_rest = True
+    needs = ("logsumexp",)
     scaled: ClassVar[bool] = True
 
     @abstractmethod

@@ -14,6 +14,8 @@ class SampledForwardKl(Loss):
     the mean (Anshumann et al. 2025, "Sparse Logit Sampling").
     """
 
+    needs = ("logsumexp", "entropy")
+
     def __call__(self, student: StudentLogits, teacher: TeacherLogits) -> torch.Tensor:
         """(T,), nats."""
         assert teacher.weight_TC is not None

@@ -86,11 +86,13 @@ class Strategy:
     Attributes:
         sets_base: whether it gives the base; only one part of a strategy may.
         compares_gradients: whether it needs whole, unscaled gradients: refused with sharding and with fp16.
+        needs: which of `storage.BOUNDABLE` it has to know exactly of a view.
         makes_gradients: whether it runs the step's backward pass; only one part of a strategy may.
     """
 
     sets_base: ClassVar[bool] = False
     compares_gradients: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     makes_gradients: ClassVar[bool] = False
 
     def __init__(self, setting: Setting) -> None:

@@ -13,6 +13,8 @@ from logitbank.student_train.strategies.base import Strategy
 class Entropy(Strategy):
     """Multiplies λ by 1 − H(teacher) / log V."""
 
+    needs = ("entropy",)
+
     def factor(self, batch: Batch) -> torch.Tensor:
         """(T,), between 0 and 1."""
         assert batch.teacher is not None

@@ -6,6 +6,9 @@ import torch
 
 from logitbank.student_train.losses.base import TeacherLogits
 
+# of `storage.BOUNDABLE`, what each gate has to know exactly
+GATE_NEEDS: dict[str, tuple[str, ...]] = {"teacher_correct": ("gold",), "fewshot_gain": ("gold", "logsumexp")}
+
 
 def gate_factor(gate: str, teacher: TeacherLogits) -> torch.Tensor:
     """Weight of each token, (T,), between 0 and 1.
