@@ -52,6 +52,23 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class FittedOn:
+    """Where the comparisons come from that a temperature is fitted on, and who scored them.
+
+    Attributes:
+        split: `validation`, whose calibration and holdout parts they are, or `held_out`, folds that are halved.
+        store: fingerprint of the label store that has the folds; None for validation.
+        folds: their numbers; none for validation.
+        scored_by: hashes of all weights of the students that scored the folds, if not of the weights themselves.
+    """
+
+    split: str = "validation"
+    store: str | None = None
+    folds: tuple[int, ...] = ()
+    scored_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Part:
     """How good the probabilities of some comparisons are, before and after.
 
@@ -78,12 +95,14 @@ class Calibration:
         holds_for: what it was fitted with.
         calibration: the comparisons that it was fitted on.
         holdout: comparisons that it never saw.
+        fitted_on: where both come from.
     """
 
     temperature: float
     holds_for: Protocol
     calibration: Part
     holdout: Part
+    fitted_on: FittedOn = FittedOn()
 
     @classmethod
     def read(cls, directory: Path) -> Calibration | None:
@@ -95,11 +114,12 @@ class Calibration:
         path = directory / CALIBRATION
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            holds_for = {**content["holds_for"], "tokens": tuple(content["holds_for"]["tokens"])}
             found = cls(
                 float(content["temperature"]),
-                Protocol(**holds_for),
-                *(Part(**content[part]) for part in ("calibration", "holdout")),
+                Protocol(**_with_tuples(content["holds_for"])),
+                Part(**content["calibration"]),
+                Part(**content["holdout"]),
+                FittedOn(**_with_tuples(content.get("fitted_on", {}))),  # earlier versions knew validation alone
             )
         except FileNotFoundError:
             return None
@@ -167,7 +187,9 @@ class Calibration:
             f"ece {100 * part.before['ece']:.1f} to {100 * part.after['ece']:.1f}"
             for part, kind in both
         )
-        return f"T={self.temperature:.4g}; {'; '.join(told)}"
+        folds = ", ".join(map(str, self.fitted_on.folds))
+        where = f" of fold {folds}" if folds else ""
+        return f"T={self.temperature:.4g}{where}; {'; '.join(told)}"
 
 
 def require_writable(directory: Path) -> None:
@@ -230,6 +252,10 @@ def _figures(log_p_NC: Floats, targets_NC: Floats) -> dict[str, float]:
         "nll": negative_log_likelihood(log_p_NC, targets_NC),
         **{name: float(found[name]) for name in ("log_loss", "ece")},
     }
+
+
+def _with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -11,136 +11,32 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitbank.configs import Config, ConfigError
 from logitbank.errors import StoreError, counted
-from logitbank.evaluation.calibration import (
-    HIGHEST,
-    LOWEST,
-    Calibration,
-    Protocol,
-    fit_temperature,
-    measure,
-    require_writable,
-    tempered,
-)
-from logitbank.evaluation.checkpoints import Checkpoint, check_template
-from logitbank.evaluation.comparisons import (
-    Comparisons,
-    calibration_parts,
-    evaluated_comparisons,
-    gold_of,
-    require_unseen,
-    text_of,
-)
+from logitbank.evaluation.calibrating import applied, calibrate
+from logitbank.evaluation.calibration import Calibration, tempered
+from logitbank.evaluation.comparisons import HELD_OUT, Comparisons, evaluated_comparisons, gold_of, text_of
 from logitbank.evaluation.finished import cell_name, latest_generation, write_run
-from logitbank.evaluation.identity import Encoding, Identity, Model, examine, identify, open_tokenizer
-from logitbank.evaluation.pair_scores import (
-    LETTERS_HEAD,
-    PairScores,
-    Scorer,
-    ScorerOpener,
-    as_read,
-    open_scorer,
-    packers,
-    score_comparisons,
-)
+from logitbank.evaluation.identity import Identity, identify
+from logitbank.evaluation.opened import Classification, Opened, open_classification
+from logitbank.evaluation.pair_scores import PairScores, ScorerOpener, open_scorer
 from logitbank.evaluation.predictions import metric_rows
-from logitbank.evaluation.questions import shows_demonstrations
-from logitbank.models.workers import Worker
 from logitbank.preference import CLASSES, TASK
-from logitbank.progress import Progress
 from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks.common import UNDETERMINED
-from logitbank.tasks.preference import PairPacker
-from logitbank.tasks.prompts import PromptEncoder, tokenizer_hash
 from logitbank.tasks.scoring.classes import class_statistics
 
 METHOD = "classify"
 CELL = (TASK, UNDETERMINED)
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Classification:
-    """What to evaluate and where its rows go.
-
-    Attributes:
-        config: the whole configuration.
-        condition: name under which the rows appear.
-        checkpoint: the trained weights, or None for the model itself.
-        results: directory of the result rows.
-        store: URL of the label store that has the fold of `evaluation.split=held_out`.
-        calibrate: whether to fit a temperature first.
-        raw: whether a temperature that was fitted is left out.
-        worker: the first one does it all.
-    """
-
-    config: Config
-    condition: str
-    checkpoint: Checkpoint | None
-    results: Path
-    store: str | None = None
-    calibrate: bool = False
-    raw: bool = False
-    worker: Worker | None = None
-
-
-@dataclass(frozen=True)
-class PlainText:
-    """How classifiers are asked: without a chat template, by a tokenizer of a language model or of an encoder."""
-
-    tokenizer: Any
-    template_hash: None = None
-
-    @property
-    def tokenizer_hash(self) -> str:
-        """Of all that decides which ids a text gets."""
-        return tokenizer_hash(self.tokenizer)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What is evaluated, the model itself still closed.
-
-    Attributes:
-        job: the evaluation, its configuration as the model reads it.
-        model: its weights and how it is asked.
-        tokenizer: of the model.
-        packers: one for each length at which it reads.
-        scorer: opens the model, once.
-    """
-
-    job: Classification
-    model: Model
-    tokenizer: Any
-    packers: Sequence[PairPacker]
-    scorer: Callable[[], Scorer]
-
-    @property
-    def protocol(self) -> Protocol:
-        """What a temperature holds for."""
-        evaluation = self.job.config.evaluation
-        return Protocol(
-            self.model.weights, tuple(evaluation.tta_tokens), evaluation.swap_average, evaluation.load_in_8bit
-        )
-
-    def score(self, what: str, comparisons: Comparisons) -> PairScores:
-        """Probabilities of comparisons, under a progress bar."""
-        pairs, both = comparisons.pairs, self.job.config.evaluation.swap_average
-        readings = len(self.packers) * (2 if both else 1)
-        with Progress(what, len(pairs) * readings, "readings") as progress:
-            return score_comparisons(self.scorer(), self.packers, pairs, progress.advance, swap_average=both)
 
 
 def classify_all(jobs: Sequence[Classification], *, opener: ScorerOpener = open_scorer) -> list[Identity]:
@@ -174,11 +70,13 @@ def classify_all(jobs: Sequence[Classification], *, opener: ScorerOpener = open_
 
 
 def _classify(job: Classification, opener: ScorerOpener) -> Identity:
-    opened = _open(job, opener)
-    comparisons = evaluated_comparisons(opened.job.config, job.checkpoint, job.store)
+    opened = open_classification(job, opener)
+    opened = dataclasses.replace(opened, scorer=functools.cache(opened.scorer))  # for the temperature and the rows
+    on_folds = job.calibrate and job.config.evaluation.split != HELD_OUT  # then the store is for nothing else
+    comparisons = evaluated_comparisons(opened.job.config, job.checkpoint, None if on_folds else job.store)
     if job.calibrate:
-        _calibrate(opened)
-    calibration = _applied(opened)
+        calibrate(opened, opener)
+    calibration = applied(opened)
     identity = _identity(opened, comparisons, calibration)
     name = cell_name(identity, CELL)
     rows = read_rows(job.results, "predictions", name)
@@ -204,104 +102,19 @@ def _classify(job: Classification, opener: ScorerOpener) -> Identity:
     return identity
 
 
-def _open(job: Classification, opener: ScorerOpener) -> Opened:
-    if shows_demonstrations(job.condition):
-        raise ConfigError(
-            f"--condition: {job.condition} shows demonstrations, and {TASK} has none; use base, or a name of your own"
-        )
-    if (job.calibrate or job.raw) and job.checkpoint is None:
-        option = "--calibrate" if job.calibrate else "--no-calibration"
-        raise ConfigError(f"{option}: a temperature lies beside a checkpoint; add --checkpoint DIR")
-    config = as_read(job.config, job.checkpoint)
-    tokenizer = open_tokenizer(job.config, job.checkpoint)
-    encoding: Encoding = PlainText(tokenizer)
-    if config.model.head == LETTERS_HEAD:
-        encoding = encoder = PromptEncoder(tokenizer)
-        check_template(job.checkpoint, encoder.template_hash)
-    return Opened(
-        dataclasses.replace(job, config=config),
-        examine(job.config, job.checkpoint, encoding),
-        tokenizer,
-        packers(config, job.checkpoint, tokenizer),
-        functools.cache(lambda: opener(config, job.checkpoint)),
-    )
-
-
-def _calibrate(opened: Opened) -> None:
-    """Fit the temperature and write it beside the weights, unless the one that is there is the same."""
-    job = opened.job
-    checkpoint = job.checkpoint
-    assert checkpoint is not None
-    calibration, holdout = calibration_parts(job.config)
-    for part, comparisons in (("calibration", calibration), ("holdout", holdout)):
-        require_unseen(checkpoint, comparisons, part, "--calibrate")
-    require_writable(checkpoint.path)
-    hashes = tuple(each.contents.examples_hash for each in (calibration, holdout))
-    known = _known(checkpoint)
-    if (
-        known is not None
-        and known.holds_for == opened.protocol
-        and (known.calibration.examples_hash, known.holdout.examples_hash) == hashes
-    ):
-        print("calibration: fitted already on the same rows, weights and settings")
-        return
-    fitted_on, held_out = (
-        opened.score(f"{job.condition}, {part}", each).averaged_NC
-        for part, each in (("calibration", calibration), ("holdout", holdout))
-    )
-    temperature = fit_temperature(fitted_on, calibration.targets_NC)
-    found = Calibration(
-        temperature,
-        opened.protocol,
-        measure(fitted_on, calibration.targets_NC, temperature, hashes[0]),
-        measure(held_out, holdout.targets_NC, temperature, hashes[1]),
-    )
-    if found.is_bound:
-        print(
-            f"warning: the temperature is an end of its range, {LOWEST:g} to {HIGHEST:g}: "
-            f"{counted(found.calibration.rows, 'row')} cannot tell one for these probabilities"
-        )
-    if found.harms_holdout:
-        before, after = (figures["log_loss"] for figures in (found.holdout.before, found.holdout.after))
-        print(
-            f"warning: the temperature makes the holdout rows worse: log loss {before:.4f} to {after:.4f}; the "
-            "calibration rows are few or of another kind, and --no-calibration evaluates without it"
-        )
-    print(f"calibration: wrote {shlex.quote(str(found.write(checkpoint.path)))}")
-
-
-def _known(checkpoint: Checkpoint) -> Calibration | None:
-    """The calibration that is there; None where it is unreadable too, since a new one replaces it."""
-    try:
-        return Calibration.read(checkpoint.path)
-    except ConfigError:
-        return None
-
-
-def _applied(opened: Opened) -> Calibration | None:
-    """The temperature beside the checkpoint, after a look at what it was fitted with."""
-    job = opened.job
-    if job.checkpoint is None or job.raw:
-        return None
-    found = Calibration.read(job.checkpoint.path)
-    if found is None:
-        return None
-    found.require(job.checkpoint.path, opened.protocol)
-    if job.config.evaluation.split in ("calibration", "validation"):
-        print(f"warning: the temperature was fitted on rows of {job.config.evaluation.split}")
-    print(f"calibration: applied once to the averaged probabilities, {found.line()}")
-    return found
-
-
 def _identity(opened: Opened, comparisons: Comparisons, calibration: Calibration | None) -> Identity:
-    """What the rows are called: a temperature belongs to its weights, so only whether there is one is shared."""
+    """What the rows are called: a temperature belongs to its weights, so only what kind of rows fitted it is shared."""
     job = opened.job
     own: dict[str, Any] = {}
     if calibration is not None:
         own["calibration"] = [calibration.temperature, calibration.calibration.examples_hash]
     if not comparisons.labelled:
         own["examples"] = comparisons.contents.examples_hash  # no metric says what they were
-    shared = {"calibrated": calibration is not None}
+    shared: dict[str, Any]
+    if calibration is None or calibration.fitted_on.split == "validation":
+        shared = {"calibrated": calibration is not None}
+    else:
+        shared = {"calibrated": calibration.fitted_on.split}
     identity = identify(job.config, job.condition, job.checkpoint, opened.model, shared=shared, own=own)
     return latest_generation(job.results, identity, {CELL: comparisons.contents})
 

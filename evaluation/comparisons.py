@@ -62,20 +62,41 @@ def evaluated_comparisons(config: Config, checkpoint: Checkpoint | None, store: 
         pairs = held_out_pairs(checkpoint, store)
     elif store is not None:
         raise ConfigError(
-            f"--store: names the label store of evaluation.split={HELD_OUT}, got evaluation.split={split}; leave it out"
+            f"--store: names the label store of evaluation.split={HELD_OUT} or of --calibrate, got "
+            f"evaluation.split={split}; leave it out"
         )
     else:
         pairs = load_pairs(split, data_settings(config))
     drawn = _drawn(pairs, config.evaluation.max_samples, config.evaluation.sample_seed)
     if len(drawn) < len(pairs):
         print(f"{TASK}: {len(drawn):,} of {counted(len(pairs), 'comparison')} of {split} (evaluation.max_samples)")
-    found = _comparisons(drawn, split)
+    found = comparisons_of(drawn, split)
     if split == HELD_OUT:
         assert checkpoint is not None  # it has the fold
         require_unseen(checkpoint, found, split, "evaluation.split")
     elif checkpoint is not None:
         _tell_of_seen(checkpoint, found.pairs, split)
     return found
+
+
+def comparisons_of(pairs: Sequence[Pair], split: str) -> Comparisons:
+    """Comparisons of a split.
+
+    Raises:
+        ConfigError: none, or labels of some rows only.
+    """
+    if not pairs:
+        raise ConfigError(
+            f"{TASK}: expected comparisons in {split}, got none; give it rows, or lower preference.selection"
+        )
+    labelled = sum(pair.target is not None for pair in pairs)
+    if 0 < labelled < len(pairs):
+        raise ConfigError(
+            f"evaluation.split: expected labels in all rows of {split} or in none, got them in {labelled:,} of "
+            f"{len(pairs):,}; split the file"
+        )
+    asked = [(pair.example_id, text_of(pair), gold_of(pair)) for pair in pairs]
+    return Comparisons(pairs, labelled > 0, contents_of_asked(asked))
 
 
 def calibration_parts(config: Config) -> tuple[Comparisons, Comparisons]:
@@ -88,10 +109,19 @@ def calibration_parts(config: Config) -> tuple[Comparisons, Comparisons]:
     pairs = load_pairs("validation", data_settings(config))
     numbers = part_of(prompt_keys(pairs), config.preference.selection)
     calibration, holdout = (
-        _comparisons([pair for pair, number in zip(pairs, numbers, strict=True) if PARTS[number] == part], part)
+        comparisons_of([pair for pair, number in zip(pairs, numbers, strict=True) if PARTS[number] == part], part)
         for part in ("calibration", "holdout")
     )
     return calibration, holdout
+
+
+def halves_of(pairs: Sequence[Pair]) -> NDArray[np.bool_]:
+    """(N,) bool, which comparisons of held-out folds fit a temperature; the others are its holdout.
+
+    Prompts are divided as those of validation are, so neither other rows nor their order move one.
+    """
+    numbers = part_of(prompt_keys(pairs), selection=0.0)
+    return np.asarray(numbers == PARTS.index("calibration"))
 
 
 def require_unseen(checkpoint: Checkpoint, comparisons: Comparisons, split: str, what: str) -> None:
@@ -131,21 +161,6 @@ def text_of(pair: Pair) -> str:
 def gold_of(pair: Pair) -> str | None:
     """The target of a comparison as JSON; None where nobody said."""
     return None if pair.target is None else json.dumps(dict(zip(CLASSES, pair.target, strict=True)))
-
-
-def _comparisons(pairs: Sequence[Pair], split: str) -> Comparisons:
-    if not pairs:
-        raise ConfigError(
-            f"{TASK}: expected comparisons in {split}, got none; give it rows, or lower preference.selection"
-        )
-    labelled = sum(pair.target is not None for pair in pairs)
-    if 0 < labelled < len(pairs):
-        raise ConfigError(
-            f"evaluation.split: expected labels in all rows of {split} or in none, got them in {labelled:,} of "
-            f"{len(pairs):,}; split the file"
-        )
-    asked = [(pair.example_id, text_of(pair), gold_of(pair)) for pair in pairs]
-    return Comparisons(pairs, labelled > 0, contents_of_asked(asked))
 
 
 def _drawn(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:

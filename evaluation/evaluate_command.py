@@ -57,14 +57,14 @@ def make_parser() -> CommandParser:
         "--store",
         metavar="URL",
         help="store of a teacher on the evaluated split (build-teacher-cache --split): adds kl and agreement to "
-        "conversations; with evaluation.split=held_out the label store that has the fold",
+        "conversations; with evaluation.split=held_out or --calibrate the label store that has the fold",
     )
     parser.add_argument("--view", metavar="VIEW", help="which view of --store, where it has several")
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="of preferences: fit a temperature on the calibration part of validation, write calibration.json beside "
-        "the checkpoint, and evaluate with it",
+        help="of preferences: fit a temperature, write calibration.json beside the checkpoint, and evaluate with it; "
+        "on the calibration part of validation, or with --store on half of the fold that the student left out",
     )
     parser.add_argument("--no-calibration", action="store_true", help="leave out a temperature that was fitted")
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")

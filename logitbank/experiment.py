@@ -21,7 +21,8 @@ VIEWS = tuple(dict.fromkeys(QUESTION_VIEWS + CONVERSATION_VIEWS))
 DEFAULT_VIEWS = ("fewshot", "zeroshot")
 TELLING_VIEWS = ("fewshot", "context")  # these show the teacher more than the student sees
 NO_VIEW = "none"  # as `--view` spells cross-entropy alone
-TRAINING_RECORD = "training.json"
+TRAINING_RECORD = "training.json"  # beside the weights that training wrote
+EXPORT_RECORD = "export.json"  # beside those that export-model wrote
 CONDITION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 CHECKPOINT_NAME = re.compile(r"final|best|checkpoint-\d+")  # of a directory that training wrote
 

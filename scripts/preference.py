@@ -21,7 +21,7 @@ from logitbank.errors import ConfigError
 from logitbank.experiment import NO_VIEW, VIEWS
 from logitbank.scripts.arguments import add_output, add_processes
 from logitbank.scripts.ending import Ending
-from logitbank.scripts.preference_plan import Command, Plan, Teacher
+from logitbank.scripts.preference_plan import CALIBRATED_ON, Command, Plan, Teacher
 from logitbank.scripts.slurm.cluster import add_cluster, options_of, print_jobs, submit_jobs
 from logitbank.scripts.slurm.plan import Job
 from logitbank.scripts.stages import heading, run_here
@@ -64,6 +64,12 @@ def make_parser() -> CommandParser:
         "--student-rows", choices=ROWS, default="all", help="comparisons that students learn from (default: all)"
     )
     parser.add_argument("--quantize", choices=METHODS, help="quantise the merged student too (default: no)")
+    parser.add_argument(
+        "--calibrate-on",
+        choices=CALIBRATED_ON,
+        default="validation",
+        help="rows that fit temperatures: of validation, or of the folds that students left out (default: validation)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, or the jobs of --slurm; run none")
     parser.add_argument("--slurm", action="store_true", help="submit the steps to a Slurm cluster")
     add_cluster(parser)
@@ -91,6 +97,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         post_pretrain=arguments.post_pretrain,
         student_rows=arguments.student_rows,
         quantize=arguments.quantize,
+        calibrate_on=arguments.calibrate_on,
         processes=arguments.processes,
     )
     plan.check()

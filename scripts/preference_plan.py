@@ -16,6 +16,7 @@ from logitbank.scripts.stages import launcher
 
 Command = tuple[str, ...]
 STUDENTS = ("distilled", "finetuned")
+CALIBRATED_ON = ("validation", "folds")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Plan:
         post_pretrain: whether each teacher first learns from the external comparisons.
         student_rows: `--rows` of the students.
         quantize: how the merged student is quantised; None leaves it as it is.
+        calibrate_on: which rows fit temperatures: of `validation`, or of the `folds` that students left out.
         processes: of training and scoring, started by `accelerate launch`; None: one, without a launcher.
     """
 
@@ -74,6 +76,7 @@ class Plan:
     post_pretrain: bool = False
     student_rows: str = "all"
     quantize: str | None = None
+    calibrate_on: str = "validation"
     processes: int | None = None
 
     @cached_property
@@ -214,7 +217,8 @@ class Plan:
 
     def _evaluate(self, checkpoint: str, condition: str | None = None) -> Command:
         named = () if condition is None else ("--condition", condition, "--new-condition")
-        own = ("--checkpoint", checkpoint, "--calibrate", "--results", self.results)
+        rows = ("--store", self.store) if self.calibrate_on == "folds" else ()
+        own = ("--checkpoint", checkpoint, "--calibrate", *rows, "--results", self.results)
         return self._command("evaluate-model", *named, *own)
 
     def _evaluate_held_out(self, checkpoint: str) -> Command:

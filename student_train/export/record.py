@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.configs.schema import ConfigError
-from logitbank.experiment import flatten
+from logitbank.experiment import EXPORT_RECORD, flatten
 from logitbank.models.weights import weights_hash
 from logitbank.student_train.checkpoints import damage
 from logitbank.student_train.export.quantization import Quantization
 from logitbank.student_train.export.sources import Source
-
-RECORD = "export.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Export:
             "base": None if base is None else {"name": base.name, "revision": base.revision},
             "checkpoints": [
                 {
-                    "path": str(source.path),
+                    "path": str(source.path.resolve()),
                     "kind": "adapter" if source.is_adapter else "model",
                     "weights": source.weights,
                     "training": _describe_training(source),
@@ -80,11 +78,11 @@ def is_finished(export: Export) -> bool:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
-        before = json.loads((output / RECORD).read_text(encoding="utf-8"))["identity"]
+        before = json.loads((output / EXPORT_RECORD).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"--output: {shlex.quote(str(output))} exists and has no {RECORD}, so export-model did not write it; "
-            "choose another"
+            f"--output: {shlex.quote(str(output))} exists and has no {EXPORT_RECORD}, so export-model did not write "
+            "it; choose another"
         ) from None
     now = export.identity()
     if before != now:
@@ -104,7 +102,7 @@ def write_record(directory: Path, export: Export, result: Mapping[str, Any]) -> 
     """
     content = {"identity": export.identity(), **export.describe_sources(), **result}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (directory / RECORD).write_text(text, encoding="utf-8")
+    (directory / EXPORT_RECORD).write_text(text, encoding="utf-8")
 
 
 def _describe_training(source: Source) -> dict[str, Any] | None:

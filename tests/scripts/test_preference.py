@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from logitbank.__main__ import GROUP, main
 from logitbank.scripts.demo import run_preferences
+from logitbank.scripts.preference_plan import Plan
 from logitbank.scripts.preference_world import PreferenceWorld, comparisons
 from logitbank.storage import LabelStore
 from logitbank.storage.results import Catalogue
@@ -62,6 +65,15 @@ def test_a_dry_run_prints_commands_that_their_parsers_take(capsys: pytest.Captur
     assert averaged[2:7] == [f"runs/p/distilled/fold-{fold}/best" for fold in range(5)]
     distilled = [c for c in by_name["train-student"] if option(c, "--output").startswith("runs/p/distilled")]
     assert all(c.count("--view") == 2 and "model.name=student" in c for c in distilled)
+
+
+@pytest.mark.parametrize(("asked", "stores"), [([], 0), (["--calibrate-on", "folds"], 5 + 5 + 1)])
+def test_temperatures_are_of_validation_or_of_folds(
+    capsys: pytest.CaptureFixture[str], asked: list[str], stores: int
+) -> None:
+    commands = [c for c in dry_run(capsys, "--teacher", "a=m", *asked) if "--calibrate" in c]
+    assert len(commands) == 5 + 5 + 1
+    assert [option(c, "--store") for c in commands if "--store" in c] == ["runs/p/store"] * stores
 
 
 def test_a_teacher_s_own_file_and_model_win_over_the_study_s(
@@ -134,11 +146,15 @@ def test_a_small_world_is_as_it_says() -> None:
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of a tiny world."""
-    output = tmp_path_factory.mktemp("study")
-    run_preferences(output, QUICK, world=SMALL)
-    return output
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The study of a tiny world, finished."""
+    return run_preferences(tmp_path_factory.mktemp("study"), QUICK, world=SMALL)
+
+
+@pytest.fixture(scope="module")
+def studied(plan: Plan) -> Path:
+    """Where it lies."""
+    return plan.output
 
 
 def test_a_study_ends_in_a_submission_and_tables(studied: Path) -> None:
@@ -177,6 +193,20 @@ def test_a_study_that_is_done_does_nothing_again(studied: Path) -> None:
     before = stamps()
     run_preferences(studied, QUICK, world=SMALL)
     assert stamps() == before
+
+
+def test_folds_calibrate_what_the_study_exported(plan: Plan, tmp_path: Path) -> None:
+    """The record of a real export leads to the students that score the folds they left out."""
+    merged = shutil.copytree(plan.merged, tmp_path / "merged")
+    moved = {plan.merged: str(merged), plan.results: str(tmp_path / "results")}
+    on_folds = dataclasses.replace(plan, calibrate_on="folds")
+    found = [command for stage in on_folds.stages() for [command, *_] in stage.tasks if "merged" in command]
+    (command,) = ([moved.get(word, word) for word in each] for each in found)
+    main(command)
+    calibration = json.loads((merged / "calibration.json").read_text())
+    assert calibration["fitted_on"]["split"] == "held_out"
+    assert calibration["fitted_on"]["folds"] == [0, 1]
+    assert calibration["calibration"]["rows"] + calibration["holdout"]["rows"] == len(LabelStore.open(plan.store).train)
 
 
 def _without_overrides(arguments: list[str]) -> list[str]:
