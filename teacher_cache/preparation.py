@@ -47,7 +47,7 @@ def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = T
     opener = opener_of(config)
     opener.check(config)
     pairing = pair(config)
-    _check_ranks(config, pairing.rankable, opener)
+    _check_ranks(config, pairing.rankable)
     plan = make_plan(
         config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own, split=split, contexts=pairing.contexts
     )
@@ -62,11 +62,8 @@ def opener_of(config: Config) -> TeacherOpener:
     return opener
 
 
-def _check_ranks(config: Config, rankable: int, opener: TeacherOpener) -> None:
-    taken = opener.spare_ranks
-    if config.teacher.top_k > rankable - taken:
-        less = f" less the {taken} that {config.teacher.engine} needs" if taken else ""
+def _check_ranks(config: Config, rankable: int) -> None:
+    if config.teacher.top_k > rankable:
         raise ConfigError(
-            f"teacher.top_k: expected at most {rankable - taken}, the size of the vocabulary{less}, "
-            f"got {config.teacher.top_k}"
+            f"teacher.top_k: expected at most {rankable}, the size of the vocabulary, got {config.teacher.top_k}"
         )

@@ -76,7 +76,6 @@ class Oracle:
 
     reuses_prefixes = False
     batches_itself = True
-    spare_ranks = 3
 
     def __init__(self, opening: Opening) -> None:
         self.vocab_size = lm_head_rows(opening.model)

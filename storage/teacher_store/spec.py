@@ -194,7 +194,11 @@ def view_attributes(
 
 
 _UNSAID = {"signal": "topk", "draws": 0}  # a store without draws says nothing of them
-ABSENT = {**_UNSAID, "identity.split": "train"}  # nor one of the training split of that
+ABSENT = {
+    **_UNSAID,
+    "identity.split": "train",  # nor one of the training split of that
+    "teacher.capture": "decode",  # nor one of vLLM while it decoded given answers
+}
 
 
 def _hash_records(records: Sequence[ExampleRecord]) -> str:

@@ -97,13 +97,7 @@ class Opening:
 
 
 class TeacherOpener(Protocol):
-    """What a name in `TEACHER_ENGINES` stands for: an engine that is not open yet.
-
-    Attributes:
-        spare_ranks: entries of a row of logits that the engine needs for itself, so that they cannot be stored.
-    """
-
-    spare_ranks: int
+    """What a name in `TEACHER_ENGINES` stands for: an engine that is not open yet."""
 
     def check(self, config: Config) -> None:
         """Raise `ConfigError` for a key whose value this engine cannot honour; loads nothing."""

@@ -50,7 +50,6 @@ class HFTeacher:
     """
 
     batches_itself = False
-    spare_ranks = 0
 
     def __init__(
         self,

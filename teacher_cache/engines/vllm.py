@@ -1,8 +1,8 @@
-"""The vLLM teacher: the given answers are decoded step by step, with the whole signal of every step.
+"""The vLLM teacher: sequences are prefilled as prompts, answers included, and their signal is read on the way.
 
-One request per answer span: vLLM reads what stands before it, shares what requests have in common (a conversation's
-later turns begin with its earlier ones), and "generates" the given answer, which its logits processor
-(`vllm_processor.py`) forces. So no position of the context has logits, and every token is computed once.
+One request per sequence: vLLM computes its hidden states in as few steps as fit, shares what requests begin with
+alike, and its workers (`vllm_worker.py`) run the `lm_head` at answer positions alone. So no position of the context
+has logits, and nothing is decoded.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from logitbank.models.devices import default_device, local_processes
 from logitbank.models.huggingface import lm_head_rows
 from logitbank.models.vllm import open_vllm, require_vllm, vllm_version
 from logitbank.models.weights import weights_hash
-from logitbank.storage import TeacherRows, concatenate
+from logitbank.storage import TeacherRows
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
-from logitbank.teacher_cache.engines.carriers import CARRIERS, unpack
+from logitbank.teacher_cache.engines.vllm_worker import NUMBER, Asked
+from logitbank.teacher_cache.sampling import joined
 
-PROCESSOR = "logitbank.teacher_cache.engines.vllm_processor:SignalProcessor"
+WORKER = "logitbank.teacher_cache.engines.vllm_worker.SignalWorker"
 
 
 class VllmTeacher:
@@ -36,7 +37,6 @@ class VllmTeacher:
         settings: of vLLM.
         dtype: see `models.huggingface.load_causal_lm`.
         tokenizer_size: rows at and above this are padding and never enter the top K.
-        top_k: most ranks that will be asked for.
         batch_tokens: most tokens in one forward pass.
         max_tokens: of the longest sequence.
         prefix_reuse: compute what requests begin with alike once.
@@ -48,7 +48,6 @@ class VllmTeacher:
 
     reuses_prefixes = False  # it does, but finds them by itself
     batches_itself = True
-    spare_ranks = CARRIERS
 
     def __init__(
         self,
@@ -57,7 +56,6 @@ class VllmTeacher:
         *,
         dtype: str | None,
         tokenizer_size: int,
-        top_k: int,
         batch_tokens: int,
         max_tokens: int,
         prefix_reuse: bool = True,
@@ -69,8 +67,8 @@ class VllmTeacher:
         self.vocab_size = lm_head_rows(model)
         self._tokenizer_size = min(tokenizer_size, self.vocab_size)
         self._excluded = list(excluded)
-        # The other model runner has another interface for logits processors, which no CPU runs; and a
-        # scheduler in this process takes the same steps every time, so that a shard has the same bytes.
+        # The other model runner keeps its state elsewhere, and no CPU runs it; and a scheduler in this process
+        # takes the same steps every time, so that a shard has the same bytes.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._llm = open_vllm(
@@ -80,9 +78,7 @@ class VllmTeacher:
             dtype=dtype,
             batch_tokens=batch_tokens,
             max_model_len=max_tokens,
-            logits_processors=[PROCESSOR],
-            logprobs_mode="processed_logits",
-            max_logprobs=top_k + CARRIERS,
+            worker_extension_cls=WORKER,
             enable_prefix_caching=prefix_reuse,
         )
 
@@ -94,11 +90,6 @@ class VllmTeacher:
             raise ConfigError(
                 f"teacher.device_map: only teacher.engine=hf spreads layers (got {teacher.device_map}); "
                 "with vllm set vllm.tensor_parallel"
-            )
-        if teacher.signal != "topk":
-            raise ConfigError(
-                f"teacher.signal: vllm returns the largest logits alone; expected topk, got {teacher.signal}; "
-                "set teacher.engine=hf to draw"
             )
         for key, asked in (("load_in_4bit", teacher.load_in_4bit), ("load_in_8bit", teacher.load_in_8bit)):
             if asked:
@@ -127,7 +118,6 @@ class VllmTeacher:
             opening.config.vllm,
             dtype=teacher.dtype,
             tokenizer_size=opening.tokenizer_size,
-            top_k=teacher.top_k,
             batch_tokens=teacher.batch_tokens,
             max_tokens=opening.longest,
             prefix_reuse=teacher.prefix_reuse,
@@ -141,6 +131,7 @@ class VllmTeacher:
             "revision": self._config.revision,
             "weights": weights_hash(self._config),
             "engine": "vllm",
+            "capture": "prefill",  # earlier versions decoded the given answer, with other last bits
             "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "tensor_parallel": self._tensor_parallel,
@@ -157,44 +148,41 @@ class VllmTeacher:
 
         Nothing is kept from one call to the next: the rows are a function of the batch alone.
         """
+        self._llm.reset_prefix_cache()
+        asked = Asked(
+            positions=[item.sequence.logit_positions for item in batch],
+            answer_ids=np.concatenate([item.sequence.answer_ids for item in batch]),
+            sampling=joined([item.sampling for item in batch]),
+            top_k=top_k,
+            vocab_size=self.vocab_size,
+            tokenizer_size=self._tokenizer_size,
+            excluded=self._excluded,
+        )
+        self._llm.collective_rpc("ask_signal", args=(asked,))
+        self._prefill(batch, range(len(batch)), use_cache=self._prefix_reuse)
+        # What is cached is not computed again. Where that was more than a context (equal prompts and
+        # beginnings of answers), the sequence is read once more as a whole.
+        missing, *_ = self._llm.collective_rpc("missing_signal")
+        if missing:
+            self._prefill(batch, missing, use_cache=False)
+        rows: TeacherRows = self._llm.collective_rpc("take_signal")[0]
+        return rows
+
+    def _prefill(self, batch: Sequence[Sequenced], numbers: Sequence[int], *, use_cache: bool) -> None:
+        """Have vLLM read the sequences of these numbers; the one token that it generates is of no use."""
         from vllm import SamplingParams, TokensPrompt
 
-        self._llm.reset_prefix_cache()
-        spans = [(i, number, *span) for i, item in enumerate(batch) for number, span in enumerate(item.sequence.spans)]
-        # First spans first: what they are asked is the beginning of what later ones are. Then long answers, so that
-        # few of them are left over when the others are done.
-        spans.sort(key=lambda span: (span[1], -span[3]))
-        answers = [batch[i].sequence.ids[start : start + length].tolist() for i, _, start, length in spans]
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=batch[i].sequence.ids[:start].tolist()) for i, _, start, _ in spans],
+        self._llm.generate(
+            [TokensPrompt(prompt_token_ids=batch[number].read_ids.tolist()) for number in numbers],
             [
                 SamplingParams(
                     temperature=0,
-                    max_tokens=len(answer),
-                    ignore_eos=True,
-                    logprobs=top_k + CARRIERS,
-                    flat_logprobs=True,
+                    max_tokens=1,
                     detokenize=False,
-                    extra_args={
-                        "logitbank": {
-                            "answer_ids": answer,
-                            "top_k": top_k,
-                            "tokenizer_size": self._tokenizer_size,
-                            "excluded": self._excluded,
-                        }
-                    },
+                    skip_reading_prefix_cache=not use_cache,
+                    extra_args={NUMBER: number},
                 )
-                for answer in answers
+                for number in numbers
             ],
             use_tqdm=False,
         )
-        parts: dict[tuple[int, int], TeacherRows] = {}
-        for (i, number, _, length), answer, output in zip(spans, answers, outputs, strict=True):
-            completion = output.outputs[0]
-            if list(completion.token_ids) != answer:
-                raise RuntimeError("vLLM generated other tokens than its logits processor forced; report this")
-            shape = (length, 1 + CARRIERS + top_k)  # the generated token comes first
-            token_ids = np.asarray(completion.logprobs.token_ids, dtype=np.int32).reshape(shape)
-            values = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(shape)
-            parts[i, number] = unpack(token_ids[:, 1:], values[:, 1:])
-        return concatenate([parts[key] for key in sorted(parts)])

@@ -49,8 +49,6 @@ def test_a_missing_package_is_named_before_any_work(
     ("override", "advice"),
     [
         ("teacher.device_map=auto", "vllm.tensor_parallel"),
-        ("teacher.signal=hybrid", "teacher.engine=hf"),
-        ("teacher.signal=sampled", "vllm returns the largest logits alone"),
         ("teacher.load_in_8bit=true", "quantised checkpoint"),
         ("teacher.load_in_4bit=true", "quantised checkpoint"),
         ("vllm.gpu_memory_utilization=1.5", "at most 1"),
@@ -70,18 +68,17 @@ def test_keys_that_vllm_has_no_use_for_are_refused(
     assert advice in line
 
 
-def test_ranks_leave_room_for_the_scalars(
+def test_more_ranks_than_tokens_are_refused(
     make_model: Callable[..., Path], mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model()
     arguments = ["--store", str(tmp_path / "s"), "--dry-run", f"model.name={model}"]
     arguments += [f"data.mirror={mirror}", "tasks=[nli]", "languages=[en]", "data.max_train_per_task=2"]
     tokens = len(AutoTokenizer.from_pretrained(model))
-    line = _error(capsys, lambda: build_command.main([*arguments, "teacher.engine=vllm", f"teacher.top_k={tokens}"]))
-    assert (
-        f"teacher.top_k: expected at most {tokens - 8}, the size of the vocabulary less the 8 that vllm needs" in line
-    )
-    build_command.main([*arguments, "teacher.engine=vllm", "teacher.top_k=64"])
+    too_many = f"teacher.top_k={tokens + 1}"
+    line = _error(capsys, lambda: build_command.main([*arguments, "teacher.engine=vllm", too_many]))
+    assert f"teacher.top_k: expected at most {tokens}, the size of the vocabulary, got {tokens + 1}" in line
+    build_command.main([*arguments, "teacher.engine=vllm", f"teacher.top_k={tokens}"])
     assert "answer tokens" in capsys.readouterr().out
 
 

@@ -41,7 +41,6 @@ class Teacher:
             self.config.vllm,
             dtype="float32",
             tokenizer_size=len(self.encoder.tokenizer),
-            top_k=self.config.teacher.top_k,
             batch_tokens=self.config.teacher.batch_tokens,
             max_tokens=self.plan.longest,
         )
@@ -177,7 +176,6 @@ def test_a_model_that_cannot_be_opened_is_one_line(tmp_path: Path, settings: lis
             VllmConfig(kv_cache_gib=0.5),
             dtype="float32",
             tokenizer_size=100,
-            top_k=5,
             batch_tokens=1024,
             max_tokens=1 << 20,  # more than the model's context
         )
