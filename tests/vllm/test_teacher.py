@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.configs.schema import ModelConfig, VllmConfig
+from logitbank.errors import StoreError
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.workers import Worker
 from logitbank.sequences import AnsweredSequence
@@ -155,6 +157,88 @@ def test_spans_of_a_conversation_have_the_rows_of_each_by_itself(teacher: Teache
     for field in ("logits", "logsumexp", "entropy", "gold_logit"):
         joined = np.concatenate([getattr(rows, field) for rows in alone])
         np.testing.assert_allclose(getattr(together, field), joined, atol=1e-4, err_msg=field)
+
+
+def test_answers_that_the_prefix_cache_holds_are_read_all_the_same(teacher: Teacher) -> None:
+    """Equal prompts and beginnings of answers, longer than a block of the cache (128 tokens on a CPU)."""
+    rng = np.random.default_rng(8)
+    prompt, answer = rng.integers(0, 150_000, 100), rng.integers(0, 150_000, 200)
+    other = np.concatenate([answer[:180], rng.integers(0, 150_000, 9)])
+    batch = [Sequenced(AnsweredSequence.answering(prompt, ids)) for ids in (answer, answer, other)]
+    together = teacher.engine.score(batch, 20)
+    alone = [teacher.engine.score([item], 20) for item in batch]
+    assert len(together) == 589
+    for field in ("logits", "logsumexp", "entropy", "gold_logit"):
+        joined = np.concatenate([getattr(rows, field) for rows in alone])
+        np.testing.assert_allclose(getattr(together, field), joined, atol=1e-4, err_msg=field)
+
+
+def test_an_answer_that_two_forward_passes_share_has_the_rows_of_one(teacher: Teacher) -> None:
+    """A pass reads 8,192 tokens (`teacher.batch_tokens`), so it ends at token 502 of the eleventh of these."""
+    rng = np.random.default_rng(9)
+    items = [
+        Sequenced(AnsweredSequence(rng.integers(0, 150_000, 770), [(480, 60), (765, 5)] if i == 10 else [(769, 1)]))
+        for i in range(13)
+    ]
+    rows = teacher.engine.score(items, 5).take(np.arange(10, 75))
+    alone = teacher.engine.score([items[10]], 5)
+    for field in ("logits", "logsumexp", "entropy", "gold_logit"):
+        np.testing.assert_allclose(getattr(rows, field), getattr(alone, field), atol=1e-4, err_msg=field)
+
+
+@pytest.mark.parametrize("kind", ["sampled", "hybrid"])
+def test_draws_are_those_of_the_transformers_teacher(
+    kind: str, teacher: Teacher, settings: list[str], transformers_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    drawn = [f"teacher.signal={kind}", "teacher.draws=20", "tasks=[nli,ner]", "teacher.dtype=float32"]
+    config = load_config([], [*settings, "teacher.engine=vllm", *drawn])
+    ours = teacher.fill(tmp_path / "ours", make_plan(config, teacher.encoder, ["zeroshot"]), config)
+    theirs = transformers_store("--view", "zeroshot", *drawn)
+    a, b = (TeacherStore.open(str(path)) for path in (ours, theirs))
+    mine, other = (store.read(range(len(store.examples)), "zeroshot") for store in (a, b))
+    np.testing.assert_allclose(mine.sample_log_mass, other.sample_log_mass, atol=2 * FLOAT32)
+    counts = np.zeros((2, len(mine), a.info.vocab_size), dtype=np.int32)
+    for side, rows in enumerate((mine, other)):
+        np.add.at(counts[side], (np.arange(len(rows))[:, None], rows.sample_ids), rows.sample_counts)
+    assert (counts.sum(axis=2) > 0).any()
+    # A point near the border of two tokens may fall on the other side of it.
+    assert np.abs(counts[0] - counts[1]).sum() <= 0.02 * counts[1].sum()
+
+
+def test_two_processes_share_the_model(settings: list[str], teacher: Teacher, tmp_path: Path) -> None:
+    """Tensor parallelism: each process has half of the `lm_head`."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("tensor parallelism on a CPU needs two cores")
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    overrides = ["tasks=[nli,ner]", "teacher.dtype=float32", "vllm.tensor_parallel=2"]
+    command = [sys.executable, "-m", "logitbank", "build-teacher-cache", "--store", str(tmp_path / "two"), *settings]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": f"{first}|{second}"}
+    done = subprocess.run(
+        [*command, "--view", "zeroshot", "teacher.engine=vllm", *overrides],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    config = load_config([], [*settings, "teacher.engine=vllm", *overrides])
+    alone = teacher.fill(tmp_path / "alone", make_plan(config, teacher.encoder, ["zeroshot"]), config)
+    _differences(tmp_path / "two", alone, FLOAT32)
+
+
+def test_a_store_whose_answers_were_decoded_is_not_continued(
+    settings: list[str], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config([], [*settings, "tasks=[nli]", "teacher.engine=vllm"])
+    plan = make_plan(config, teacher.encoder, ["zeroshot"])
+    identity = {key: value for key, value in teacher.engine.identity().items() if key != "capture"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(teacher.engine, "identity", lambda: identity)
+        teacher.fill(tmp_path / "store", plan, config)
+    with pytest.raises(
+        StoreError, match=r"teacher\.capture = decode, but this run requests prefill; .*another --store"
+    ):
+        teacher.fill(tmp_path / "store", plan, config)
 
 
 def test_the_command_agrees_in_bfloat16(
