@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from logitbank import losses
-    from logitbank.configs import Config, load_config
+    from logitbank.configs import Config, DistillationConfig, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
     from logitbank.storage import ExampleRecord, TeacherStore, open_store
     from logitbank.storage.results import Catalogue
@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DistillationCollator",
+    "DistillationConfig",
     "ExampleRecord",
     "LogitbankError",
     "StoreError",
@@ -49,6 +50,7 @@ _ROOMS = {
     "Config": "logitbank.configs",
     "ConfigError": "logitbank.errors",
     "DistillationCollator": "logitbank.student_train.collator",
+    "DistillationConfig": "logitbank.configs",
     "ExampleRecord": "logitbank.storage",
     "LogitbankError": "logitbank.errors",
     "StoreError": "logitbank.errors",

@@ -12,7 +12,7 @@ Shapes: B sequences, L padded length, T answer tokens of the batch, V rows of th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -22,16 +22,21 @@ from logitbank.registry import LOSSES
 from logitbank.student_train.losses import step_loss
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import Loss, StudentLogits, make_loss
+from logitbank.student_train.strategies.gate import gate_factor
+from logitbank.student_train.strategies.schedule import schedule_factor
 from logitbank.student_train.taught import RowsInfo, TeacherTensors
 
 __all__ = [
     "Reduction",
-    "answer_logits",
+    "TokenTerms",
+    "at_answers",
     "cross_entropy",
     "forward_kl",
     "jsd",
     "mse",
     "reverse_kl",
+    "token_terms",
+    "token_weights",
     "tvd",
 ]
 
@@ -120,7 +125,7 @@ def mse(
     return _divergence("mse", student_logits, teacher, reduction, normalize_logits=normalize_logits)
 
 
-def answer_logits(student_logits: torch.Tensor, teacher: TeacherTensors) -> torch.Tensor:
+def at_answers(student_logits: torch.Tensor, teacher: TeacherTensors) -> torch.Tensor:
     """The (T, V) logits that predict the batch's answer tokens, from those of the whole batch or from themselves.
 
     Raises:
@@ -138,7 +143,43 @@ def answer_logits(student_logits: torch.Tensor, teacher: TeacherTensors) -> torc
     )
 
 
-def kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
+class TokenTerms(NamedTuple):
+    """What one batch adds to a loss, per answer token; both (T,), in nats but for `mse`."""
+
+    ce: torch.Tensor
+    kd: torch.Tensor
+
+
+def token_terms(student_logits: torch.Tensor, teacher: TeacherTensors, distillation: DistillationConfig) -> TokenTerms:
+    """Cross-entropy and KD of every answer token in one pass over the logits.
+
+    Args:
+        student_logits: (B, L, V), or (T, V) at the answers.
+        teacher: of the batch.
+        distillation: its loss, temperature and normalisation count.
+
+    Raises:
+        ConfigError: logits of another shape, or see `forward_kl`.
+    """
+    term = _kd_term(distillation, teacher.info)
+    student = _read(student_logits, teacher, term)
+    return TokenTerms(step_loss.cross_entropy(student), _taught_only(term(student, teacher.logits), teacher))
+
+
+def token_weights(distillation: DistillationConfig, teacher: TeacherTensors, *, step: int, steps: int) -> torch.Tensor:
+    """λ of every answer token, (T,): `lambda_distill`, the schedule and the gate; no strategy.
+
+    Args:
+        distillation: of the run.
+        teacher: of the batch.
+        step: optimizer step, counted from 0.
+        steps: of the whole run.
+    """
+    factor = schedule_factor(distillation.schedule, step, distillation.schedule_steps or steps)
+    return distillation.lambda_distill * factor * gate_factor(distillation.gate, teacher.logits)
+
+
+def _kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
     """The term that the configuration asks for.
 
     Args:
@@ -171,18 +212,18 @@ def kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
 def _divergence(
     name: str, student_logits: torch.Tensor, teacher: TeacherTensors, reduction: Reduction, **told: float | str
 ) -> torch.Tensor:
-    term = kd_term(DistillationConfig(loss=name, **told), teacher.info)  # type: ignore[arg-type]
-    return _reduced(taught_only(term(_read(student_logits, teacher, term), teacher.logits), teacher), reduction)
+    term = _kd_term(DistillationConfig(loss=name, **told), teacher.info)  # type: ignore[arg-type]
+    return _reduced(_taught_only(term(_read(student_logits, teacher, term), teacher.logits), teacher), reduction)
 
 
 def _read(student_logits: torch.Tensor, teacher: TeacherTensors, term: Loss | None) -> StudentLogits:
     """What a term needs of the student's logits; None: what cross-entropy needs."""
     ids_TC = teacher.token_ids_TC if term is not None else teacher.token_ids_TC[:, :0]
     with_rest = term is not None and term.reads_rest
-    return read_logits(answer_logits(student_logits, teacher), teacher.gold_T, ids_TC, with_rest=with_rest)
+    return read_logits(at_answers(student_logits, teacher), teacher.gold_T, ids_TC, with_rest=with_rest)
 
 
-def taught_only(kd_T: torch.Tensor, teacher: TeacherTensors) -> torch.Tensor:
+def _taught_only(kd_T: torch.Tensor, teacher: TeacherTensors) -> torch.Tensor:
     """Zero where the row carries no teacher term, (T,)."""
     taught_T = teacher.logits.taught_T
     return kd_T if taught_T is None else torch.where(taught_T > 0, kd_T, 0.0)

@@ -24,6 +24,7 @@ class TeacherDataset(Dataset[TaughtExample]):
         url: of the store.
         view: whose rows; None for none.
         top_k: ranks of each row.
+        shuffle_seed: of the sampler's order; None for the store's own.
         positions: (N,) the examples' positions in the store.
     """
 
@@ -52,6 +53,7 @@ class TeacherDataset(Dataset[TaughtExample]):
         opened = open_store(store) if isinstance(store, str) else store
         self.url = opened.url
         self.view = view
+        self.shuffle_seed = shuffle_seed
         self.top_k = opened.info.top_k if top_k is None else top_k
         if view is not None:
             opened.require_view(view)

@@ -124,7 +124,7 @@ class DistillationBatch(dict[str, Any]):
         """The batch on a device."""
         return type(self)(
             {
-                name: value if value is None else value.to(device, non_blocking=non_blocking)
+                name: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
                 for name, value in self.items()
             }
         )

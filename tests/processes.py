@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -91,7 +92,7 @@ class Running:
 
 
 def start(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Running:
-    """Start `logitbank ARGUMENTS…`, for example `start("train-student", "--config", …)`.
+    """Start `logitbank ARGUMENTS…`, for example `start("train-student", "--config", …)`, or `python -m MODULE …`.
 
     Args:
         arguments: as on the command line.
@@ -149,6 +150,10 @@ def _run_command(arguments: Sequence[str], environment: Mapping[str, str], cwd: 
         stream.flush()
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
+    if arguments[0] == "-m":
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
     from logitbank.__main__ import main
 
     main(arguments)

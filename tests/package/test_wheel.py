@@ -21,6 +21,7 @@ from logitbank.scripts.study import GROUP as STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
 STRANGERS = ("configs", "tasks", "storage", "evaluation", "teacher_cache", "student_train", "models", "scripts")
+STRANGERS += ("integrations",)
 PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 HELP_SECONDS = 1.0  # of a processor
 
