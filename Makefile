@@ -62,32 +62,33 @@ pytest-numeric: install
 			--numprocesses $(WORKERS) --dist loadfile || exit 1; \
 	done
 
-# vLLM pins torch and transformers, so it has an environment of its own. No dependencies are resolved after torch's: the
-# list is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU build.
+# An environment of its own, $(1), for what pins other versions than ours. No dependencies are resolved after torch's: the
+# list $(2) is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU
+# build.
+define separate
+$(PYTHON) -m venv $(1)
+$(1)/bin/pip install --quiet --upgrade pip
+$(1)/bin/pip install --quiet --no-compile --constraint $(2) torch
+$(1)/bin/pip install --quiet --no-compile --no-deps --requirement $(2)
+$(1)/bin/pip install --quiet --no-compile --no-deps --editable .
+$(call compile,$(1))
+endef
+
+# vLLM pins torch and transformers.
 VLLM_VENV ?= .venv-vllm
 
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
-	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
-	$(VLLM_VENV)/bin/pip install --quiet --no-compile --constraint constraints-vllm.txt torch
-	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement constraints-vllm.txt
-	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --editable .
-	$(call compile,$(VLLM_VENV))
+	$(call separate,$(VLLM_VENV),constraints-vllm.txt)
 	touch $@
 
 test-vllm: install $(VLLM_VENV)/.installed
 	HF_PYTHON="$(abspath $(BIN)/python)" $(VLLM_VENV)/bin/python -m pytest tests/vllm
 
-# llm-compressor wants an older transformers than we do, so it has an environment of its own, made like vLLM's.
+# llm-compressor wants an older transformers than we do.
 QUANTIZE_VENV ?= .venv-quantize
 
 $(QUANTIZE_VENV)/.installed: pyproject.toml constraints-quantize.txt
-	$(PYTHON) -m venv $(QUANTIZE_VENV)
-	$(QUANTIZE_VENV)/bin/pip install --quiet --upgrade pip
-	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --constraint constraints-quantize.txt torch
-	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement constraints-quantize.txt
-	$(QUANTIZE_VENV)/bin/pip install --quiet --no-compile --no-deps --editable .
-	$(call compile,$(QUANTIZE_VENV))
+	$(call separate,$(QUANTIZE_VENV),constraints-quantize.txt)
 	touch $@
 
 install-quantize: $(QUANTIZE_VENV)/.installed

@@ -80,7 +80,7 @@ def calibrate(opened: Opened, opener: ScorerOpener) -> None:
     known = _known(checkpoint)
     if (
         known is not None
-        and (known.holds_for, known.fitted_on) == (opened.protocol, fitted_on)
+        and known.holds_for == opened.protocol
         and (known.calibration.examples_hash, known.holdout.examples_hash) == hashes
     ):
         print("calibration: fitted already on the same rows, weights and settings")

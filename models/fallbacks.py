@@ -17,13 +17,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from logitbank.configs.schema import ALL_LINEAR, Config, ConfigError, ModelConfig
 from logitbank.models.huggingface import DTYPES, model_config
+from logitbank.models.pair_head import most_tokens
 from logitbank.models.precision import opened_dtype
 
 logger = logging.getLogger(__name__)
 
 ADAM_BYTES = 12  # a trained parameter: its gradient and Adam's two moments, float32
 SPARE = 1.1  # over the sum of all parts: fragments, buffers, the device's own context
-DEFAULT_TOKENS = 1024  # of a sequence, where `data.max_student_tokens` is null
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -204,7 +204,7 @@ def _activation_bytes(config: Config, described: Any, dtype: torch.dtype, *, tra
     layer = 10 * width + 4 * int(getattr(text, "intermediate_size", None) or 4 * width)
     if not training:
         return config.teacher.batch_tokens * (2 * width + layer) * dtype.itemsize
-    tokens = config.training.micro_batch_size * (config.data.max_student_tokens or DEFAULT_TOKENS)
+    tokens = config.training.micro_batch_size * most_tokens(config)
     if config.training.packing:
         tokens = config.training.packed_tokens
     kept = layers * width + layer if config.training.gradient_checkpointing else layers * layer

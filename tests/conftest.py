@@ -42,6 +42,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def label_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small label store without teachers, to be read."""
+    from tests.storage import label_stores  # zarr: most tests need none
+
+    path = tmp_path_factory.mktemp("labels") / "store"
+    label_stores.build(str(path), views=())
+    return path
+
+
+@pytest.fixture(scope="session")
 def real_tokenizer(shared: Path) -> Callable[..., Any]:
     """`real_tokenizer(name, template=None)`: a real tokenizer, opened once; with a real template, or the one in text.
 

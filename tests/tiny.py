@@ -28,6 +28,16 @@ SHAPE = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+FOUR_STEPS = (  # full fine-tuning in float32
+    "training.precision=fp32",
+    "training.use_lora=false",
+    "training.max_steps=4",
+    "training.warmup_steps=1",
+    "training.global_batch_size=8",
+    "training.micro_batch_size=4",
+    "training.learning_rate=0.003",
+    "training.logging_steps=1",
+)
 
 
 def byte_tokenizer(

@@ -27,7 +27,10 @@ def cross_entropy_table(results: Results) -> list[Table]:
         seed = MISSING if first["seed"] is None else str(first["seed"])
         shown.append([label, seed, str(first["step"]), *values])
     header = ["training run", "seed", "step", *COLUMNS.values()]
-    note = "Nats per answer token on the training batches since the last log step, the teacher's from the store."
+    note = (
+        "Nats per answer token, of preferences per comparison, on the training batches since the last log step; the "
+        "teacher's from the store."
+    )
     return [Table("Student and teacher cross-entropy", header, shown, [note])]
 
 

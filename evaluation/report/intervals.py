@@ -312,7 +312,7 @@ def _bootstrap(task: Scored, segments: Sequence[Segment], names: Sequence[str]) 
     if any(segment.clusters is not None for segment in segments):
         return [_resampled(task, segment, names) for segment in segments]
     statistics = np.stack([segment.numbers for segment in segments])
-    parts = [bootstrap_metrics(task, statistics, names, counts) for counts in _all_counts(statistics.shape[1])]
+    parts = [bootstrap_metrics(task, statistics, names, counts) for counts in all_counts(statistics.shape[1])]
     drawn = {metric: np.ascontiguousarray(np.concatenate([part[metric] for part in parts]).T) for metric in parts[0]}
     return [{metric: values[index] for metric, values in drawn.items()} for index in range(len(segments))]
 
@@ -322,7 +322,7 @@ def _resampled(task: Scored, segment: Segment, names: Sequence[str]) -> dict[str
         (drawn,) = _bootstrap(task, [segment], names)
         return drawn
     sums_MS, sizes_M = cluster_sums(segment.numbers, segment.clusters)
-    return bootstrap_clusters(task, sums_MS, sizes_M, names, _all_counts(len(sizes_M)))
+    return bootstrap_clusters(task, sums_MS, sizes_M, names, all_counts(len(sizes_M)))
 
 
 @functools.lru_cache(maxsize=1)  # groups of one size follow each other
@@ -330,7 +330,7 @@ def _few_counts(examples: int) -> FloatArray:
     return draw_counts(examples)
 
 
-def _all_counts(examples: int) -> Iterator[FloatArray]:
+def all_counts(examples: int) -> Iterator[FloatArray]:
     """The rows of `draw_counts`, block by block."""
     block = MOST_COUNTS // examples
     if block >= DRAWS:

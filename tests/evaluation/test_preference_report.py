@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def test_the_position_table_tells_bias_from_preference(tmp_path: Path, capsys: p
         for order, p in orders.items()
         for k, name in enumerate(("model_a", "model_b", "tie"))
     }
-    add_class_run(tmp_path, (given + back) / 2, targets, more=more)
+    gains_N = 50 * (given[:, 0] - given[:, 1] - back[:, 0] + back[:, 1])
+    prompts_N = np.argsort(np.argsort(gains_N)) // 4  # comparisons of a prompt are alike
+    clusters = [str(prompt) for prompt in prompts_N]
+    add_class_run(tmp_path, (given + back) / 2, targets, more=more, clusters=clusters)
     add_class_run(tmp_path, given, targets, condition="finetuned")
     table = table_of(tables(tmp_path, capsys), "Position bias: preference (test)")
 
@@ -141,8 +145,12 @@ def test_the_position_table_tells_bias_from_preference(tmp_path: Path, capsys: p
     assert row["swapped"] == f"{lead(back):+.1f}"
     assert row["both orders"] == f"{(lead(given) + lead(back)) / 2:+.1f}"
     assert row["labels"] == f"{lead(targets):+.1f}"
-    assert row["first place"] == f"{(lead(given) - lead(back)) / 2:+.1f}"
-    assert float(row["first place"]) > 5
+    first_place, width = row["first place"].split(" ±")
+    assert first_place == f"{(lead(given) - lead(back)) / 2:+.1f}"
+    assert float(first_place) > 5
+    sums_M = np.bincount(prompts_N, weights=gains_N - gains_N.mean())
+    deviation = math.sqrt((sums_M**2).sum()) / 397  # of a mean over prompts drawn with all their comparisons
+    assert float(width) == pytest.approx(1.96 * deviation, rel=0.15, abs=0.05)  # 1,000 draws and one decimal
     assert row["first choice changes (%)"] == f"{100 * (given.argmax(axis=1) != back.argmax(axis=1)).mean():.1f}"
     assert table["finetuned"] == {**dict.fromkeys(row, "—"), "as given": f"{lead(given):+.1f}", "labels": row["labels"]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,55 +10,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
-from logitbank.configs.schema import Config, ModelConfig
-from logitbank.models.classifier import open_classifier
 from logitbank.models.pair_head import HEAD_WEIGHTS
-from logitbank.models.pair_scoring import score_pairs
-from logitbank.preference import SEEN_PROMPTS, TASK
+from logitbank.preference import SEEN_PROMPTS
 from logitbank.student_train.export import command
-from logitbank.tasks.preference import PairPacker
-from tests.storage import label_stores
-from tests.students import save_adapter, save_base, save_whole
-from tests.tiny import chat_tokenizer
+from tests.students import (
+    class_logits,
+    export_result,
+    save_adapter,
+    save_bfloat16_base,
+    save_whole,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # Scores the training rows of a store in another environment.
 SCORE = """
 import sys
 import numpy as np
-from tests.quantize.test_gptq import logits
+from tests.students import class_logits
 from pathlib import Path
-np.save(sys.argv[2], logits(Path(sys.argv[1])))
+np.save(sys.argv[2], class_logits(Path(sys.argv[1])))
 """
 
-Logits = NDArray[np.float32]
-
-
-def logits(directory: Path) -> Logits:
-    """(N, 3) of the training rows."""
-    packer = PairPacker(chat_tokenizer(), max_tokens=256)
-    config = Config(tasks=[TASK], model=ModelConfig(name=str(directory)))
-    classifier = open_classifier(config, device="cpu", checkpoint=directory)
-    return score_pairs(classifier, [packer.pack(pair) for pair in label_stores.TRAIN], batch_tokens=512)
-
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("labels") / "store"
-    label_stores.build(str(path), views=())
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(label_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mean of two students, with the head of a language model besides its own."""
     home = tmp_path_factory.mktemp("students")
-    base = save_base(home / "base")
-    AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained(base)
+    base = save_bfloat16_base(home / "base")
     students = [save_adapter(home / f"fold-{seed}", base, seed) for seed in range(2)]
     for student in students:
         (student / SEEN_PROMPTS).unlink()
@@ -67,18 +47,17 @@ def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "whole"
 
 
-def quantised(whole: Path, store: Path, output: Path, *arguments: str) -> dict[str, Any]:
+def quantised(whole: Path, label_store: Path, output: Path, *arguments: str) -> dict[str, Any]:
     """Quantise; what `export.json` says of it."""
-    shared = ["--checkpoint", str(whole), "--quantize", "gptq", "--store", str(store), "--output", str(output)]
+    shared = ["--checkpoint", str(whole), "--quantize", "gptq", "--store", str(label_store), "--output", str(output)]
     command.main([*shared, *arguments])
-    result: dict[str, Any] = json.loads((output / "export.json").read_text())["result"]
-    return result
+    return export_result(output)
 
 
 @pytest.fixture(scope="module")
-def four_bits(whole: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four_bits(whole: Path, label_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("exports") / "gptq"
-    told = quantised(whole, store, output, "--bits", "4")
+    told = quantised(whole, label_store, output, "--bits", "4")
     assert told["quantization"] == {
         "method": "gptq",
         "program": told["quantization"]["program"],
@@ -107,10 +86,10 @@ def test_weights_lie_on_a_grid_of_four_bits(whole: Path, four_bits: Path) -> Non
     assert (four_bits / HEAD_WEIGHTS).read_bytes() == (whole / HEAD_WEIGHTS).read_bytes()
 
 
-def test_bits_say_how_far_probabilities_move(whole: Path, four_bits: Path, store: Path, tmp_path: Path) -> None:
-    quantised(whole, store, tmp_path / "eight", "--bits", "8")
-    expected = logits(whole)
-    errors = [np.abs(logits(directory) - expected).max() for directory in (tmp_path / "eight", four_bits)]
+def test_bits_say_how_far_probabilities_move(whole: Path, four_bits: Path, label_store: Path, tmp_path: Path) -> None:
+    quantised(whole, label_store, tmp_path / "eight", "--bits", "8")
+    expected = class_logits(whole)
+    errors = [np.abs(class_logits(directory) - expected).max() for directory in (tmp_path / "eight", four_bits)]
     assert 0 < errors[0] < errors[1]
     assert errors[1] < 1
 
@@ -121,37 +100,37 @@ def test_the_other_environment_reads_the_same_logits(four_bits: Path, tmp_path: 
         pytest.skip(f"there is no {python} (HF_PYTHON)")
     command = [str(python), "-c", SCORE, str(four_bits), str(tmp_path / "theirs.npy")]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300)
-    np.testing.assert_allclose(np.load(tmp_path / "theirs.npy"), logits(four_bits), atol=0.05)  # bfloat16 here
+    np.testing.assert_allclose(np.load(tmp_path / "theirs.npy"), class_logits(four_bits), atol=0.05)  # bfloat16 here
 
 
 def test_rows_are_chosen_and_rounded_the_same_way_each_time(
-    whole: Path, four_bits: Path, store: Path, tmp_path: Path
+    whole: Path, four_bits: Path, label_store: Path, tmp_path: Path
 ) -> None:
-    quantised(whole, store, tmp_path / "again", "--bits", "4")
+    quantised(whole, label_store, tmp_path / "again", "--bits", "4")
     before, after = (load_file(each / "model.safetensors") for each in (four_bits, tmp_path / "again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_rows_decide_the_weights(whole: Path, four_bits: Path, store: Path, tmp_path: Path) -> None:
+def test_the_rows_decide_the_weights(whole: Path, four_bits: Path, label_store: Path, tmp_path: Path) -> None:
     """Without rows, rounding to the nearest would be all: other rows give other weights."""
-    quantised(whole, store, tmp_path / "few", "--bits", "4", "--samples", "2")
+    quantised(whole, label_store, tmp_path / "few", "--bits", "4", "--samples", "2")
     before, after = (load_file(each / "model.safetensors") for each in (four_bits, tmp_path / "few"))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith("packed"))
 
 
-def test_an_encoder_is_quantised(store: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_quantised(label_store: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=300, **shape)).save_pretrained(tmp_path / "bert")
     student = save_whole(tmp_path / "student", tmp_path / "bert", 1)
     (student / SEEN_PROMPTS).unlink()
-    assert quantised(student, store, tmp_path / "gptq", "--bits", "8")["compared"]["kl"] < 0.01
+    assert quantised(student, label_store, tmp_path / "gptq", "--bits", "8")["compared"]["kl"] < 0.01
 
 
 def test_what_llm_compressor_refuses_is_an_error_or_the_announced_fallback(
     whole: Path,
-    store: Path,
+    label_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -162,12 +141,12 @@ def test_what_llm_compressor_refuses_is_an_error_or_the_announced_fallback(
 
     monkeypatch.setattr("llmcompressor.oneshot", refuse)
     with pytest.raises(SystemExit):
-        quantised(whole, store, tmp_path / "gptq")
+        quantised(whole, label_store, tmp_path / "gptq")
     message = "cannot quantise Qwen3ForCausalLM (NotImplementedError: cannot trace this)"
     assert f"--quantize gptq: llm-compressor {message}; use --quantize int8, or add --fallback int8" in (
         capsys.readouterr().err
     )
     assert list(tmp_path.iterdir()) == []
-    told = quantised(whole, store, tmp_path / "gptq", "--fallback", "int8")["quantization"]
+    told = quantised(whole, label_store, tmp_path / "gptq", "--fallback", "int8")["quantization"]
     assert told == {"method": "int8", "instead_of": "gptq", "because": f"llm-compressor {message}"}
     assert f"warning: llm-compressor {message}; int8 is used instead" in caplog.text

@@ -76,14 +76,7 @@ def configure(model: Path, *overrides: str) -> Config:
         f"model.name={model}",
         "tasks=[preference]",
         "data.max_student_tokens=192",
-        "training.precision=fp32",
-        "training.use_lora=false",
-        "training.max_steps=4",
-        "training.warmup_steps=1",
-        "training.global_batch_size=8",
-        "training.micro_batch_size=4",
-        "training.learning_rate=0.003",
-        "training.logging_steps=1",
+        *tiny.FOUR_STEPS,
         *overrides,
     ]
     return load_config([], given)

@@ -2,76 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
-from logitbank.configs.schema import Config, ModelConfig
-from logitbank.models.classifier import open_classifier
 from logitbank.models.pair_head import HEAD_WEIGHTS
-from logitbank.models.pair_scoring import score_pairs
-from logitbank.preference import SEEN_PROMPTS, TASK, SeenPrompts
+from logitbank.preference import SEEN_PROMPTS, SeenPrompts
 from logitbank.storage import LabelStore
 from logitbank.student_train.export import command
 from logitbank.student_train.export.comparison import chosen_rows
 from logitbank.tasks.preference import PairPacker
 from tests.storage import label_stores
-from tests.students import SETTINGS, save_adapter, save_base, save_whole
+from tests.students import (
+    SETTINGS,
+    class_logits,
+    export_result,
+    save_adapter,
+    save_bfloat16_base,
+    save_whole,
+)
 from tests.tiny import chat_tokenizer
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("labels") / "store"
-    label_stores.build(str(path), views=())
-    return path
-
-
-@pytest.fixture(scope="module")
-def student(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(label_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter on a bfloat16 base that left fold 0 out."""
     home = tmp_path_factory.mktemp("students")
-    base = save_base(home / "base")
-    AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained(base)
+    base = save_bfloat16_base(home / "base")
     adapter = save_adapter(home / "fold-0", base, 1)
-    train = LabelStore.open(str(store)).train
+    train = LabelStore.open(str(label_store)).train
     SeenPrompts.of(train.prompt_key[train.fold != 0]).write(adapter)
     return adapter
 
 
+def to_eight_bits(checkpoint: Path, store: Path, output: Path) -> None:
+    places = ["--checkpoint", str(checkpoint), "--store", str(store), "--output", str(output)]
+    command.main([*places, "--quantize", "int8"])
+
+
 @pytest.fixture(scope="module")
-def eight_bits(student: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def eight_bits(student: Path, label_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("exports") / "int8"
-    command.main(["--checkpoint", str(student), "--quantize", "int8", "--store", str(store), "--output", str(output)])
+    command.main(
+        ["--checkpoint", str(student), "--quantize", "int8", "--store", str(label_store), "--output", str(output)]
+    )
     return output
-
-
-def result(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "export.json").read_text())["result"]
-    return found
-
-
-def logits(directory: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    packer = PairPacker(chat_tokenizer(), max_tokens=256)
-    config = Config(tasks=[TASK], model=ModelConfig(name=str(directory)))
-    classifier = open_classifier(config, device="cpu", checkpoint=directory)
-    return score_pairs(classifier, [packer.pack(pair) for pair in label_stores.TRAIN], batch_tokens=512)
 
 
 def test_eight_bits_are_smaller_and_say_nearly_the_same(student: Path, eight_bits: Path, tmp_path: Path) -> None:
     command.main(["--checkpoint", str(student), "--output", str(tmp_path / "whole")])
-    whole, quantised = logits(tmp_path / "whole"), logits(eight_bits)
+    whole, quantised = class_logits(tmp_path / "whole"), class_logits(eight_bits)
     assert 0 < np.abs(whole - quantised).max() < 0.2
-    told = result(eight_bits)
+    told = export_result(eight_bits)
     assert told["quantization"] == {"method": "int8"}
     assert told["bytes"] < told["bytes_before"] == sum(f.stat().st_size for f in (tmp_path / "whole").glob("*.safe*"))
     probabilities = [np.exp(each) / np.exp(each).sum(axis=1, keepdims=True) for each in (whole, quantised)]
@@ -92,8 +81,8 @@ def test_what_is_not_quantised_stays_as_it_was(student: Path, eight_bits: Path) 
     assert (eight_bits / HEAD_WEIGHTS).read_bytes() == (student / HEAD_WEIGHTS).read_bytes()
 
 
-def test_rows_are_those_that_the_model_has_learnt_from(student: Path, store: Path) -> None:
-    opened = LabelStore.open(str(store))
+def test_rows_are_those_that_the_model_has_learnt_from(student: Path, label_store: Path) -> None:
+    opened = LabelStore.open(str(label_store))
     packer = PairPacker(chat_tokenizer(), max_tokens=SETTINGS.max_tokens)
     fold_of = {packer.pack(opened.train.pair(row)).ids.tobytes(): int(opened.train.fold[row]) for row in range(42)}
     seen = SeenPrompts.read(student)
@@ -106,30 +95,36 @@ def test_rows_are_those_that_the_model_has_learnt_from(student: Path, store: Pat
 
 
 def test_a_store_of_other_rows_is_refused(
-    student: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    student: Path, label_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stranger = shutil.copytree(student, tmp_path / "stranger")
     SeenPrompts.of([1, 2, 3]).write(stranger)
-    arguments = ["--checkpoint", str(stranger), "--quantize", "int8", "--store", str(store)]
+    arguments = ["--checkpoint", str(stranger), "--quantize", "int8", "--store", str(label_store)]
     with pytest.raises(SystemExit):
         command.main([*arguments, "--output", str(tmp_path / "no")])
     assert "has 0 rows that the model was trained on" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stranger"]
 
 
-def test_a_model_that_says_not_what_it_saw_stays_silent(student: Path, store: Path, tmp_path: Path) -> None:
+def test_a_model_that_says_not_what_it_saw_stays_silent(student: Path, label_store: Path, tmp_path: Path) -> None:
     silent = shutil.copytree(student, tmp_path / "silent")
     (silent / SEEN_PROMPTS).unlink()
     output = tmp_path / "int8"
-    command.main(["--checkpoint", str(silent), "--quantize", "int8", "--store", str(store), "--output", str(output)])
-    assert result(output)["compared"]["rows"] == 46
+    command.main(
+        ["--checkpoint", str(silent), "--quantize", "int8", "--store", str(label_store), "--output", str(output)]
+    )
+    assert export_result(output)["compared"]["rows"] == 46
     assert not (output / SEEN_PROMPTS).exists()
 
 
 def test_without_llm_compressor_gptq_says_where_it_is_or_what_is_done_instead(
-    student: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    student: Path,
+    label_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    arguments = ["--checkpoint", str(student), "--quantize", "gptq", "--store", str(store)]
+    arguments = ["--checkpoint", str(student), "--quantize", "gptq", "--store", str(label_store)]
     with pytest.raises(SystemExit):
         command.main([*arguments, "--output", str(tmp_path / "gptq")])
     assert "run make install-quantize, then the same command by .venv-quantize/bin/export-model" in (
@@ -137,7 +132,7 @@ def test_without_llm_compressor_gptq_says_where_it_is_or_what_is_done_instead(
     )
     assert list(tmp_path.iterdir()) == []
     command.main([*arguments, "--fallback", "int8", "--output", str(tmp_path / "gptq")])
-    told = result(tmp_path / "gptq")["quantization"]
+    told = export_result(tmp_path / "gptq")["quantization"]
     assert (told["method"], told["instead_of"]) == ("int8", "gptq")
     assert "llm-compressor is not installed here" in told["because"]
     assert "warning: llm-compressor is not installed here" in caplog.text
@@ -153,13 +148,13 @@ def test_without_llm_compressor_gptq_says_where_it_is_or_what_is_done_instead(
 )
 def test_groups_divide_every_layer(
     student: Path,
-    store: Path,
+    label_store: Path,
     options: list[str],
     message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["--checkpoint", str(student), "--quantize", "gptq", "--store", str(store), *options]
+    arguments = ["--checkpoint", str(student), "--quantize", "gptq", "--store", str(label_store), *options]
     with pytest.raises(SystemExit):
         command.main([*arguments, "--output", str(tmp_path / "no")])
     assert f"--group-size: {message}; use --group-size 16" in capsys.readouterr().err
@@ -174,12 +169,14 @@ def test_what_is_quantised_is_not_exported_once_more(
     assert "is quantised already (bitsandbytes); give the model that it was made from" in capsys.readouterr().err
 
 
-def test_an_encoder_is_quantised_too(store: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_quantised_too(label_store: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=300, **shape)).save_pretrained(tmp_path / "bert")
     student = save_whole(tmp_path / "student", tmp_path / "bert", 1)
     (student / SEEN_PROMPTS).unlink()
     output = tmp_path / "int8"
-    command.main(["--checkpoint", str(student), "--quantize", "int8", "--store", str(store), "--output", str(output)])
-    assert 0 < result(output)["compared"]["kl"] < 0.05
+    command.main(
+        ["--checkpoint", str(student), "--quantize", "int8", "--store", str(label_store), "--output", str(output)]
+    )
+    assert 0 < export_result(output)["compared"]["kl"] < 0.05
