@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TeacherRows,
         TeacherStore,
         Tokens,
+        ViewRead,
         Vocabulary,
         bytes_of_draws,
         concatenate,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         open_builder,
         open_store,
         plan_shards,
+        read_ahead,
         verify,
     )
 
@@ -76,6 +78,7 @@ __all__ = [
     "TeacherRows",
     "TeacherStore",
     "Tokens",
+    "ViewRead",
     "Vocabulary",
     "bytes_of_draws",
     "concatenate",
@@ -86,6 +89,7 @@ __all__ = [
     "open_store",
     "parts_to_verify",
     "plan_shards",
+    "read_ahead",
     "verify",
     "verify_labels",
 ]

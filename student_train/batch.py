@@ -1,29 +1,28 @@
-"""How the examples of a step become tensors, and how they get to the training process.
+"""How the examples of a step become tensors, read and decoded ahead by threads of the training process.
 
 Shapes: B sequences, L padded length, T answer tokens, K teacher logits, M drawn tokens.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from logitbank.sequences import AnsweredSequence
-from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore
+from logitbank.storage import ExampleTable, StoreInfo, TeacherRows, TeacherStore, ViewRead, read_ahead
 from logitbank.student_train.losses.base import TeacherLogits
 from logitbank.student_train.losses.step_loss import weighted
 from logitbank.student_train.order import SHARDS_PER_WINDOW, ExampleOrder, Positions, conversation_tokens
-from logitbank.student_train.split import BatchPlan, Indices, Split
+from logitbank.student_train.split import BatchPlan, Split
 
-BYTES_PER_RANK = 8  # of a store's widest encoding in memory
-ALIGNMENT = 64  # bytes
+BYTES_PER_RANK = 8  # an id and a logit
+MOST_BYTES = 1 << 30  # of teacher rows in memory
 TEACHER = "teacher."  # before the names of the teacher's tensors
 PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
 
@@ -37,7 +36,7 @@ class Batch:
         attention_mask_BL: 1 on real tokens.
         answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
         gold_T: the answer tokens.
-        top_ids_TK: the teacher's ids, int32: half of what crosses between processes and to a GPU. K = 0 without a
+        top_ids_TK: the teacher's ids, int32: half of what crosses to a GPU. K = 0 without a
             teacher; drawn tokens stand behind the ranks.
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
@@ -72,21 +71,8 @@ class Batch:
         return self._replaced({name: t.to(device, non_blocking=True) for name, t in self._tensors().items()})
 
     def pin_memory(self) -> Batch:
-        """Called by `DataLoader(pin_memory=True)`."""
+        """The batch in memory that a GPU copies from by itself."""
         return self._replaced({name: t.pin_memory() for name, t in self._tensors().items()})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Cross to the training process as one tensor: each costs a file, a mapping and a connection."""
-        tensors = self._tensors()
-        places, size = {}, 0
-        for name, tensor in tensors.items():
-            places[name] = (size, tensor.dtype, tensor.shape)
-            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        shared = torch.UntypedStorage._new_shared(size)  # as PyTorch's own collation: no second copy
-        packed = torch.empty(0, dtype=torch.uint8).set_(shared)
-        for name, tensor in tensors.items():
-            _part(packed, *places[name]).copy_(tensor)
-        return _unpack, (packed, places, self._plain())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, the teacher's behind `teacher.`."""
@@ -110,19 +96,24 @@ def _batch(tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> Bat
     return Batch(**own, teacher=rows, **plain)
 
 
-def _part(packed: torch.Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    """One tensor of those that lie one after the other in `packed`, (bytes,) uint8, which it shares."""
-    return packed[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+@dataclass(frozen=True)
+class MicroBatchRequest:
+    """What a micro-batch is made of, as positions in the example table.
+
+    Attributes:
+        step: all examples of its optimizer step, over all ranks.
+        examples: its own.
+    """
+
+    step: Positions
+    examples: list[int]
 
 
-def _unpack(
-    packed: torch.Tensor, places: Mapping[str, tuple[int, torch.dtype, torch.Size]], plain: Mapping[str, Any]
-) -> Batch:
-    return _batch({name: _part(packed, *place) for name, place in places.items()}, plain)
+class MicroBatches:
+    """Micro-batch `(step, number)` of this rank, both counted from 0; see `Split`.
 
-
-class MicroBatches(Dataset[Batch]):
-    """Micro-batch `(step, number)` of this rank, both counted from 0; see `Split`."""
+    Indexing reads one for itself. `micro_batch_loader` gives the same ones in order, and faster.
+    """
 
     def __init__(
         self,
@@ -138,7 +129,7 @@ class MicroBatches(Dataset[Batch]):
     ) -> None:
         """Args beyond the obvious.
 
-        open_store: opens the teacher store; called once in every process that reads.
+        open_store: opens the teacher store; called once.
         view: teacher view, or None to read no teacher array at all.
         top_k: how many of the stored ranks to read; None for all.
         with_zeroshot: also read the gold token's log-probability under the view `zeroshot`.
@@ -148,33 +139,39 @@ class MicroBatches(Dataset[Batch]):
         self._open_store = open_store
         self._order = order
         self._plan = plan
-        self._view = view
-        self._top_k = top_k
-        self._with_zeroshot = with_zeroshot
         self._table = table
         self._loss_weight = loss_weight
-        self._opened: TeacherStore | None = None
-        self._split: Split | None = None
-        self._conversation_tokens: Positions | None = None
+        self.reads: list[ViewRead] = []
+        if view is not None:
+            self.reads += [ViewRead(view, top_k), *([ViewRead("zeroshot", 1)] if with_zeroshot else [])]
 
     def __getitem__(self, index: tuple[int, int]) -> Batch:
-        store = self._store()
-        examples: ExampleTable = getattr(store, self._table)
-        if self._split is None:
-            self._split = Split(self._order, self._plan, examples.input_length)
+        request = self.request(index)
+        rows = tuple(self.store.read(request.examples, read.view, read.top_k) for read in self.reads)
+        return self.make(request, rows)
+
+    def request(self, index: tuple[int, int]) -> MicroBatchRequest:
+        """The examples of one micro-batch."""
         step, number = index
-        whole, chosen = self._split.examples(step), self._split.micro_batches(step)[number]
-        rows = store.read(chosen, self._view, self._top_k) if self._view is not None else None
-        zeroshot = store.read(chosen, "zeroshot", 1) if self._with_zeroshot else None
+        return MicroBatchRequest(self._split.examples(step), self._split.micro_batches(step)[number])
+
+    def make(self, request: MicroBatchRequest, rows: Sequence[TeacherRows]) -> Batch:
+        """The tensors of one micro-batch.
+
+        Args:
+            request: its examples.
+            rows: theirs, of each of `reads`.
+        """
+        store, examples, chosen = self.store, self._examples, request.examples
         task_of = {name: number for number, name in enumerate(self._order.tasks)}
         return collate(
             [examples.sequence(i) for i in chosen],
             [task_of[store.info.tasks[int(examples.task[i])]] for i in chosen],
-            rows,
-            zeroshot,
-            step_tokens=int(examples.answer_length[whole].sum()),
+            rows[0] if rows else None,
+            rows[1] if len(rows) > 1 else None,
+            step_tokens=int(examples.answer_length[request.step].sum()),
             packed=self._plan.packed_tokens is not None,
-            weights=self._weights(examples, whole, chosen),
+            weights=self._weights(examples, request.step, chosen),
             signal=store.info.signal,
             untaught=store.info.untaught,
         )
@@ -186,20 +183,27 @@ class MicroBatches(Dataset[Batch]):
         """
         if self._loss_weight == "token":
             return None
-        if self._conversation_tokens is None:
-            self._conversation_tokens = conversation_tokens(examples)
         answers = examples.answer_length[whole].astype(np.float64)
         scale = answers.sum() / (answers / self._conversation_tokens[whole]).sum()
         return scale / self._conversation_tokens[chosen]
 
-    def _store(self) -> TeacherStore:
-        """Opened where it is used first, so that every worker process has its own handles and cache."""
-        if self._opened is None:
-            self._opened = self._open_store()
-        return self._opened
+    @cached_property
+    def store(self) -> TeacherStore:
+        """What is read, opened where it is used first."""
+        return self._open_store()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_split": None, "_conversation_tokens": None}
+    @cached_property
+    def _examples(self) -> ExampleTable:
+        table: ExampleTable = getattr(self.store, self._table)
+        return table
+
+    @cached_property
+    def _split(self) -> Split:
+        return Split(self._order, self._plan, self._examples.input_length)
+
+    @cached_property
+    def _conversation_tokens(self) -> Positions:
+        return conversation_tokens(self._examples)
 
 
 def collate(
@@ -251,25 +255,27 @@ def collate(
 
 
 def micro_batch_loader(
-    data: MicroBatches, indices: Indices, *, num_workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """Micro-batches in order, read and decoded ahead by `num_workers` processes."""
-    return DataLoader(
-        data,
-        batch_size=None,
-        sampler=indices,
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator(),  # the default one belongs to dropout: a loader must not draw from it
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_training_process,
-    )
+    data: MicroBatches, indices: Iterable[tuple[int, int]], *, num_workers: int, pin_for: torch.device | None = None
+) -> Generator[Batch]:
+    """Micro-batches in order, read and decoded ahead by `num_workers` threads; close it to end them.
 
+    Args:
+        data: where they come from.
+        indices: which ones.
+        num_workers: how many threads; 0 reads when a micro-batch is asked for.
+        pin_for: the CUDA device that they go to, from pinned memory.
+    """
 
-def _leave_signals_to_the_training_process(worker: int) -> None:
-    """A terminal sends Ctrl-C to workers too; the training process still wants the batches of its last step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    def make(request: MicroBatchRequest, rows: Sequence[TeacherRows]) -> Batch:
+        batch = data.make(request, rows)
+        if pin_for is None:
+            return batch
+        with torch.cuda.device(pin_for):  # a thread begins on device 0
+            return batch.pin_memory()
+
+    requests = map(data.request, indices)
+    kept = cache_bytes(data.store.info)
+    return read_ahead(data.store, requests, data.reads, make, threads=num_workers, cache_bytes=kept)
 
 
 def teacher_ids(rows: TeacherRows) -> torch.Tensor:
@@ -291,13 +297,18 @@ def sample_weights(rows: TeacherRows, signal: str) -> NDArray[np.float64]:
     return np.concatenate([ranked, drawn], axis=1)
 
 
-def cache_bytes(info: StoreInfo, num_workers: int) -> int:
-    """How much teacher signal a worker should keep: two windows of shards, and all workers at most 1 GiB.
+def cache_bytes(info: StoreInfo) -> int:
+    """How much teacher signal to keep: what four windows of shards hold, and at most 1 GiB.
 
-    More would be dead weight: a shard that the stream has left does not come back before the next epoch.
+    Two are in use where all tasks move through the store at the same pace: one that is being read, the next that is
+    decoded ahead. A task with more examples than the others stays longer in each of its windows.
     """
-    windows = 2 * SHARDS_PER_WINDOW * info.shard_tokens * info.top_k * BYTES_PER_RANK
-    return min(windows, (1 << 30) // max(1, num_workers))
+    return min(4 * window_bytes(info), MOST_BYTES)
+
+
+def window_bytes(info: StoreInfo) -> int:
+    """What the decoded rows of a window of shards take."""
+    return min(SHARDS_PER_WINDOW, info.shards) * info.shard_tokens * info.top_k * BYTES_PER_RANK
 
 
 def teacher_logits(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
-from torch.utils.data import DataLoader
 
 from logitbank.configs import ConfigError
 from logitbank.configs.schema import TrainingConfig
 from logitbank.models.precision import has_fast_bfloat16
 from logitbank.storage import TeacherStore
-from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader
+from logitbank.student_train.batch import Batch, MicroBatches, cache_bytes, micro_batch_loader, window_bytes
 from logitbank.student_train.order import ExampleOrder
 from logitbank.student_train.records import Run
 from logitbank.student_train.sharding import shard_on_any_device, sharding_plugin
@@ -91,11 +90,13 @@ def batch_loader(
     split: Split,
     accelerator: Accelerator,
     start: int,
-) -> DataLoader[Batch]:
-    """Micro-batches of this rank from optimizer step `start` on, prefetched."""
+) -> Generator[Batch]:
+    """Micro-batches of this rank from optimizer step `start` on, read ahead; close it to end its threads."""
     training = run.config.training
+    if run.view is not None and accelerator.is_main_process:
+        _say_what_is_decoded_again(store, plan)
     data = MicroBatches(
-        functools.partial(TeacherStore.open, run.store_url, cache_bytes=cache_bytes(store.info, training.num_workers)),
+        lambda: store,
         order,
         plan,
         view=run.view,
@@ -107,8 +108,18 @@ def batch_loader(
         data,
         Indices(split, start, training.max_steps),
         num_workers=training.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_for=accelerator.device if accelerator.device.type == "cuda" else None,
     )
+
+
+def _say_what_is_decoded_again(store: TeacherStore, plan: BatchPlan) -> None:
+    """The shards of a window are decoded once where their rows fit into memory."""
+    window = window_bytes(store.info) / plan.world_size  # a rank keeps its own rows
+    if window > (kept := cache_bytes(store.info)):
+        logger.info(
+            f"store.shard_tokens {store.info.shard_tokens:,}: a window of shards takes {window / 1e9:.1f} GB of "
+            f"memory, {kept / 1e9:.1f} GB are kept; each shard is decoded about {1 + window / kept:.0f} times a pass"
+        )
 
 
 def parameter_groups(student: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ class Split:
         self._order = order
         self._plan = plan
         self._inputs = np.asarray(lengths) - 1  # nothing is predicted from the last token
+        self._latest: tuple[int, Positions, list[list[int]]] | None = None
         longest = int(self._inputs[np.concatenate(order.examples)].max())
         if plan.packed_tokens is not None and longest > plan.packed_tokens:
             raise ConfigError(
@@ -77,12 +78,19 @@ class Split:
 
     def examples(self, step: int) -> Positions:
         """All examples of a step, over all ranks."""
-        return np.asarray(self._order.step(step, self._plan.global_batch_size))
+        return self._of(step)[0]
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """This rank's micro-batches of a step, each a list of positions in the example table."""
-        whole = self.examples(step)
-        return [whole[group].tolist() for group in self._plan.micro_batches(self._inputs[whole].tolist())]
+        return self._of(step)[1]
+
+    def _of(self, step: int) -> tuple[Positions, list[list[int]]]:
+        """The latest step is kept: it is asked for once for each of its micro-batches."""
+        if self._latest is None or self._latest[0] != step:
+            whole = np.asarray(self._order.step(step, self._plan.global_batch_size))
+            groups = self._plan.micro_batches(self._inputs[whole].tolist())
+            self._latest = step, whole, [whole[group].tolist() for group in groups]
+        return self._latest[1], self._latest[2]
 
 
 class Indices:

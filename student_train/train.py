@@ -63,13 +63,13 @@ class Training(TrainingLoop):
 
     def run(self) -> None:
         """See `TrainingLoop.run`."""
-        self._batches = iter(
-            batch_loader(self.run_, self._store, self._order, self._plan, self._split, self.accelerator, self.start)
+        self._batches = batch_loader(
+            self.run_, self._store, self._order, self._plan, self._split, self.accelerator, self.start
         )
         try:
             super().run()
         finally:
-            del self._batches  # ends its workers, which no signal does
+            self._batches.close()  # ends its threads
 
     def take_step(self, step: int) -> bool:
         """See `TrainingLoop.take_step`."""

@@ -4,6 +4,7 @@ from logitbank.storage.teacher_store.encodings import Encoding
 from logitbank.storage.teacher_store.examples import ExampleRecord, ExampleTable
 from logitbank.storage.teacher_store.layout import plan_shards
 from logitbank.storage.teacher_store.opening import open_store
+from logitbank.storage.teacher_store.read_ahead import ViewRead, read_ahead
 from logitbank.storage.teacher_store.reader import TeacherStore
 from logitbank.storage.teacher_store.rows import TeacherRows, concatenate, log_tail_of
 from logitbank.storage.teacher_store.samples import LOG_MASS_FLOOR, MOST_DRAWS, SIGNALS, bytes_of_draws
@@ -29,6 +30,7 @@ __all__ = [
     "TeacherRows",
     "TeacherStore",
     "Tokens",
+    "ViewRead",
     "Vocabulary",
     "bytes_of_draws",
     "concatenate",
@@ -36,5 +38,6 @@ __all__ = [
     "open_builder",
     "open_store",
     "plan_shards",
+    "read_ahead",
     "verify",
 ]

@@ -17,12 +17,13 @@ _INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
 _CRC_BYTES = 4
 
 
-def decode_object(data: bytes, out: NDArray[Any], *, shard_tokens: int, chunk_tokens: int) -> None:
-    """Decode the first rows of an object.
+def decode_object(data: bytes, out: NDArray[Any], *, first: int = 0, shard_tokens: int, chunk_tokens: int) -> None:
+    """Decode rows of an object.
 
     Args:
         data: the whole object, verified by its manifest.
         out: (rows, columns) contiguous, filled here: the rows that are wanted, all columns of the object.
+        first: the first of these rows, which is the first of an inner chunk.
         shard_tokens: rows of the object.
         chunk_tokens: rows of an inner chunk.
 
@@ -31,10 +32,10 @@ def decode_object(data: bytes, out: NDArray[Any], *, shard_tokens: int, chunk_to
     """
     chunks = shard_tokens // chunk_tokens
     index = np.frombuffer(data[-chunks * _INDEX_ENTRY.itemsize - _CRC_BYTES : -_CRC_BYTES], _INDEX_ENTRY)
-    for number in range(-(-len(out) // chunk_tokens)):
-        offset = int(index["offset"][number])
-        coded = Zstd().decode(data[offset : offset + int(index["bytes"][number])])
-        wanted = out[number * chunk_tokens : (number + 1) * chunk_tokens].reshape(-1)
+    for start in range(0, len(out), chunk_tokens):
+        offset, size = index[(first + start) // chunk_tokens].tolist()
+        coded = Zstd().decode(data[offset : offset + size])
+        wanted = out[start : start + chunk_tokens].reshape(-1)
         found = standalone.simple_decompress_into(coded, wanted).n_processed
         if found != wanted.size:
             raise ValueError(f"expected {wanted.size} values, got {found}")

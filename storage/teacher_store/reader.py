@@ -8,10 +8,11 @@ that are asked for become ids and logits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -42,6 +43,7 @@ from logitbank.storage.teacher_store.spec import StoreInfo
 from logitbank.storage.teacher_store.views import Tokens, ViewLayout
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
+_Objects = dict[str, dict[str, bytes]]  # of a shard: array, key, bytes
 _Shard = dict[str, NDArray[Any]]  # each array as (objects, rows, columns of an object), values as stored
 
 
@@ -229,11 +231,45 @@ class TeacherStore:
                 wide = gathered[name]
                 for row, start, length in runs:
                     wide[start : start + length] = values[:, row : row + length].transpose(1, 0, 2)
+        return self._rows(view, {name: values.reshape(total, -1) for name, values in gathered.items()}, top_k)
+
+    def decode_shard(
+        self, view: str, shard: int, top_k: int, wanted: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.int64], TeacherRows]]:
+        """Some rows of one shard, a chunk of `chunk_tokens` at a time; threads may call it at once.
+
+        Args:
+            view: which view.
+            shard: which shard.
+            top_k: how many ranks, up to the stored K. Fewer come without draws.
+            wanted: (used rows,) which rows.
+
+        Yields:
+            The rows of a chunk, ascending, and what the teacher said there; nothing of a chunk without any.
+
+        Raises:
+            StoreError, CorruptStoreError: as `read`.
+        """
+        layout = self._layout_of(view)
+        with self._naming_the_repair(view, shard):
+            fetched = self._fetch(view, shard, top_k)
+        for start in range(0, len(wanted), layout.chunk_tokens):
+            rows = np.flatnonzero(wanted[start : start + layout.chunk_tokens])
+            if not len(rows):
+                continue
+            chunk = range(start, start + int(rows[-1]) + 1)
+            with self._naming_the_repair(view, shard):
+                stored = self._stored(fetched, chunk, shard, layout)
+            chosen = slice(None) if len(rows) == len(chunk) else rows
+            wide = {name: _side_by_side(values[:, chosen]) for name, values in stored.items()}
+            yield start + rows, self._rows(view, wide, top_k)
+
+    def _rows(self, view: str, wide: dict[str, NDArray[Any]], top_k: int) -> TeacherRows:
+        """The rows that arrays as wide as their objects hold."""
         arrays = {}
         for spec in self._specs:
             columns = spec.columns_for(top_k, self.info.top_k)
-            wide = gathered.pop(spec.name).reshape(total, -1)
-            arrays[spec.name] = wide[:, 0 if columns is None else slice(columns)]
+            arrays[spec.name] = wide.pop(spec.name)[:, 0 if columns is None else slice(columns)]
         vocabulary = self._layout_of(view).vocabulary
         decoded = self.encoding.decode(arrays, top_k, vocabulary)
         # Draws complete all of the K ranks: to fewer they say nothing.
@@ -246,6 +282,14 @@ class TeacherStore:
         if (cached := self._shards.get(key)) is not None:
             return cached
         layout = self._layout_of(view)
+        with self._naming_the_repair(view, shard):
+            fetched = self._fetch(view, shard, top_k)
+            arrays = self._stored(fetched, range(layout.plan.used_rows(shard)), shard, layout)
+        self._shards.put(key, arrays)
+        return arrays
+
+    def _fetch(self, view: str, shard: int, top_k: int) -> _Objects:
+        """The objects of a shard that the first `top_k` ranks need, checked."""
         try:
             entries, details = read_manifest(self.objects, shard_key(view, shard))
         except FileNotFoundError:
@@ -257,22 +301,29 @@ class TeacherStore:
             columns = spec.columns_for(top_k, self.info.top_k)
             keys[spec.name] = [base] if columns is None else [f"{base}/{i}" for i in range(len(rank_blocks(columns)))]
         wanted = [name for names in keys.values() for name in names]
+        objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
+        return {name: {key: objects[key] for key in own} for name, own in keys.items()}
+
+    def _stored(self, fetched: _Objects, rows: range, shard: int, layout: ViewLayout) -> _Shard:
+        """Rows as they are stored; the first is the first of a chunk."""
         arrays: _Shard = {}
+        for spec in self._specs:
+            # Zarr fills a narrower last block up, so all objects of an array have as many columns.
+            shape = (len(fetched[spec.name]), len(rows), min(RANK_BLOCK, spec.width or 1))
+            arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
+            for (key, data), out in zip(fetched[spec.name].items(), arrays[spec.name], strict=True):
+                _decode_object(key, data, out, rows.start, shard, layout)
+        return arrays
+
+    @contextlib.contextmanager
+    def _naming_the_repair(self, view: str, shard: int) -> Iterator[None]:
         try:
-            objects = dict(zip(wanted, read_objects(self.objects, wanted, entries, covers(details)), strict=True))
-            for spec in self._specs:
-                # Zarr fills a narrower last block up, so all objects of an array have as many columns.
-                shape = (len(keys[spec.name]), layout.plan.used_rows(shard), min(RANK_BLOCK, spec.width or 1))
-                arrays[spec.name] = np.empty(shape, dtype=spec.dtype)
-                for name, out in zip(keys[spec.name], arrays[spec.name], strict=True):
-                    _decode_object(name, objects[name], out, shard, layout)
+            yield
         except CorruptStoreError as error:
             raise CorruptStoreError(
                 f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
                 "which writes this shard again"
             ) from error
-        self._shards.put(key, arrays)
-        return arrays
 
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._arrays:
@@ -286,11 +337,16 @@ def _plan(table: ExampleTable, shard_tokens: int, shards: int) -> ShardPlan:
     return ShardPlan(shard_tokens, table.answer_start, table.answer_length, first.astype(np.int64))
 
 
-def _decode_object(key: str, data: bytes, out: NDArray[Any], shard: int, layout: ViewLayout) -> None:
+def _decode_object(key: str, data: bytes, out: NDArray[Any], first: int, shard: int, layout: ViewLayout) -> None:
     try:
-        decode_object(data, out, shard_tokens=layout.plan.shard_tokens, chunk_tokens=layout.chunk_tokens)
+        decode_object(data, out, first=first, shard_tokens=layout.plan.shard_tokens, chunk_tokens=layout.chunk_tokens)
     except Exception as error:  # a codec that chokes on bytes whose checksum matched
         raise CorruptStoreError(f"{key}, shard {shard}: cannot be decoded: {error}") from error
+
+
+def _side_by_side(values: NDArray[Any]) -> NDArray[Any]:
+    """(rows, objects × columns) of (objects, rows, columns)."""
+    return values.transpose(1, 0, 2).reshape(values.shape[1], -1)
 
 
 class _Cache:

@@ -167,7 +167,7 @@ def peak_memory(store_url: str, config: Config, rounds: int, device: str, kind: 
     """GiB that a process needs that runs one kind of step only."""
     bench = Bench(store_url, config, torch.device(device))
     indices = Indices(Split(bench.order, bench.plan, bench.store.examples.input_length), 0, rounds)
-    loader = micro_batch_loader(bench.data(kind), indices, num_workers=1, pin_memory=False)
+    loader = micro_batch_loader(bench.data(kind), indices, num_workers=1)
     for number, batch in enumerate(loader):
         bench.step(kind, batch.to(bench.device), bench.examples(number))
     return peak_gib()

@@ -146,43 +146,28 @@ def test_without_a_view_no_teacher_array_is_read(
     assert batch.top_ids_TK.shape == (len(batch.gold_T), 0)
 
 
-def test_workers_deliver_the_same_batches_and_draw_no_random_numbers(
-    small_store: SimpleNamespace, configure: Callable[..., Config]
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("view", ["fewshot", None])
+def test_the_loader_gives_the_batches_that_are_read_one_by_one_and_draws_no_random_numbers(
+    small_store: SimpleNamespace, configure: Callable[..., Config], threads: int, view: str | None
 ) -> None:
-    from functools import partial
-
-    from logitbank.storage import TeacherStore
-
     order = example_order(small_store.store, configure())
-    opener = partial(TeacherStore.open, small_store.url)
-    data = MicroBatches(opener, order, BatchPlan(8, 4, 1, 0), view="fewshot", top_k=4)
+    plan = BatchPlan(8, 4, 1, 0)
+    data = MicroBatches(lambda: small_store.store, order, plan, view=view, top_k=4, with_zeroshot=True)
     before = torch.get_rng_state()
-    indices = Indices(Split(order, BatchPlan(8, 4, 1, 0), small_store.store.examples.input_length), 2, 5)
-    loader = micro_batch_loader(data, indices, num_workers=2, pin_memory=False)
-    assert list(indices) == [(step, number) for step in range(2, 5) for number in range(2)]
+    indices = Indices(Split(order, plan, small_store.store.examples.input_length), 2, 9)  # several epochs
+    loader = micro_batch_loader(data, indices, num_workers=threads)
+    assert list(indices) == [(step, number) for step in range(2, 9) for number in range(2)]
     for index, batch in zip(indices, loader, strict=True):
-        assert torch.equal(batch.input_ids_BL, data[index].input_ids_BL)
-        assert torch.equal(batch.teacher.logits_TK, data[index].teacher.logits_TK)  # type: ignore[union-attr]
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_batch_crosses_processes_as_one_tensor_and_comes_out_the_same(
-    small_store: SimpleNamespace, configure: Callable[..., Config]
-) -> None:
-    order = example_order(small_store.store, configure())
-    for view in ("fewshot", None):
-        batch = MicroBatches(lambda: small_store.store, order, BatchPlan(8, 4, 1, 0), view=view, top_k=4)[0, 0]
-        unpack, arguments = batch.__reduce__()
-        assert sum(isinstance(value, torch.Tensor) for value in arguments) == 1
-        again = unpack(*arguments)
-        assert (again.step_tokens, again.lengths) == (batch.step_tokens, batch.lengths)
-        owners = [(again, batch)] if view is None else [(again, batch), (again.teacher, batch.teacher)]
+        expected = data[index]
+        owners = [(batch, expected)] if view is None else [(batch, expected), (batch.teacher, expected.teacher)]
         for ours, theirs in owners:
             for field in dataclasses.fields(theirs):
-                expected, got = getattr(theirs, field.name), getattr(ours, field.name)
-                if isinstance(expected, torch.Tensor):
-                    assert got.dtype == expected.dtype
-                    assert torch.equal(got, expected), field.name
+                value, got = getattr(theirs, field.name), getattr(ours, field.name)
+                if isinstance(value, torch.Tensor):
+                    assert got.dtype == value.dtype
+                    assert torch.equal(got, value), field.name
                 elif field.name != "teacher":
-                    assert got == expected, field.name
-        assert (again.teacher is None) == (view is None)
+                    assert got == value, field.name
+        assert (batch.teacher is None) == (view is None)
+    assert torch.equal(torch.get_rng_state(), before)

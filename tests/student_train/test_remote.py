@@ -32,7 +32,7 @@ def remote(bucket: Callable[[], str], small_store: SimpleNamespace) -> str:
 
 
 def test_a_student_from_a_bucket(remote: str, small_store: SimpleNamespace, tiny_model: Path, tmp_path: Path) -> None:
-    """Two worker processes read from S3; the weights are those of a run from disk, in one process."""
+    """Two threads read from S3; the weights are those of a run from disk, without threads."""
     for name, url, workers in (("remote", remote, 2), ("local", small_store.url, 0)):
         options = ["--store", url, "--view", "fewshot", "--output", str(tmp_path / name)]
         main([*options, f"model.name={tiny_model}", *SMALL, f"training.num_workers={workers}"])
