@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_preference --output runs/bench/preference [--shared ../shared]
 
 1,238 training comparisons after merging, 600 of the test split. The study is `logitbank study preference`: teachers and
-students of five folds from the proxy model, both orders of the answers, temperatures; what is finished is not done
-again. Baselines of scikit-learn train on the same rows; their settings were chosen on the validation rows. Gains are
-those over the class shares of the training rows; intervals resample prompts.
+students of five folds from the proxy model, both orders of the answers, temperatures of the folds that students left
+out; what is finished is not done again. Baselines of scikit-learn train on the same rows; their settings were chosen on
+the validation rows. Gains are those over the class shares of the training rows; intervals resample prompts.
 
 Shape letters: N comparisons, C classes.
 """
@@ -64,7 +64,8 @@ def plan_of(output: Path, shared: Path) -> Plan:
     output.mkdir(parents=True, exist_ok=True)
     file = output / "teacher.yaml"
     file.write_text(TEACHER.replace("MODEL", model), encoding="utf-8")
-    return Plan(output, (Teacher("proxy", files=(str(file),)),), ("preference",), overrides)
+    teacher = Teacher("proxy", files=(str(file),))
+    return Plan(output, (teacher,), ("preference",), overrides, calibrate_on="folds")
 
 
 def class_shares(train: Sequence[Pair], test: Sequence[Pair]) -> Floats:
