@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,plots,quantization,tensorboard,trl,s3,zarrs]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,plots,quantization,ray,tensorboard,trl,s3,zarrs]"
 	$(call compile,$(VENV))
 	touch $@
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from logitbank.cluster import Factory, RayOptions, add_ray, ray_options
 from logitbank.command import CommandParser, run_command
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
@@ -25,7 +26,10 @@ from logitbank.experiment import CONDITIONS
 from logitbank.preference import TASK as PREFERENCE
 
 if TYPE_CHECKING:
+    from logitbank.evaluation.classify import Classification
+    from logitbank.evaluation.on_ray import CellsActor, ComparisonsActor
     from logitbank.evaluation.reference import Reference
+    from logitbank.evaluation.run import Evaluation
     from logitbank.models.workers import Worker
 
 
@@ -67,6 +71,7 @@ def make_parser() -> CommandParser:
         "on the calibration part of validation, or with --store on half of the fold that the student left out",
     )
     parser.add_argument("--no-calibration", action="store_true", help="leave out a temperature that was fitted")
+    add_ray(parser, what="cells")
     parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
     return parser
 
@@ -77,7 +82,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(lambda: _evaluate(arguments), resumes=True)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def open_actor(arguments: argparse.Namespace, number: int) -> CellsActor | ComparisonsActor:
+    """What an actor of Ray evaluates with: all that the command was asked."""
+    from logitbank.evaluation.on_ray import CellsActor, ComparisonsActor
+
+    asked = _read(arguments)
+    if asked.config.is_preference:
+        return ComparisonsActor(_classifications(arguments, asked))
+    return CellsActor(_evaluations(arguments, asked))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What the arguments say: which configuration, condition, checkpoints, and share of the work."""
+
+    config: Config
+    condition: str
+    evaluated: Sequence[Checkpoint | None]
+    worker: Worker | None
+
+
+def _read(arguments: argparse.Namespace) -> _Asked:
     from logitbank.models.workers import find_worker
 
     config = load(arguments)
@@ -89,35 +114,56 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_condition(condition, checkpoints, new=arguments.new_condition)
     config = dataclasses.replace(config, model=trained_from(config.model, checkpoints))
     check_model(config.model.name, checkpoints)
-    evaluate = _evaluate_preferences if config.is_preference else _evaluate_tasks
-    evaluate(arguments, config, condition, checkpoints or [None], worker)
+    return _Asked(config, condition, checkpoints or [None], worker)
 
 
-def _evaluate_tasks(
-    arguments: argparse.Namespace,
-    config: Config,
-    condition: str,
-    evaluated: Sequence[Checkpoint | None],
-    worker: Worker | None,
-) -> None:
-    from logitbank.evaluation.run import Evaluation, evaluate_all  # torch and transformers: not for --help
+def _evaluate(arguments: argparse.Namespace) -> None:
+    ray, asked = ray_options(arguments), _read(arguments)
+    if ray is not None:
+        _evaluate_on_ray(arguments, asked, ray)
+    elif asked.config.is_preference:
+        from logitbank.evaluation.classify import classify_all  # torch and transformers: not for --help
+
+        classify_all(_classifications(arguments, asked))
+    else:
+        from logitbank.evaluation.run import evaluate_all
+
+        evaluate_all(_evaluations(arguments, asked))
+
+
+def _evaluate_on_ray(arguments: argparse.Namespace, asked: _Asked, options: RayOptions) -> None:
+    from logitbank.evaluation.on_ray import evaluate_on_ray
+
+    if asked.worker is not None:
+        raise ConfigError(f"--ray: expected one process, got {asked.worker}; start the command without a launcher")
+    config = asked.config
+    evaluate_on_ray(
+        Factory("logitbank.evaluation.evaluate_command:open_actor", arguments),
+        options,
+        "evaluations" if config.is_preference else "answers",
+        tensor_parallel=config.vllm.tensor_parallel if config.evaluation.engine == "vllm" else 1,
+    )
+
+
+def _evaluations(arguments: argparse.Namespace, asked: _Asked) -> list[Evaluation]:
+    from logitbank.evaluation.run import Evaluation
 
     for given, option in ((arguments.calibrate, "--calibrate"), (arguments.no_calibration, "--no-calibration")):
         if given:
-            raise ConfigError(f"{option}: is of tasks=[{PREFERENCE}], got {', '.join(config.tasks)}; leave it out")
-    reference = _reference(arguments, config)
-    evaluate_all([Evaluation(config, condition, each, arguments.results, worker, reference) for each in evaluated])
+            raise ConfigError(
+                f"{option}: is of tasks=[{PREFERENCE}], got {', '.join(asked.config.tasks)}; leave it out"
+            )
+    reference = _reference(arguments, asked.config)
+    return [
+        Evaluation(asked.config, asked.condition, each, arguments.results, asked.worker, reference)
+        for each in asked.evaluated
+    ]
 
 
-def _evaluate_preferences(
-    arguments: argparse.Namespace,
-    config: Config,
-    condition: str,
-    evaluated: Sequence[Checkpoint | None],
-    worker: Worker | None,
-) -> None:
-    from logitbank.evaluation.classify import Classification, classify_all  # torch and transformers: not for --help
+def _classifications(arguments: argparse.Namespace, asked: _Asked) -> list[Classification]:
+    from logitbank.evaluation.classify import Classification
 
+    config = asked.config
     if config.evaluation.engine != EvaluationConfig().engine:
         raise ConfigError(
             f"evaluation.engine: {config.evaluation.engine} has no class logits; expected {EvaluationConfig().engine}"
@@ -126,21 +172,19 @@ def _evaluate_preferences(
         raise ConfigError("--view: comparisons are evaluated without a teacher; leave it out")
     if arguments.calibrate and arguments.no_calibration:
         raise ConfigError("--no-calibration: expected one of --calibrate and --no-calibration, got both")
-    classify_all(
-        [
-            Classification(
-                config,
-                condition,
-                each,
-                arguments.results,
-                arguments.store,
-                calibrate=arguments.calibrate,
-                raw=arguments.no_calibration,
-                worker=worker,
-            )
-            for each in evaluated
-        ]
-    )
+    return [
+        Classification(
+            config,
+            asked.condition,
+            each,
+            arguments.results,
+            arguments.store,
+            calibrate=arguments.calibrate,
+            raw=arguments.no_calibration,
+            worker=asked.worker,
+        )
+        for each in asked.evaluated
+    ]
 
 
 def _reference(arguments: argparse.Namespace, config: Config) -> Reference | None:

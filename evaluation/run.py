@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from logitbank.configs import Config, ConfigError
 from logitbank.errors import StoreError
@@ -35,6 +36,16 @@ from logitbank.storage.results import read_rows, write_rows
 from logitbank.tasks import TASKS
 from logitbank.tasks.data import cells
 from logitbank.tasks.prompts import PromptEncoder
+
+
+class Bar(Protocol):
+    """What counts answers and says lines: a `Progress`, or what an actor has in its place."""
+
+    def advance(self, count: float) -> None:
+        """Count more answers."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +124,51 @@ def evaluate_all(jobs: Sequence[Evaluation], *, opener: EngineOpener = open_engi
         StoreError: a torn result file in the way.
         OutputError: result files that cannot be written.
     """
-    known: dict[tuple[int, str, Place], Contents] = {}
-    plans = [_plan(job, known) for job in jobs]
+    plans = plan_all(jobs)
     total = sum(plan.contents[cell].examples for plan in plans for cell in plan.pending)
     with Progress(", ".join(dict.fromkeys(job.condition for job in jobs)), total, "answers") as progress:
         for plan in plans:
             if len(plans) > 1 and plan.job.checkpoint is not None:
                 progress.say(f"step {plan.job.checkpoint.step}: {plan.job.checkpoint.path}")
-            _evaluate_pending(plan, opener, progress)
+            opened = cache(partial(opener, plan.job.config, plan.job.checkpoint))
+            for cell in plan.pending:
+                evaluate_cell(plan, cell, opened, progress)
     return [plan.identity for plan in plans]
+
+
+def plan_all(jobs: Sequence[Evaluation]) -> list[Plan]:
+    """What is left to do of several evaluations; loads no model.
+
+    Raises:
+        ConfigError, TaskError: see `evaluate_all`.
+    """
+    known: dict[tuple[int, str, Place], Contents] = {}
+    return [_plan(job, known) for job in jobs]
+
+
+def evaluate_cell(plan: Plan, cell: Place, opened: Callable[[], Engine], progress: Bar) -> None:
+    """Answer, score and write a cell that is not finished; say how it came out.
+
+    Args:
+        plan: that the cell is pending in.
+        cell: task and language.
+        opened: the model; asked for only where there are questions left.
+        progress: counts answers.
+
+    Raises:
+        StoreError: a torn result file in the way.
+        OutputError: result files that cannot be written.
+    """
+    job, started = plan.job, time.monotonic()
+    rows = _finished_predictions(plan, cell)
+    if rows is None:
+        rows = _answer(plan, opened(), cell, progress)
+    against = job.reference.label if job.reference is not None and is_forced(cell[0]) else None
+    metrics = metric_rows(rows, plan.contents[cell], against)
+    write_rows(job.results, "metrics", metrics, plan.name_of(cell))
+    number = plan.mine - len(plan.pending) + 1 + plan.pending.index(cell)
+    seconds = time.monotonic() - started
+    progress.say(f"[{number}/{plan.mine}] {cell_line(job.condition, metrics)} in {seconds:.1f} s")
 
 
 def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Plan:
@@ -158,24 +205,7 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     return dataclasses.replace(plan, pending=pending)
 
 
-def _evaluate_pending(plan: Plan, opener: EngineOpener, progress: Progress) -> None:
-    """Answer, score and write the cells that are not finished."""
-    job = plan.job
-    engine: Engine | None = None
-    for number, cell in enumerate(plan.pending, start=plan.mine - len(plan.pending) + 1):
-        started = time.monotonic()
-        rows = _finished_predictions(plan, cell)
-        if rows is None:
-            engine = engine or opener(job.config, job.checkpoint)
-            rows = _answer(plan, engine, cell, progress)
-        against = job.reference.label if job.reference is not None and is_forced(cell[0]) else None
-        metrics = metric_rows(rows, plan.contents[cell], against)
-        write_rows(job.results, "metrics", metrics, plan.name_of(cell))
-        seconds = time.monotonic() - started
-        progress.say(f"[{number}/{plan.mine}] {cell_line(job.condition, metrics)} in {seconds:.1f} s")
-
-
-def _answer(plan: Plan, engine: Engine, cell: Place, progress: Progress) -> list[dict[str, Any]]:
+def _answer(plan: Plan, engine: Engine, cell: Place, progress: Bar) -> list[dict[str, Any]]:
     """Let the model answer a cell; the rows of `predictions` that were written."""
     job, questions = plan.job, draw_questions(plan.job.config, plan.job.condition, *cell)
     rows = (_forced if is_forced(cell[0]) else _written)(plan, engine, cell, questions, progress)
@@ -185,7 +215,7 @@ def _answer(plan: Plan, engine: Engine, cell: Place, progress: Progress) -> list
 
 
 def _written(
-    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Progress
+    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Bar
 ) -> list[dict[str, Any]]:
     """Rows of answers that the model writes or chooses."""
     job = plan.job
@@ -207,7 +237,7 @@ def _written(
 
 
 def _forced(
-    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Progress
+    plan: Plan, engine: Engine, cell: Place, questions: Sequence[Question], progress: Bar
 ) -> list[dict[str, Any]]:
     """Rows of gold answers that are scored."""
     job = plan.job

@@ -29,6 +29,10 @@ class StoreError(LogitbankError, ValueError):
     """A teacher store or result directory that cannot be used as asked; says which part and what to do."""
 
 
+class StoreBusyError(StoreError):
+    """A store that another process writes."""
+
+
 class CorruptStoreError(StoreError):
     """Bytes that do not match their checksum or manifest; names array, shard and examples."""
 
@@ -47,3 +51,7 @@ class MemoryExhaustedError(LogitbankError, MemoryError):
 
 class OutputError(LogitbankError, OSError):
     """A file or directory that cannot be written."""
+
+
+class ClusterError(LogitbankError, RuntimeError):
+    """Work on several machines that cannot begin or go on; names actor, node and item."""

@@ -2,6 +2,7 @@
 
     logitbank study lambda-sweep --output runs/ner-sweep --config llama-3.2-3b sweep-ner
     logitbank study lambda-sweep --output runs/warmup --config llama-3.2-3b warmup-then-sft --lambda 0 0.05
+    logitbank study lambda-sweep --output runs/ner-sweep --config llama-3.2-3b sweep-ner --ray --gpus-per-student 0.25
     logitbank study lambda-sweep --output runs/small --config qwen3-1.7b --view fewshot zeroshot --lambda 0 0.5 \\
         --strategy fixed entropy --seed 42 43 training.max_steps=100
 
@@ -13,12 +14,14 @@ From Python: `run_sweep(Sweep(...))`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from logitbank.cluster import Factory, Item, Job, RayOptions, add_ray, connect, ray_options, room, run_pool
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.configs import load_config
 from logitbank.configs.arguments import add_config_arguments, add_values, overrides_of
@@ -41,6 +44,7 @@ class Sweep:
         store: URL of a teacher store that has the views; None builds `output/store`.
         views, lambdas, strategies, seeds: every combination is one student.
         processes: see `Stages`.
+        ray: trains and evaluates several students at once, in actors; None: one after the other, here.
     """
 
     output: Path
@@ -52,6 +56,17 @@ class Sweep:
     strategies: Sequence[str] = ("fixed",)
     seeds: Sequence[int] = (42,)
     processes: int | None = None
+    ray: RayOptions | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the teacher store."""
+        return self.store or str(self.output / "store")
+
+    @property
+    def stages(self) -> Stages:
+        """What makes the store and each student."""
+        return Stages("sweep", self.config, self.overrides, self.url, self.output / "results", self.processes)
 
 
 @dataclass(frozen=True)
@@ -122,17 +137,55 @@ def run_sweep(sweep: Sweep) -> Path:
         store = TeacherStore.open(sweep.store)
         for view in sweep.views:
             store.require_view(view)
-    url, results = sweep.store or str(sweep.output / "store"), sweep.output / "results"
-    stages = Stages("sweep", sweep.config, sweep.overrides, url, results, sweep.processes)
     make_directory("--output", sweep.output)
+    if sweep.ray is not None:
+        if sweep.store is None:
+            sweep.stages.build_on_ray(sweep.views, sweep.ray)
+        _run_on_ray(sweep, todo, sweep.ray)
+        return sweep.stages.results
     if sweep.store is None:
-        stages.build(sweep.views)
+        sweep.stages.build(sweep.views)
     for number, student in enumerate(todo, start=1):
-        directory = sweep.output / student.name
         logger.info("\n[%d/%d] %s", number, len(todo), student.name)
-        stages.train(student.view, directory, [*student.overrides, f"seed={student.seed}"])
-        stages.evaluate(None, directory)
-    return results
+        make(sweep, student)
+    return sweep.stages.results
+
+
+def make(sweep: Sweep, student: Student) -> None:
+    """Train and evaluate a student, where that is not done."""
+    directory = sweep.output / student.name
+    sweep.stages.train(student.view, directory, [*student.overrides, f"seed={student.seed}"])
+    sweep.stages.evaluate(None, directory)
+
+
+class StudentActor:
+    """Makes students in an actor's process, one after the other.
+
+    Args:
+        sweep: that they belong to.
+        number: of the actor.
+    """
+
+    def __init__(self, sweep: Sweep, number: int) -> None:
+        self._sweep = sweep
+
+    def do(self, work: Student, advance: Callable[[float], object]) -> None:
+        """Train and evaluate a student."""
+        make(self._sweep, work)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+
+def _run_on_ray(sweep: Sweep, todo: Sequence[Student], options: RayOptions) -> None:
+    """Make the students in actors, several at once."""
+    sweep = dataclasses.replace(sweep, ray=None)
+    items = [Item(student.name, 1, student) for student in todo]
+    factory = Factory("logitbank.scripts.lambda_sweep:StudentActor", sweep)
+    with connect(options, options.actors or 1) as cluster:
+        taken = room(cluster, options)
+        logger.info("%s; at most %s", cluster, taken)
+        run_pool(cluster, taken, Job(factory, "sweep", "students"), items, seconds=options.seconds)
 
 
 def make_parser() -> CommandParser:
@@ -158,6 +211,7 @@ def make_parser() -> CommandParser:
     add_values(parser, "--seed", kind=int, default=default.seeds, metavar="N", help="seeds (default: 42)")
     parser.add_argument("--dry-run", action="store_true", help="check the grid and list its students, train none")
     add_processes(parser)
+    add_ray(parser, per="student", what="students")
     return parser
 
 
@@ -175,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds=got.seed,
         processes=got.processes,
     )
-    run_command(lambda: _list(sweep) if got.dry_run else _run(sweep), resumes=True)
+    run_command(lambda: _list(sweep) if got.dry_run else _run(sweep, ray_options(got, per="student")), resumes=True)
 
 
 def _list(sweep: Sweep) -> None:
@@ -183,7 +237,7 @@ def _list(sweep: Sweep) -> None:
     print("\n".join(student.name for student in students(sweep)))
 
 
-def _run(sweep: Sweep) -> None:
+def _run(sweep: Sweep, ray: RayOptions | None) -> None:
     ending = Ending(sweep.output)
-    run_sweep(sweep)
+    run_sweep(dataclasses.replace(sweep, ray=ray))
     ending.print()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from logitbank.cluster import RayOptions
 from logitbank.command import Terminated
 from logitbank.configs import Config, load_config
 from logitbank.errors import LogitbankError
@@ -57,6 +58,14 @@ class Stages:
         from logitbank.teacher_cache.build import build_store  # with torch and transformers, as all stages are
 
         build_store(self.config, self.store, views)
+
+    def build_on_ray(self, views: Sequence[str], options: RayOptions) -> None:
+        """Fill the store's views with actors on the cluster of these options, as many as fit."""
+        heading(f"{self.name}: teacher cache ({', '.join(views)})")
+        from logitbank.teacher_cache.on_ray import Recipe, build_on_ray
+
+        plain = RayOptions(options.address, seconds=options.seconds)
+        build_on_ray(Recipe(self.files, self.overrides, self.store, views), plain)
 
     def train(self, view: str | None, output: Path, overrides: Sequence[str] = ()) -> None:
         """Train one student, from its newest checkpoint on."""

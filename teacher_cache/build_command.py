@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from logitbank.cluster import RayOptions, add_ray, ray_options
 from logitbank.command import CommandParser, run_command
-from logitbank.configs.arguments import add_config_arguments, load
+from logitbank.configs.arguments import add_config_arguments, load, overrides_of
 from logitbank.errors import ConfigError, counted
 from logitbank.experiment import DEFAULT_VIEWS, NO_VIEW, VIEWS
 
@@ -62,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="this process is worker I (from 0) of N that fill one store (default: as torchrun or Slurm says)",
     )
+    add_ray(parser, what="shards")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, load no model")
     return parser
 
@@ -73,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    config = load(arguments)
+    config, ray = load(arguments), ray_options(arguments)
     if config.is_preference:
+        if ray is not None:
+            raise ConfigError("--ray: shares the shards of teacher stores; leave it out for tasks=[preference]")
         _run_preference(config, arguments)
         return
     for option in ("fold", "checkpoint", "logits"):
@@ -90,9 +94,22 @@ def _run(arguments: argparse.Namespace) -> None:
         open_objects(arguments.store)  # an URL that no file system knows is an error here too
         _print_estimate(estimate_store(config, views, split=arguments.split))
         return
+    if ray is not None:
+        if worker is not None:
+            raise ConfigError(f"--ray: expected one process, got {worker}; start the command without a launcher")
+        _print_done(arguments.store, _build_on_ray(arguments, views, ray))
+        return
     if worker is not None:
         print(f"{worker}; --worker 0/1 would do all shards", flush=True)
     _print_done(arguments.store, build_store(config, arguments.store, views, split=arguments.split, worker=worker))
+
+
+def _build_on_ray(arguments: argparse.Namespace, views: Sequence[str], options: RayOptions) -> Tally:
+    from logitbank.teacher_cache.on_ray import Recipe, build_on_ray
+
+    return build_on_ray(
+        Recipe(arguments.config, overrides_of(arguments), arguments.store, views, arguments.split), options
+    )
 
 
 def _run_preference(config: Config, arguments: argparse.Namespace) -> None:

@@ -73,6 +73,8 @@ def sbatch(job: Job, scripts: Path, options: Sequence[str], after: Sequence[str]
         command.append(f"--array=0-{job.tasks - 1}")
     if after:
         command += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    if job.nodes is not None:
+        command.append(f"--nodes={job.nodes}")
     if job.gpus:
         command.append(f"--gres=gpu:{job.gpus}")
     return [*command, str(scripts / job.script), *job.arguments]

@@ -2,6 +2,7 @@
 
     logitbank slurm --output runs/xtreme --config qwen3-1.7b --partition gpu --account me
     logitbank slurm --output runs/xtreme --config qwen3-1.7b llama-3.2-3b --teacher-jobs 16
+    logitbank slurm --output runs/xtreme --config qwen3-8b --ray-nodes 4 --gpus 8
     logitbank slurm --output runs/xtreme --config qwen3-1.7b --dry-run \\
         --teacher-rate 20000 --student-rate 1.5 --evaluation-rate 30
 
@@ -31,7 +32,19 @@ def make_parser() -> CommandParser:
     add_size(parser, PUBLISHED)
     whole, number = positive(int), positive(float)
     add_cluster(parser)
-    parser.add_argument("--gpus", type=whole, default=1, metavar="N", help="of a teacher and student task (default: 1)")
+    parser.add_argument(
+        "--gpus",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="of a teacher and student task, and of each node of Ray (default: 1)",
+    )
+    parser.add_argument(
+        "--ray-nodes",
+        type=whole,
+        metavar="N",
+        help="each teacher is one job over N nodes whose GPUs Ray shares out, instead of --teacher-jobs",
+    )
     parser.add_argument("--dry-run", action="store_true", help="submit nothing: print the jobs and what they cost")
     for name, what in (
         ("teacher", "teacher tokens"),
@@ -52,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     studies = stages_of(output, models_of(arguments), settings_of(arguments))
-    jobs = plan_jobs(studies, output, teacher_jobs=arguments.teacher_jobs, gpus=arguments.gpus)
+    jobs = plan_jobs(
+        studies, output, teacher_jobs=arguments.teacher_jobs, gpus=arguments.gpus, ray_nodes=arguments.ray_nodes
+    )
     options = options_of(arguments)
     if arguments.dry_run:
         print_jobs(jobs, options)

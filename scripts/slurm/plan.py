@@ -22,7 +22,8 @@ class Job:
         arguments: of the script.
         tasks: of the job array; None for a single job.
         after: indices, in the list of jobs, of those that have to succeed first.
-        gpus: of each task.
+        gpus: of each task; of each node, where a job has several.
+        nodes: of a job that is spread over several; None for one that needs a part of one.
     """
 
     script: str
@@ -30,6 +31,7 @@ class Job:
     tasks: int | None = None
     after: tuple[int, ...] = ()
     gpus: int = 0
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,18 @@ class Rates:
     evaluation: float | None = None
 
 
-def plan_jobs(studies: Sequence[Stages], output: Path, *, teacher_jobs: int, gpus: int) -> list[Job]:
-    """Per model teacher, students and evaluations, each after what it needs; then one report."""
+def plan_jobs(
+    studies: Sequence[Stages], output: Path, *, teacher_jobs: int, gpus: int, ray_nodes: int | None = None
+) -> list[Job]:
+    """Per model teacher, students and evaluations, each after what it needs; then one report.
+
+    Args:
+        studies: the models.
+        output: of all of them.
+        teacher_jobs: array tasks of a teacher.
+        gpus: of a teacher's or student's task, or of each node of a teacher on Ray.
+        ray_nodes: of a teacher that is one job with Ray on all its nodes; None for an array.
+    """
     jobs: list[Job] = []
     evaluations = []
     for stages in studies:
@@ -75,7 +87,11 @@ def plan_jobs(studies: Sequence[Stages], output: Path, *, teacher_jobs: int, gpu
         views = [item for view in DEFAULT_VIEWS for item in ("--view", view)]
         work, results = str(output / stages.name), str(stages.results)
         teacher = len(jobs)
-        jobs.append(Job("teacher.sbatch", ("--store", stages.store, *views, *settings), teacher_jobs, gpus=gpus))
+        building = ("--store", stages.store, *views, *settings)
+        if ray_nodes is None:
+            jobs.append(Job("teacher.sbatch", building, teacher_jobs, gpus=gpus))
+        else:
+            jobs.append(Job("ray.sbatch", building, gpus=gpus, nodes=ray_nodes))
         names, its_views = " ".join(STUDENTS), " ".join(CONDITIONS[name].view or NO_VIEW for name in STUDENTS)
         jobs.append(
             Job("students.sbatch", (names, its_views, work, results, *settings), len(STUDENTS), (teacher,), gpus=gpus)

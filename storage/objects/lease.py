@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from logitbank.errors import StoreError
+from logitbank.errors import StoreBusyError, StoreError
 from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Lease:
                 return
             for number, owner, lives in ahead.values():
                 if number and lives and not wait:
-                    raise StoreError(
+                    raise StoreBusyError(
                         f"{self._where}: another process is building it (process {owner.get('pid')} on "
                         f"{owner.get('host')}); wait for it, or give every builder --worker I/N"
                     )

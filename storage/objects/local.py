@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from logitbank.errors import StoreError
+from logitbank.errors import StoreBusyError, StoreError
 from logitbank.storage.objects.interface import LOCK_NAME, PARTIAL_SUFFIX
 
 
@@ -137,7 +137,7 @@ class LocalObjects:
             try:
                 fcntl.flock(descriptor, kind if other is None else kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(
+                raise StoreBusyError(
                     f"--store {shlex.quote(self.url)}: another process is building it ({other}); "
                     "wait for it, or give every builder --worker I/N"
                 ) from None

@@ -14,6 +14,7 @@ from logitbank.__main__ import main
 from logitbank.configs import load_config
 from logitbank.scripts.slurm.plan import Rates, Work, describe
 from logitbank.storage import TeacherStore
+from logitbank.teacher_cache import build_command
 from logitbank.teacher_cache.build import build_store
 
 SBATCH = r"""#!/usr/bin/env bash
@@ -25,6 +26,7 @@ while [[ $1 == --* ]]; do
         --account=nobody) echo "sbatch: error: Invalid account" >&2; exit 1 ;;
         --array=*) array=${1#*=} ;;
         --dependency=afterok:*) dependency=${1#*afterok:} ;;
+        --nodes=*) export SLURM_JOB_NODELIST="node[1-${1#*=}]" SLURM_JOB_NUM_NODES=${1#*=} ;;
         --parsable|--time=*|--output=*|--partition=*|--account=*|--gres=*|--kill-on-invalid-dep=yes) ;;
         *) echo "sbatch: unrecognized option $1" >&2; exit 1 ;;
     esac
@@ -60,14 +62,27 @@ line="$(basename "$0") $* task=${SLURM_ARRAY_TASK_ID:-none}/${SLURM_ARRAY_TASK_C
 echo "$line" >>"$CLUSTER/calls"
 [ -z "$FAIL" ] || [[ $line != *$FAIL* ]]
 """
-COMMANDS = ("build-teacher-cache", "train-student", "evaluate-model", "query-results", "accelerate")
+SRUN = r"""#!/usr/bin/env bash
+# Runs the command on one node for all.
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = r"""#!/usr/bin/env bash
+[ "$*" = "show hostnames node[1-3]" ] && printf 'node1\nnode2\nnode3\n'
+"""
+COMMANDS = ("build-teacher-cache", "train-student", "evaluate-model", "query-results", "accelerate", "ray")
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "bin").mkdir()
-    for name, text in [("sbatch", SBATCH), *((command, COMMAND) for command in COMMANDS)]:
+    for name, text in [
+        ("sbatch", SBATCH),
+        ("srun", SRUN),
+        ("scontrol", SCONTROL),
+        *((command, COMMAND) for command in COMMANDS),
+    ]:
         path = tmp_path / "bin" / name
         path.write_text(text)
         path.chmod(0o755)
@@ -153,6 +168,26 @@ def test_partition_account_time_and_gpus_reach_every_job(cluster: Path) -> None:
     assert sum("-m logitbank build-teacher-cache" in call for call in launched) == 4
     assert sum("-m logitbank train-student" in call for call in launched) == 3
     assert all("--num_processes 4" in call and "model.name=org/name" in call for call in launched)
+
+
+def test_a_teacher_on_ray_is_one_job_over_its_nodes(cluster: Path) -> None:
+    submit(cluster, "--model", "org/name", "--ray-nodes", "3", "--gpus", "8", "data.mirror=/m")
+    submitted = {line.split()[-1]: line.split() for line in (cluster / "options").read_text().splitlines()}
+    assert {"--nodes=3", "--gres=gpu:8"} <= set(submitted["ray.sbatch"])
+    assert not any(option.startswith("--array") for option in submitted["ray.sbatch"])
+    assert "teacher.sbatch" not in submitted
+    ray = next(shlex.split(call) for call in calls(cluster) if call.startswith("ray "))
+    start, command = ray[: ray.index("--")], ray[ray.index("--") + 1 :]
+    address = start[start.index("--address") + 1]
+    assert re.fullmatch(r"node1:2\d{4}", address)
+    assert start[:2] == ["ray", "symmetric-run"]
+    assert start[start.index("--min-nodes") + 1] == "3"
+    assert start[start.index("--num-gpus") + 1] == "8"
+    parsed = build_command.make_parser().parse_intermixed_args(command[1:-1])  # the last word is the stand-in's
+    assert command[0] == "build-teacher-cache"
+    assert (parsed.ray, parsed.ray_address, parsed.worker) == (True, address, None)
+    assert parsed.store == str(cluster / "run" / "name" / "store")
+    assert {"model.name=org/name", "data.mirror=/m"} <= set(parsed.overrides)
 
 
 def test_a_job_that_is_refused_says_what_was_submitted(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,50 @@
+"""A Ray of two processes for nodes on this machine, started once for all tests of a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Any]:
+    """The cluster's first node: four cores to give away, and a GPU that is none."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets want short paths
+        cluster = Cluster()
+        cluster.add_node(num_cpus=4, num_gpus=1, temp_dir=folder, **NODE)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def address(head: Any) -> str:
+    """Where the cluster is."""
+    return str(head.address)
+
+
+@pytest.fixture
+def gone() -> Callable[[int], bool]:
+    """`gone(pid)`: whether a process ends within some seconds."""
+
+    def wait(pid: int) -> bool:
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.05)
+        return False
+
+    return wait
