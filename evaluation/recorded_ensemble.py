@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from logitbank.errors import ConfigError
-from logitbank.evaluation.submission import Submission
+from logitbank.evaluation.submission import Submission, test_predictions
 from logitbank.experiment import CONDITION_NAME, CONDITIONS
 from logitbank.preference import CLASSES, TASK
-from logitbank.storage.results import Catalogue, names_of, read_rows, write_rows
+from logitbank.storage.results import Catalogue, read_rows, write_rows
 from logitbank.tasks import UNDETERMINED
 from logitbank.tasks.scoring.classes import class_metrics, class_statistics
 
@@ -85,14 +85,7 @@ def _predictions(
     submission: Submission, results: Sequence[Path], where: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `predictions`, and their statistics as arrays."""
-    first = submission.members[0].run
-    asked = [
-        row
-        for directory in results
-        for name in names_of(directory, "predictions", f"{first}@")
-        for row in read_rows(directory, "predictions", name, COPIED) or ()
-        if row["split"] == "test" and row["method"] == "classify"
-    ]
+    asked = test_predictions(results, submission.members[0].run, COPIED)
     golds = [json.loads(row["gold"]) for row in asked]
     targets_NC = np.array([[gold[name] for name in CLASSES] for gold in golds], dtype=np.float64)
     p_NC = submission.probabilities_NC

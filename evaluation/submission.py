@@ -174,15 +174,20 @@ def said_of(submission: Submission, output: Path, beside: Path) -> list[str]:
     return [*lines, f"wrote {shlex.quote(str(output))} ({rows} from {runs}) and {shlex.quote(str(beside))}"]
 
 
-def _answers(results: Sequence[Path], run: str) -> _Answers:
-    """The predictions of a run on the test split, in the order of its file, which is that of the input."""
-    rows = [
+def test_predictions(results: Sequence[Path], run: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a run's predictions of class probabilities on the test split, in the order of its file."""
+    return [
         row
         for directory in results
         for name in names_of(directory, "predictions", f"{run}@")
-        for row in read_rows(directory, "predictions", name, READ) or ()
+        for row in read_rows(directory, "predictions", name, columns) or ()
         if row["split"] == "test" and row["method"] == "classify"
     ]
+
+
+def _answers(results: Sequence[Path], run: str) -> _Answers:
+    """The predictions of a run on the test split, in the order of its file, which is that of the input."""
+    rows = test_predictions(results, run, READ)
     ids = [row_id_of(row["example_id"]) for row in rows]
     (most, times), *_ = Counter(ids).most_common(1) or [("", 1)]
     if times > 1:
