@@ -2,7 +2,8 @@
 
 A catalogue reads the files of a table that exist when a query first names it; writers go on meanwhile. A torn
 file is reported and left out; a table without any file is an empty view with the right columns. Many small files
-are read through a few copies of them (`compaction`), which the first query that names their table makes.
+are read through a few copies of them (`compaction`), which the first query that names their table makes. A view is
+created when a query first names it too, or asks which views there are: DuckDB plans each view that it creates.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ READ_ONLY = {
     duckdb.StatementType.CREATE,  # views and macros of one's own: in memory, gone with the process
     duckdb.StatementType.DROP,
 }
+# A query that asks what there is to query.
+ASKS_WHAT_THERE_IS = re.compile(r"\b(show|pragma\w*|information_schema|duckdb_\w+|pg_\w+|sqlite_\w+)\b", re.IGNORECASE)
 WRITES_FILES = re.compile(r"^\s*explain\b.*\b(copy|export|attach)\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -98,6 +101,7 @@ class Catalogue:
         self.torn: list[Path] = []
         self._listed: dict[Path, dict[str, Signature]] = {}
         self._read: set[str] = set()  # relations
+        self._created: set[str] = set()  # views
         self._kept: set[str] = set()  # views
         self._sources: dict[str, list[_Source]] = {name: [] for name in RELATIONS}
         self.connection = self.memory.connect(python_enable_replacements=False)
@@ -108,8 +112,6 @@ class Catalogue:
         self.connection.register("cache_labels", labels)
         self.connection.execute(f"CREATE VIEW oof AS {OOF_SQL}")
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
-        for name, sql in VIEWS.items():
-            self.connection.execute(f"CREATE VIEW {name} AS {sql}")
         self._close_the_rest_of_the_world()
 
     def read(self, *names: str) -> None:
@@ -120,11 +122,13 @@ class Catalogue:
         Raises:
             StoreError: files of a newer version.
         """
-        for name in sorted(frozenset().union(*map(_behind, names or RELATIONS)) - self._read):
+        needed = frozenset().union(*map(_behind, names or (*RELATIONS, *VIEWS)))
+        for name in sorted((needed & RELATIONS.keys()) - self._read):
             found = [self._find(directory, RELATIONS[name]) for directory in self._directories]
             self._sources[name] = [source.renewed(self.memory) for source in found]
-            self._create_view(name)
+            self._create_relation(name)
             self._read.add(name)
+        self._create_views(needed)
 
     def query(self, sql: str) -> pa.Table:
         """The result of a query as a pyarrow table.
@@ -140,7 +144,12 @@ class Catalogue:
                 if statement.type not in READ_ONLY or WRITES_FILES.match(statement.query):
                     raise StoreError(f"sql: only queries are allowed here, got {statement.query.strip().split()[0]}")
             self.read(*re.findall(r"\w+", sql.lower()))
+            if ASKS_WHAT_THERE_IS.search(sql):
+                self._create_views(VIEWS)
             try:
+                return self._answer(sql)
+            except duckdb.CatalogException:  # what it calls unknown, it compares with what is there
+                self._create_views(VIEWS)
                 return self._answer(sql)
             except duckdb.IOException:  # copies may be deleted at any time, and a writer may withdraw its files
                 if not self._pass_over_what_vanished():
@@ -157,10 +166,9 @@ class Catalogue:
         """Compute views once, in this order, for many queries that follow."""
         for name in views:
             if name not in self._kept:
-                self.read(name)
-                self.connection.execute(f"CREATE TABLE kept AS SELECT * FROM {name}")
-                self.connection.execute(f"DROP VIEW {name}")
-                self.connection.execute(f"ALTER TABLE kept RENAME TO {name}")
+                self.read(*_named_in(VIEWS[name]))
+                self.connection.execute(f"DROP VIEW IF EXISTS {name}")
+                self.connection.execute(f"CREATE TABLE {name} AS {VIEWS[name]}")
                 self._kept.add(name)
 
     def _answer(self, sql: str) -> pa.Table:
@@ -186,7 +194,14 @@ class Catalogue:
         whole = {name: (signature, versions[name]) for name, signature in files.items() if name in versions}
         return _Source(directory, whole, copies)
 
-    def _create_view(self, name: str) -> None:
+    def _create_views(self, names: Collection[str]) -> None:
+        """Those of the names that are views and are not there yet; what they need is among the names."""
+        for name, sql in VIEWS.items():
+            if name in names and name not in self._created | self._kept:
+                self.connection.execute(f"CREATE VIEW {name} AS {sql}")
+                self._created.add(name)
+
+    def _create_relation(self, name: str) -> None:
         copies: dict[Path, Sequence[int]] = {}
         paths: dict[int, list[Path]] = {}
         for source in self._sources[name]:
@@ -205,7 +220,7 @@ class Catalogue:
         self._sources = {name: [each.without_what_vanished() for each in own] for name, own in before.items()}
         changed = [name for name in before if self._sources[name] != before[name]]
         for name in changed:
-            self._create_view(name)
+            self._create_relation(name)
         return bool(changed)
 
     def _close_the_rest_of_the_world(self) -> None:
@@ -218,11 +233,15 @@ class Catalogue:
 
 @functools.cache
 def _behind(name: str) -> frozenset[str]:
-    """The relations that a view is made of; the relation itself, or nothing for a word that is neither."""
-    if name in RELATIONS:
-        return frozenset([name])
-    words = set(re.findall(r"\w+", VIEWS.get(name, ""))) - {name}
-    return frozenset().union(*(_behind(word) for word in words if word in RELATIONS or word in VIEWS))
+    """A view, and the views and relations that it is made of; a relation; nothing for a word that is neither."""
+    if name not in VIEWS:
+        return frozenset([name]) & RELATIONS.keys()
+    return frozenset([name]).union(*map(_behind, _named_in(VIEWS[name]) - {name}))
+
+
+def _named_in(sql: str) -> set[str]:
+    """The views and relations that SQL names."""
+    return set(re.findall(r"\w+", sql)) & (VIEWS.keys() | RELATIONS.keys())
 
 
 def _stored(stores: Sequence[str]) -> tuple[pa.Table, pa.Table]:
