@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -235,9 +235,28 @@ def bootstrap_metrics(task: Scored, statistics: FloatArray, names: Sequence[str]
         metric name -> (D,G) float64.
     """
     cells, examples, width = statistics.shape
+    if _summed_exactly(statistics):
+        means = (_means_of_whole_numbers(statistics[:, :, index], counts) for index in range(width))
+        return task.metrics(dict(zip(names, means, strict=True)))
     flat = statistics.transpose(1, 0, 2).reshape(examples, cells * width)
     means = (counts @ flat / examples).reshape(len(counts), cells, width)
     return task.metrics({name: means[:, :, index] for index, name in enumerate(names)})
+
+
+def _summed_exactly(statistics: FloatArray) -> bool:
+    """Whether all are whole numbers, whose sums under any draw a 32-bit float holds."""
+    most = np.abs(statistics).max(initial=0) * statistics.shape[1]
+    return bool(most < 2 ** (1 + np.finfo(np.float32).nmant) and np.array_equal(statistics, np.rint(statistics)))
+
+
+def _means_of_whole_numbers(statistic_GN: FloatArray, counts: FloatArray) -> FloatArray:
+    """(D,G) means under every draw: the same bits as in double precision, for half of the arithmetic or none."""
+    cells, examples = statistic_GN.shape
+    first = statistic_GN[0, 0]
+    if np.all(statistic_GN == first):
+        return np.broadcast_to(first, (len(counts), cells))
+    sums_GD = statistic_GN.astype(np.float32) @ counts.T.astype(np.float32)
+    return (sums_GD.astype(np.float64) / examples).T
 
 
 def replicate_name(row: Row) -> str:
@@ -269,17 +288,18 @@ def _add_task(found: Replicates, catalogue: Catalogue, task: Scored, metrics: Se
         statistics = read_statistics(catalogue, task, [row for part in batch for row in part])
         for part in batch:
             segments = [statistics[row["segment"]] for row in part]
-            for row, segment, drawn in zip(part, segments, _bootstrap(task, segments, part[0]["names"]), strict=True):
+            drawn = _bootstrap(task, segments, part[0]["names"], {task.primary_metric, *metrics})
+            for place, (row, segment) in enumerate(zip(part, segments, strict=True)):
                 cell = (*key_of(row), task.name, row["language"])
                 continuous = row["method"] in (FORCED, CLASSIFIED)
                 found.note(cell, segment.digest, segment.units, continuous=continuous)
                 if row["has_steps"] and row["step"] is not None:
-                    stepwise.add((cell, row["step"]), drawn[task.primary_metric], cell)
+                    stepwise.add((cell, row["step"]), drawn[task.primary_metric][place], cell)
                 if row["is_final"]:
-                    for metric in {task.primary_metric, *metrics} & drawn.keys():
+                    for metric, values_GD in drawn.items():
                         against = row["against"] if metric in OF_A_TEACHER else None
                         name = replicate_name({"metric": metric, "against": against})
-                        final.add((cell, name), drawn[metric], cell)
+                        final.add((cell, name), values_GD[place], cell)
                     if row["method"] == CLASSIFIED:
                         means = dict(zip(row["names"], segment.numbers.mean(axis=0), strict=True))
                         for metric, value in task.metrics(means).items():
@@ -307,22 +327,28 @@ def _batches(alike: Mapping[tuple[int, tuple[str, ...]], Sequence[Row]], limit: 
         yield batch
 
 
-def _bootstrap(task: Scored, segments: Sequence[Segment], names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each segment of one size, every metric under all draws: (D,); in blocks where they are too many numbers."""
+def _bootstrap(
+    task: Scored, segments: Sequence[Segment], names: Sequence[str], wanted: Collection[str]
+) -> dict[str, FloatArray]:
+    """The wanted metrics of G segments of one size under all draws: (G,D); in blocks where they are too many."""
     if any(segment.clusters is not None for segment in segments):
-        return [_resampled(task, segment, names) for segment in segments]
+        each = [_resampled(task, segment, names, wanted) for segment in segments]
+        return {metric: np.stack([drawn[metric] for drawn in each]) for metric in each[0]}
     statistics = np.stack([segment.numbers for segment in segments])
     parts = [bootstrap_metrics(task, statistics, names, counts) for counts in all_counts(statistics.shape[1])]
-    drawn = {metric: np.ascontiguousarray(np.concatenate([part[metric] for part in parts]).T) for metric in parts[0]}
-    return [{metric: values[index] for metric, values in drawn.items()} for index in range(len(segments))]
+    return {
+        metric: np.ascontiguousarray(np.concatenate([part[metric] for part in parts]).T if parts[1:] else first.T)
+        for metric, first in parts[0].items()
+        if metric in wanted
+    }
 
 
-def _resampled(task: Scored, segment: Segment, names: Sequence[str]) -> dict[str, Any]:
+def _resampled(task: Scored, segment: Segment, names: Sequence[str], wanted: Collection[str]) -> dict[str, FloatArray]:
     if segment.clusters is None:
-        (drawn,) = _bootstrap(task, [segment], names)
-        return drawn
+        return {metric: drawn[0] for metric, drawn in _bootstrap(task, [segment], names, wanted).items()}
     sums_MS, sizes_M = cluster_sums(segment.numbers, segment.clusters)
-    return bootstrap_clusters(task, sums_MS, sizes_M, names, all_counts(len(sizes_M)))
+    drawn = bootstrap_clusters(task, sums_MS, sizes_M, names, all_counts(len(sizes_M)))
+    return {metric: values for metric, values in drawn.items() if metric in wanted}
 
 
 @functools.lru_cache(maxsize=1)  # groups of one size follow each other

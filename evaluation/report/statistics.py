@@ -103,36 +103,32 @@ def _pooled(rows: Sequence[Row]) -> list[Row]:
 
 def read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row]) -> dict[int, Segment]:
     """The statistics of all examples of the given segments."""
-    names = sorted({run for row in segments for run in row["runs"]})
-    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in names)
     answer = catalogue.query(
         "SELECT run, language, hashes, clusters, numbers FROM example_statistics "
-        f"WHERE task = '{task.name}' AND {BOOTSTRAPPED} AND run IN ({runs})"
+        f"WHERE task = '{task.name}' AND {BOOTSTRAPPED} AND run IN (SELECT unnest($runs))",
+        {"runs": sorted({run for row in segments for run in row["runs"]})},
     )
-    hashes = _lists(answer["hashes"], np.dtype(np.uint64))
-    numbers = _lists(answer["numbers"], np.dtype(np.float64))
-    clustered = answer["clusters"].is_valid().to_pylist()
-    clusters = iter(_lists(answer["clusters"].drop_null(), np.dtype(np.uint64)))
-    grouped = [next(clusters) if own else None for own in clustered]
+    hashes, numbers = (_lists(answer[name], kind) for name, kind in (("hashes", np.uint64), ("numbers", np.float64)))
+    clusters = _lists(answer["clusters"], np.uint64)
     places: dict[tuple[str, str], list[int]] = {}
     for place, where in enumerate(zip(answer["run"].to_pylist(), answer["language"].to_pylist(), strict=True)):
         places.setdefault(where, []).append(place)
     found = {}
+    digests: dict[bytes, str] = {}  # most segments of a language have the same examples
     for row in segments:
         own = [place for run in row["runs"] for place in places[run, row["language"]]]
         if len(own) == 1:
-            hashed, values = hashes[own[0]], numbers[own[0]].reshape(row["size"], -1)
-            of = grouped[own[0]]
+            hashed, values, of = _of(hashes[own[0]]), _of(numbers[own[0]]).reshape(row["size"], -1), clusters[own[0]]
         else:  # of several files
-            hashed = np.concatenate([hashes[place] for place in own])
+            hashed = np.concatenate([_of(hashes[place]) for place in own])
             order = np.argsort(hashed, kind="stable")
+            values = np.concatenate([_of(numbers[place]) for place in own]).reshape(row["size"], -1)[order]
+            of = _joined([_of(hashes[place]) for place in own], [clusters[place] for place in own], order)
             hashed = hashed[order]
-            values = np.concatenate([numbers[place] for place in own]).reshape(row["size"], -1)[order]
-            of = _joined([hashes[place] for place in own], [grouped[place] for place in own], order)
-        digest = hashlib.sha256(hashed.tobytes())
-        if of is not None:
-            digest.update(of.tobytes())
-        found[row["segment"]] = Segment(values, of, digest.hexdigest())
+        asked = hashed.tobytes() if of is None else hashed.tobytes() + of.tobytes()
+        if asked not in digests:
+            digests[asked] = hashlib.sha256(asked).hexdigest()
+        found[row["segment"]] = Segment(values, of, digests[asked])
     return found
 
 
@@ -144,15 +140,27 @@ def _joined(hashes: Sequence[Array], clusters: Sequence[Array | None], order: Ar
     return np.asarray(np.concatenate(alike)[order])
 
 
-def _lists(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> list[np.ndarray[Any, Any]]:
-    """The numbers of each list of a column; pyarrow's own way imports pandas, which takes longer than this."""
-    found: list[np.ndarray[Any, Any]] = []
+def _lists(column: pa.ChunkedArray, kind: type[np.generic]) -> list[Array | None]:
+    """The numbers of each list of a column, None for a null; pyarrow's own ways import pandas or all its functions."""
+    found: list[Array | None] = []
+    dtype = np.dtype(kind)
     for chunk in column.chunks:
         values = chunk.values
-        if values.type != pa.from_numpy_dtype(dtype) or values.null_count or chunk.null_count:
+        if values.type != pa.from_numpy_dtype(dtype) or values.null_count:
             raise StoreError(f"predictions: expected {dtype} without nulls, got {values.type} with {values.null_count}")
         start = values.offset * dtype.itemsize
         flat = np.frombuffer(values.buffers()[1], dtype, len(values), start) if len(values) else np.zeros(0, dtype)
         offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, 4 * chunk.offset)
-        found += [flat[start:end] for start, end in itertools.pairwise(offsets.tolist())]
+        lists: list[Array | None] = [flat[start:end] for start, end in itertools.pairwise(offsets.tolist())]
+        if chunk.null_count:
+            bits = np.unpackbits(np.frombuffer(chunk.buffers()[0], np.uint8), bitorder="little")[chunk.offset :]
+            lists = [own if there else None for own, there in zip(lists, bits[: len(lists)].tolist(), strict=True)]
+        found += lists
     return found
+
+
+def _of(numbers: Array | None) -> Array:
+    """A list that is no null."""
+    if numbers is None:
+        raise StoreError("predictions: expected the statistics of every example, got none for some")
+    return numbers

@@ -130,8 +130,12 @@ class Catalogue:
             self._read.add(name)
         self._create_views(needed)
 
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """The result of a query as a pyarrow table.
+
+        Args:
+            sql: the query.
+            parameters: values of its `$name`; long lists are read faster from here than from SQL.
 
         Raises:
             StoreError: SQL that DuckDB refuses (its message in one line), or that would write.
@@ -147,14 +151,14 @@ class Catalogue:
             if ASKS_WHAT_THERE_IS.search(sql):
                 self._create_views(VIEWS)
             try:
-                return self._answer(sql)
+                return self._answer(sql, parameters)
             except duckdb.CatalogException:  # what it calls unknown, it compares with what is there
                 self._create_views(VIEWS)
-                return self._answer(sql)
+                return self._answer(sql, parameters)
             except duckdb.IOException:  # copies may be deleted at any time, and a writer may withdraw its files
                 if not self._pass_over_what_vanished():
                     raise
-                return self._answer(sql)
+                return self._answer(sql, parameters)
         except duckdb.Error as error:
             raise StoreError(f"sql: {one_line(error)}") from None
 
@@ -171,8 +175,8 @@ class Catalogue:
                 self.connection.execute(f"CREATE TABLE {name} AS {VIEWS[name]}")
                 self._kept.add(name)
 
-    def _answer(self, sql: str) -> pa.Table:
-        answer = self.connection.sql(sql)
+    def _answer(self, sql: str, parameters: Mapping[str, Any] | None) -> pa.Table:
+        answer = self.connection.sql(sql, params=parameters)
         return pa.table({}) if answer is None else answer.to_arrow_table()
 
     def _find(self, results: Path, relation: Relation) -> _Source:
