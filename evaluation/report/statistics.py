@@ -77,22 +77,26 @@ def segments_of(catalogue: Catalogue, task: Scored) -> list[Row]:
         LEFT JOIN compared USING (run, language) ORDER BY run, language
         """
     )
-    columns = [column.to_pylist() for column in answer.columns]
-    rows: list[Row] = [dict(zip(answer.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
-    kinds = {tuple(names) for row in rows for names in row["kinds"]}
+    columns, names = [column.to_pylist() for column in answer.columns], answer.column_names
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    kinds = {tuple(kind) for row in rows for kind in row["kinds"]}
     vary = isinstance(task, LikelihoodScores) or all(row["method"] == CLASSIFIED for row in rows)
     if any(len(row["kinds"]) > 1 for row in rows) or (len(kinds) > 1 and not vary):
         raise StoreError(f"predictions: the statistics of {task.name} have different names in different files")
-    return [{**row, "segment": segment} for segment, row in enumerate(_pooled(rows))]
+    pooled = _pooled(rows)
+    for segment, row in enumerate(pooled):
+        row["segment"] = segment
+    return list(pooled)
 
 
-def _pooled(rows: Sequence[Row]) -> list[Row]:
+def _pooled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with their `runs`: one, but the held-out folds of each seed, which are put together."""
-    found: list[Row] = []
+    found = []
     folds: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
+        row["runs"] = [row["run"]]
         if row["split"] != HELD_OUT or row["held_out_fold"] is None:
-            found.append({**row, "runs": [row["run"]]})
+            found.append(row)
         elif row["is_final"]:
             folds.setdefault((*key_of(row), row["language"], row["seed"], *row["names"]), []).append(row)
     for own in folds.values():
