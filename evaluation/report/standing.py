@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from logitbank.evaluation.report.checkpoints import checkpoint_tables
 from logitbank.evaluation.report.class_table import class_tables
@@ -16,8 +16,10 @@ from logitbank.evaluation.report.position_table import position_tables
 from logitbank.evaluation.report.results import Results
 from logitbank.evaluation.report.summary import summary_lines, summary_tables
 from logitbank.evaluation.report.table import Table
-from logitbank.evaluation.report.terminal import print_lines, print_table
 from logitbank.evaluation.report.transfer import transfer_tables
+
+if TYPE_CHECKING:  # takes a thirtieth of a second to import
+    from rich.console import Console
 
 
 def standing_tables(results: Results, *, cells: bool = True) -> list[Table]:
@@ -51,6 +53,10 @@ def print_markdown(results: Results, *, cells: bool) -> None:
 
 def print_terminal(results: Results, *, cells: bool, console: Console | None = None) -> None:
     """The tables within the width of a terminal, then the summary in words."""
+    from rich.console import Console  # only terminals need it
+
+    from logitbank.evaluation.report.terminal import print_lines, print_table
+
     console = console or Console(highlight=False)
     for table in standing_tables(results, cells=cells):
         print_table(console, table)

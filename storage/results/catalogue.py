@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from logitbank.errors import StoreError
 from logitbank.storage.results.compaction import Copies, Signature, find_copies, renew, signatures
 from logitbank.storage.results.label_rows import LABEL_SCHEMA, OOF_SQL, label_rows
 from logitbank.storage.results.memory import Memory
-from logitbank.storage.results.relations import RELATIONS, Relation, sql_list
+from logitbank.storage.results.relations import RELATIONS, Relation, duckdb_type, nothing, sql_list
 from logitbank.storage.results.rows import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
 from logitbank.storage.results.store_rows import EXAMPLES_SQL, TOKEN_SCHEMA, token_rows
 from logitbank.storage.results.views import VIEWS
 
 MAGIC = b"PAR1"
-TAIL = 16 * 1024  # most footers fit
+TAIL = 16 * 1024  # most footers fit, and most files of one cell
+SCHEMA_OF_FILE = re.compile(VERSION_KEY.encode() + rb"(\d+)")
 READ_ONLY = {
     duckdb.StatementType.SELECT,
     duckdb.StatementType.EXPLAIN,
@@ -107,9 +108,14 @@ class Catalogue:
         self.connection = self.memory.connect(python_enable_replacements=False)
         for relation in RELATIONS.values():
             self.connection.execute(f"CREATE VIEW {relation.name} AS {relation.unread()}")
-        tokens, labels = _stored(stores)
-        self.connection.register("cache_tokens", tokens)
-        self.connection.register("cache_labels", labels)
+        for name, schema, rows in zip(
+            ("cache_tokens", "cache_labels"), (TOKEN_SCHEMA, LABEL_SCHEMA), _stored(stores), strict=True
+        ):
+            if rows is None:  # registering rows takes longer than all else here
+                columns = {field.name: duckdb_type(field.type) for field in schema}
+                self.connection.execute(f"CREATE VIEW {name} AS {nothing(columns)}")
+            else:
+                self.connection.register(name, rows)
         self.connection.execute(f"CREATE VIEW oof AS {OOF_SQL}")
         self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
         self._close_the_rest_of_the_world()
@@ -191,7 +197,8 @@ class Catalogue:
             for other in RELATIONS.values():
                 if other.table == relation.table:
                     versions |= find_copies(results, other, files).versions
-            versions |= _whole_files(directory, [name for name in files if name not in versions])
+            unknown = {name: size for name, (size, _) in files.items() if name not in versions}
+            versions |= _whole_files(directory, unknown)
         for name in sorted(files.keys() - versions.keys()):
             if directory / name not in self.torn:
                 self.torn.append(directory / name)
@@ -248,21 +255,21 @@ def _named_in(sql: str) -> set[str]:
     return set(re.findall(r"\w+", sql)) & (VIEWS.keys() | RELATIONS.keys())
 
 
-def _stored(stores: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """Rows of the teacher stores, and of the label stores."""
+def _stored(stores: Sequence[str]) -> tuple[pa.Table | None, pa.Table | None]:
+    """Rows of the teacher stores, and of the label stores; None without any store."""
     if not stores:
-        return tuple(pa.Table.from_batches([], schema=schema) for schema in (TOKEN_SCHEMA, LABEL_SCHEMA))
+        return None, None
     from logitbank.storage.label_store import is_label_store  # Zarr takes longer to import than most queries to answer
 
     of_labels = [url for url in stores if is_label_store(url)]
     return token_rows([url for url in stores if url not in of_labels]), label_rows(of_labels)
 
 
-def _whole_files(directory: Path, names: Iterable[str]) -> dict[str, int]:
-    """Schema version of each file that is whole."""
+def _whole_files(directory: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Schema version of each file that is whole, of files of the given sizes by name."""
     versions = {}
-    for name in names:
-        version = footer_version(directory / name)
+    for name, size in sizes.items():
+        version = footer_version(f"{directory}/{name}", size)
         if version is not None and version > SCHEMA_VERSION:
             raise StoreError(
                 f"{directory / name}: written by a newer version (schema {version}, known {SCHEMA_VERSION}); update"
@@ -272,26 +279,30 @@ def _whole_files(directory: Path, names: Iterable[str]) -> dict[str, int]:
     return versions
 
 
-def footer_version(path: Path) -> int | None:
+def footer_version(path: str, size: int) -> int | None:
     """Schema version of a result file, read from its footer; None where the file is torn.
 
     A Parquet file ends in its footer, the footer's length and a magic word: what was cut off or never
     finished lacks them. Files of other programs count as version 1.
+
+    Args:
+        path: of the file.
+        size: its bytes.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, TAIL, max(0, size - TAIL))
+        start = max(0, size - TAIL)
+        tail = os.pread(descriptor, size - start, start)
         length = int.from_bytes(tail[-8:-4], "little")
         if size < 12 or tail[-4:] != MAGIC or length + 12 > size:
             return None
         if length + 8 > len(tail):
             tail = os.pread(descriptor, length + 8, size - length - 8)
-        if os.pread(descriptor, len(MAGIC), 0) != MAGIC:
+        if (os.pread(descriptor, len(MAGIC), 0) if start else tail[: len(MAGIC)]) != MAGIC:
             return None
     finally:
         os.close(descriptor)
-    found = re.search(VERSION_KEY.encode() + rb"(\d+)", tail[-length - 8 :])
+    found = SCHEMA_OF_FILE.search(tail, len(tail) - length - 8)
     return int(found[1]) if found else 1
 
 

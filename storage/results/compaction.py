@@ -178,7 +178,7 @@ class _Job:
         held += [(path.name, *self.new[path.name]) for _, paths in sorted(by_version.items()) for path in paths]
         partial = self.path.with_suffix(".partial")
         try:
-            with memory.connect(threads=1, async_threads=0) as connection:
+            with memory.connect(threads=1) as connection:
                 connection.execute(
                     f"COPY ({' UNION ALL '.join(parts)}) TO {sql_list([partial])[1:-1]} "
                     f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {self.relation.row_group})"

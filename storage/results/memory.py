@@ -53,10 +53,11 @@ class Memory:
 
     def connect(self, *, threads: int | None = None, **config: Any) -> duckdb.DuckDBPyConnection:
         """An in-memory database within the limit; what does not fit goes into the system's temporary directory."""
+        config["async_threads"] = 0  # they wait for remote files
         config["temp_directory"] = str(Path(tempfile.gettempdir(), f"logitbank-{uuid.uuid4().hex[:12]}"))
         if self.limit is not None:
             config["memory_limit"] = f"{self.limit // 2}B"
-            config |= {"threads": self.threads, "async_threads": 0}
+            config["threads"] = self.threads
         if threads is not None:
             config["threads"] = threads
         return duckdb.connect(":memory:", config=config)

@@ -59,7 +59,7 @@ class Relation:
     def unread(self) -> str:
         """SQL for an empty relation that no query may answer from."""
         why = f"{self.name} is not read yet: name it in the query"
-        return f"{_nothing(self.columns).removesuffix('WHERE false')} WHERE error('{why}') IS NULL"
+        return f"{nothing(self.columns).removesuffix('WHERE false')} WHERE error('{why}') IS NULL"
 
     def from_files(self, paths_by_version: Mapping[int, Sequence[Path]]) -> str:
         """SQL for the relation's columns and `source`, the number of a row's file among all paths.
@@ -70,8 +70,8 @@ class Relation:
         Args:
             paths_by_version: schema version -> whole result files; without any, the relation is empty.
         """
-        columns = {field.name: _duckdb_type(field.type) for field in SCHEMAS[self.table]}
-        parts, before = [_nothing({**columns, SOURCE: "BIGINT", "place": "BIGINT"})], 0
+        columns = {field.name: duckdb_type(field.type) for field in SCHEMAS[self.table]}
+        parts, before = [nothing({**columns, SOURCE: "BIGINT", "place": "BIGINT"})], 0
         for _, paths in sorted(paths_by_version.items()):
             parts.append(
                 f"SELECT *, file_index + {before} AS {SOURCE}, file_row_number AS place "
@@ -85,7 +85,7 @@ class Relation:
 
     def from_copies(self, copies: Mapping[Path, Sequence[int]]) -> str:
         """SQL for the same from copies, each but for the rows of the given sources."""
-        parts = [_nothing({**self.columns, SOURCE: "BIGINT"})]
+        parts = [nothing({**self.columns, SOURCE: "BIGINT"})]
         whole = [path for path, without in copies.items() if not without]
         if whole:
             parts.append(f"SELECT * FROM read_parquet({sql_list(whole)})")
@@ -108,13 +108,17 @@ def sql_list(values: Iterable[object]) -> str:
     return "[" + ", ".join("'" + str(value).replace("'", "''") + "'" for value in values) + "]"
 
 
-def _nothing(columns: Mapping[str, str]) -> str:
+def nothing(columns: Mapping[str, str]) -> str:
+    """SQL for no row, with columns of the given DuckDB types."""
     return "SELECT " + ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in columns.items()) + " WHERE false"
 
 
-def _duckdb_type(kind: pa.DataType) -> str:
+def duckdb_type(kind: pa.DataType) -> str:
+    """DuckDB's name of a pyarrow type of the schemas."""
     if pa.types.is_map(kind):
-        return f"MAP({_duckdb_type(kind.key_type)}, {_duckdb_type(kind.item_type)})"
+        return f"MAP({duckdb_type(kind.key_type)}, {duckdb_type(kind.item_type)})"
+    if pa.types.is_list(kind):
+        return f"{duckdb_type(kind.value_type)}[]"
     if pa.types.is_timestamp(kind):
         return "TIMESTAMPTZ"
     return {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN"}[kind]
@@ -122,7 +126,7 @@ def _duckdb_type(kind: pa.DataType) -> str:
 
 RELATIONS: dict[str, Relation] = {
     **{
-        table: Relation(table, table, {field.name: _duckdb_type(field.type) for field in schema})
+        table: Relation(table, table, {field.name: duckdb_type(field.type) for field in schema})
         for table, schema in SCHEMAS.items()
     },
     "example_statistics": Relation("example_statistics", "predictions", _STATISTICS, _STATISTICS_OF_ROWS, 2048),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from logitbank.errors import OutputError, StoreError
 
@@ -145,6 +144,8 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
             that name with other rows.
         OutputError: a directory that cannot be created or written, a full disk.
     """
+    import pyarrow.parquet as pq  # queries go without it
+
     content = to_table(table, rows)
     path = file_of(results_dir, table, name)
     try:
@@ -190,6 +191,8 @@ def read_rows(
     Raises:
         StoreError: unknown table, a bad name, or a torn file.
     """
+    import pyarrow.parquet as pq  # queries go without it
+
     path = file_of(results_dir, table, name)
     if not path.exists():
         return None
@@ -254,6 +257,8 @@ def to_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _same_or_refuse(path: Path, content: pa.Table) -> Path:
+    import pyarrow.parquet as pq  # queries go without it
+
     try:
         existing = pq.ParquetFile(path).read()
         # A file of an earlier version has fewer columns, and fewer that may be null: what it says must be the same.
