@@ -170,7 +170,9 @@ class Catalogue:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """The result of a query as a list of dicts."""
-        return list(self.query(sql).to_pylist())
+        answer = self.query(sql)
+        names, columns = answer.column_names, [column.to_pylist() for column in answer.columns]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def keep(self, *views: str) -> None:
         """Compute views once, in this order, for many queries that follow."""
