@@ -68,6 +68,21 @@ def correct(values: Sequence[bool] | np.ndarray) -> list[dict[str, float]]:
     return [{"correct": float(value), "parse_failure": 0.0} for value in values]
 
 
+@pytest.mark.numeric
+@pytest.mark.parametrize("most", [1, 7, 2**23])
+def test_means_of_whole_numbers_are_the_bits_of_double_precision(most: int) -> None:
+    rng = np.random.default_rng(most)
+    names = ["true_positives", "predicted", "gold", "parse_failure"]
+    statistics = rng.integers(0, most, (3, 40, 4), endpoint=True).astype(float)
+    statistics[..., 3] = 1
+    counts = draw_counts(40, draws=60)
+    got = bootstrap_metrics(TASKS["ner"], statistics, names, counts)
+    means = {name: np.array(counts @ statistics[..., place].T) / 40 for place, name in enumerate(names)}
+    expected = TASKS["ner"].metrics(means)
+    for metric in ("f1", "parse_failure"):
+        assert got[metric].tolist() == expected[metric].tolist()
+
+
 def test_span_f1_is_resampled_over_sentences_as_a_plain_loop_does() -> None:
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 4, 30)

@@ -27,6 +27,13 @@ def test_tables_without_files_are_empty_with_the_right_columns(tmp_path: Path) -
     assert catalogue.rows("SELECT * FROM averages") == []
 
 
+def test_views_that_no_query_named_are_there_for_whoever_asks(tmp_path: Path) -> None:
+    shown = Catalogue([tmp_path]).rows("SELECT table_name FROM information_schema.tables")
+    assert {"lambda_sweep", "cells", "runs", "cache_tokens"} <= {row["table_name"] for row in shown}
+    with pytest.raises(StoreError, match="task_averages"):
+        Catalogue([tmp_path]).query("SELECT * FROM task_average")
+
+
 def test_several_directories_are_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_rows(tmp_path / name, "training_log", [LOG_ROW], name)
