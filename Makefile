@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm install-quantize test-quantize docs mutants bench clean
+.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm install-quantize test-quantize docs mutants bench bench-gpu clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
@@ -14,6 +14,7 @@ help:
 	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
 	@echo "make mutants  small wrong changes to the code that no test notices"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
+	@echo "make bench-gpu  teacher and student on a GPU, with the packages of GPU_PYTHON, which installs nothing"
 
 # Modules are compiled on all cores, where pip would take one. Some packages ship files that no Python 3 compiles.
 compile = $(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true
@@ -149,6 +150,12 @@ bench: install
 	[ ! -e $(QUANTIZE_VENV)/.installed ] || $(BIN)/python -m tests.benchmarks.bench_quantize \
 		--checkpoint runs/bench/preference/merged --store runs/bench/preference/store --output runs/bench/quantised \
 		--python $(QUANTIZE_VENV)/bin/python
+
+# Where a GPU is, with what is installed there: parts that lack a package are left out. Nothing is installed.
+GPU_PYTHON ?= python3
+
+bench-gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m tests.benchmarks.bench_gpu
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
