@@ -137,6 +137,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_padding --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_teacher_engines hf --shared $(SHARED)
 	[ ! -e $(VLLM_VENV)/.installed ] || $(VLLM_VENV)/bin/python -m tests.benchmarks.bench_teacher_engines vllm --shared $(SHARED)
+	[ ! -e $(VLLM_VENV)/.installed ] || $(VLLM_VENV)/bin/python -m tests.benchmarks.bench_vllm_capture --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_conversation_files
 	$(BIN)/python -m tests.benchmarks.bench_conversations --output runs/bench/conversations --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_scale
