@@ -16,17 +16,24 @@ from logitbank.storage.objects.manifest import (
     write_manifest,
 )
 from logitbank.storage.objects.opening import open_objects
+from logitbank.storage.objects.packed import INDEX_NAME
+from logitbank.storage.objects.packing import PACK_BYTES, bytes_of, copy_objects, pack_objects
 
 __all__ = [
     "BASE_KEY",
+    "INDEX_NAME",
     "LOCK_NAME",
+    "PACK_BYTES",
     "ObjectEntry",
     "ObjectStore",
+    "bytes_of",
     "check_object",
+    "copy_objects",
     "covers",
     "done_shards",
     "fold_key",
     "open_objects",
+    "pack_objects",
     "read_manifest",
     "read_object",
     "read_objects",

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from logitbank.errors import StoreBusyError, StoreError
 from logitbank.storage.objects.interface import LOCK_NAME, PARTIAL_SUFFIX
@@ -55,12 +56,18 @@ class LocalObjects:
 
     def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore.put`."""
+        with self.writing(key) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator[BinaryIO]:
+        """A file to write an object to, piece by piece; it is there, whole, once the context ends without an error."""
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".", suffix=PARTIAL_SUFFIX)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o666 & ~_umask())

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from logitbank.storage.objects.interface import ObjectStore
 from logitbank.storage.objects.local import LocalObjects
+from logitbank.storage.objects.packed import INDEX_NAME, FolderSource, PackedObjects
 from logitbank.storage.objects.remote import RemoteObjects
 
 
 def open_objects(url: str) -> ObjectStore:
     """The objects below a directory or a URL that fsspec can reach; nothing is created.
 
+    `https://` and `hf://datasets/…` hold packed stores, which are only read; so may a directory.
+
     Raises:
-        StoreError: a URL that fsspec does not know, or a file where a directory should be.
+        StoreError: a URL that fsspec does not know, a file where a directory should be, or no packed store.
     """
-    return LocalObjects(url) if "://" not in url or url.startswith("file://") else RemoteObjects(url)
+    if url.startswith(("https://", "http://")):
+        from logitbank.storage.objects.web import WebSource  # its client is slow to import
+
+        return PackedObjects(url, WebSource(url))
+    if url.startswith("hf://"):
+        from logitbank.storage.objects.hub import open_hub  # as above
+
+        return PackedObjects(url, open_hub(url))
+    if "://" in url and not url.startswith("file://"):
+        return RemoteObjects(url)
+    objects, folder = LocalObjects(url), Path(url.removeprefix("file://")).expanduser()
+    return PackedObjects(url, FolderSource(folder)) if (folder / INDEX_NAME).is_file() else objects
