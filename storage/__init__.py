@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from logitbank.errors import CorruptStoreError, IncompleteStoreError, StoreError
 
 if TYPE_CHECKING:
-    from logitbank.storage.groups import parts_to_verify
+    from logitbank.storage.groups import Column, parts_to_verify
     from logitbank.storage.label_store import (
         LabelSpec,
         LabelStore,
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
         LOG_MASS_FLOOR,
         MOST_DRAWS,
         SIGNALS,
+        BuildSite,
         Encoding,
+        ExampleColumns,
         ExampleRecord,
         ExampleTable,
         OtherTeacher,
         OwnSequences,
+        PlannedExamples,
+        ShardPlan,
         StoreBuilder,
         StoreInfo,
         StoreSpec,
@@ -44,12 +48,16 @@ if TYPE_CHECKING:
         Vocabulary,
         bytes_of_draws,
         concatenate,
+        lay_out,
         log_tail_of,
         open_builder,
+        open_site,
         open_store,
         plan_shards,
+        planned_of,
         read_ahead,
         verify,
+        write_planned,
     )
 
 __all__ = [
@@ -57,8 +65,11 @@ __all__ = [
     "LOG_MASS_FLOOR",
     "MOST_DRAWS",
     "SIGNALS",
+    "BuildSite",
+    "Column",
     "CorruptStoreError",
     "Encoding",
+    "ExampleColumns",
     "ExampleRecord",
     "ExampleTable",
     "IncompleteStoreError",
@@ -69,8 +80,10 @@ __all__ = [
     "OtherTeacher",
     "OwnSequences",
     "PairTable",
+    "PlannedExamples",
     "ScoredShard",
     "Scorer",
+    "ShardPlan",
     "StoreBuilder",
     "StoreError",
     "StoreInfo",
@@ -83,15 +96,19 @@ __all__ = [
     "bytes_of_draws",
     "concatenate",
     "is_label_store",
+    "lay_out",
     "log_tail_of",
     "open_builder",
     "open_label_builder",
+    "open_site",
     "open_store",
     "parts_to_verify",
     "plan_shards",
+    "planned_of",
     "read_ahead",
     "verify",
     "verify_labels",
+    "write_planned",
 ]
 
 _ROOMS = {
@@ -110,6 +127,7 @@ _ROOMS = {
         ],
         "label_store",
     ),
+    "Column": "groups",
     "parts_to_verify": "groups",
 }
 

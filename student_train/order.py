@@ -6,6 +6,7 @@ accumulation, number of workers, and after a resume.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -104,9 +105,11 @@ def conversations(table: ExampleTable) -> Positions:
 
     An example is a conversation of its own, or one of the parts that a conversation was split into by turns.
     """
-    numbers: dict[str, int] = {}
-    names = (PART_OF_CONVERSATION.sub("", name) for name in table.example_id)
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+    names = (PART_OF_CONVERSATION.sub("", name).encode() for name in table.example_id)
+    hashes = (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names)
+    _, first, group = np.unique(np.fromiter(hashes, np.uint64, len(table)), return_index=True, return_inverse=True)
+    numbers: Positions = np.argsort(np.argsort(first))[group]
+    return numbers
 
 
 def conversation_tokens(table: ExampleTable) -> Positions:

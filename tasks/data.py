@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import heapq
-import itertools
 import logging
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from logitbank.errors import counted
 from logitbank.tasks import LANGUAGES, TASKS
@@ -18,6 +20,8 @@ from logitbank.tasks.files import open_rows
 from logitbank.tasks.hub import open_split
 from logitbank.tasks.outside import folder_of
 from logitbank.tasks.settings import DataSettings
+from logitbank.tasks.spool import Keeper, Shelf
+from logitbank.tasks.subsets import Drawn, random_order, rank
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +105,36 @@ def load_examples(
     limit: int | None = None,
     limited_by: str | None = None,
 ) -> list[Example]:
-    """Examples of one cell.
+    """Examples of one cell, in memory; see `draw_examples`."""
+    shelf = Shelf()
+    drawn = draw_examples(task, split, language, data, shelf, limit=limit, limited_by=limited_by)
+    return [shelf[position] for position in drawn.tolist()]
+
+
+def draw_examples(
+    task: str,
+    split: str,
+    language: str,
+    data: DataSettings,
+    into: Keeper,
+    *,
+    limit: int | None = None,
+    limited_by: str | None = None,
+) -> NDArray[np.int64]:
+    """Read one cell, one example at a time.
 
     Args:
         task: key of `tasks.TASKS`.
         split: `train`, `validation` or `test`.
         language: one of the task's languages.
         data: where they come from.
+        into: takes the examples, with a limit some more than that, in the order in which they are read.
         limit: at most so many, drawn at random by the seed of `data`; a smaller limit gives the beginning of what
             a larger one gives. Default all, in the order of the data set.
         limited_by: the configuration key that `limit` comes from, for the log.
+
+    Returns:
+        Where the cell's examples stand in `into`, in their order.
 
     Raises:
         TaskError: a cell, split, data set or file that does not exist, or a row that is broken.
@@ -119,7 +143,7 @@ def load_examples(
         raise TaskError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     require_cell(task, language)
     if isinstance(reader := get_task(task), ReadsFiles):
-        return _from_files(reader, f"{task}/{language}/{split}", split, data, limit, limited_by)
+        return _from_files(reader, f"{task}/{language}/{split}", split, data, into, limit, limited_by)
     source = data.sources.get(task)
     origin = get_source(task, source)
     having = origin.train_languages if split == "train" else origin.eval_languages
@@ -130,77 +154,95 @@ def load_examples(
     if hub != get_source(task).hub(split, language):
         cell += f"@{source}"  # other rows than the default source's, so other ids
     if isinstance(hub, FileSource):
-        return _from_file(get_task(task), hub, cell, split, language, data, limit)
+        return _from_file(get_task(task), hub, cell, split, language, data, into, limit)
     rows = open_split(hub, data.mirror)
-    order = range(len(rows)) if limit is None else _random_order(len(rows), f"{data.seed}/{cell}")
+    order = range(len(rows)) if limit is None else random_order(len(rows), f"{data.seed}/{cell}")
     labels = _label_names(rows)
-    examples: list[Example] = []
-    unusable: list[int] = []
-    for index in order:
-        if limit is not None and len(examples) >= limit:
+    found, unusable = array("q"), _Unusable()
+    for index in map(int, order):
+        if limit is not None and len(found) >= limit:
             break
         row = _Row(_with_label_names(rows[index], labels))
         example = _to_example(get_task(task), row, language, f"{cell}/{index}", f"{hub}, row {index}")
         if example is None:
-            unusable.append(index)
+            unusable.add(index)
         else:
-            examples.append(example)
-    if not examples and unusable:
+            found.append(into.add(example))
+    if not found and unusable.count:
         raise TaskError(f"{hub}: none of its {len(rows):,} rows has the text, label or answer that {task} needs")
     _report_unusable(cell, unusable, str(hub))
-    return examples
+    return np.array(found, dtype=np.int64)
 
 
 def _from_file(
-    task: Task, source: FileSource, cell: str, split: str, language: str, data: DataSettings, limit: int | None
-) -> list[Example]:
+    task: Task,
+    source: FileSource,
+    cell: str,
+    split: str,
+    language: str,
+    data: DataSettings,
+    into: Keeper,
+    limit: int | None,
+) -> NDArray[np.int64]:
     """Examples of one's own file, in its order; of a limit, those whose rows come first in an order of the seed's."""
     file = source.path if "://" in source.path else str(folder_of(task) / Path(source.path).expanduser())
-    unusable: list[int] = []
-    lacking: list[TaskError] = []
+    unusable = _Unusable()
+    lacking: TaskError | None = None
 
-    def numbered() -> Iterator[tuple[int, Example]]:
+    def numbered() -> Iterator[tuple[str, Example]]:
+        nonlocal lacking
         for index, row in enumerate(open_rows(task.name, file, split=split, mirror=data.mirror)):
             try:
                 example = _to_example(task, _Row(row.values), language, f"{cell}/{index}", row.place)
             except _ColumnError as error:  # JSON leaves out what is null
-                lacking.append(error)
+                lacking = lacking or error
                 example = None
             if example is None:
-                unusable.append(row.number)
+                unusable.add(row.number)
             else:
-                yield index, example
+                yield f"{data.seed}/{cell}/{index}", example
 
-    if limit is None:
-        found = list(numbered())
-    else:
-        found = heapq.nsmallest(limit, numbered(), key=lambda item: _rank(f"{data.seed}/{cell}/{item[0]}"))
-    if not found and lacking:
-        raise lacking[0]
-    if not found:
-        raise TaskError(f"{source}: none of its {len(unusable):,} rows has the text, label or answer of {task.name}")
+    found, _ = _draw(numbered(), into, limit)
+    if not len(found) and lacking is not None:
+        raise lacking
+    if not len(found):
+        raise TaskError(f"{source}: none of its {unusable.count:,} rows has the text, label or answer of {task.name}")
     _report_unusable(cell, unusable, str(source))
-    return [example for _, example in found]
+    return found
 
 
 def _from_files(
-    task: ReadsFiles, cell: str, split: str, data: DataSettings, limit: int | None, limited_by: str | None
-) -> list[Example]:
+    task: ReadsFiles,
+    cell: str,
+    split: str,
+    data: DataSettings,
+    into: Keeper,
+    limit: int | None,
+    limited_by: str | None,
+) -> NDArray[np.int64]:
     """Examples that a task reads itself; of a limit, those whose content comes first in an order made by the seed."""
-    examples = task.examples(split, data)
-    if limit is None:
-        return list(examples)
-    total = itertools.count()
-    drawn = heapq.nsmallest(
-        limit,
-        (example for example, _ in zip(examples, total, strict=False)),
-        key=lambda example: _rank(f"{data.seed}/{task.content_key(example)}"),
+    keyed = (
+        ("" if limit is None else f"{data.seed}/{task.content_key(example)}", example)
+        for example in task.examples(split, data)
     )
-    read = next(total)
-    if read > limit and limited_by is not None and (cell, limited_by) not in _reported:
+    found, read = _draw(keyed, into, limit)
+    if limit is not None and read > limit and limited_by is not None and (cell, limited_by) not in _reported:
         _reported.add((cell, limited_by))
         logger.info("%s: took %s of %s (%s)", cell, f"{limit:,}", counted(read, "example"), limited_by)
-    return drawn
+    return found
+
+
+def _draw(keyed: Iterator[tuple[str, Example]], into: Keeper, limit: int | None) -> tuple[NDArray[np.int64], int]:
+    """Where those of a stream went that a limit leaves, by the rank of their keys; and how many there were."""
+    if limit is None:
+        found = np.array(array("q", (into.add(example) for _, example in keyed)), dtype=np.int64)
+        return found, len(found)
+    drawn, read = Drawn(limit), 0
+    for key, example in keyed:
+        read += 1
+        if drawn.wants(place := rank(key)):
+            drawn.add(place, into.add(example))
+    return drawn.positions(), read
 
 
 def training_examples(
@@ -212,7 +254,25 @@ def training_examples(
     limit: int | None = None,
     limited_by: str | None = None,
 ) -> list[Example]:
-    """Training examples of one task, at most `limit` over all languages together.
+    """Training examples of one task, in memory; see `draw_training_examples`."""
+    shelf = Shelf()
+    drawn = draw_training_examples(
+        task, languages, data, shelf, train_languages=train_languages, limit=limit, limited_by=limited_by
+    )
+    return [shelf[position] for position in drawn.tolist()]
+
+
+def draw_training_examples(
+    task: str,
+    languages: Sequence[str],
+    data: DataSettings,
+    into: Keeper,
+    *,
+    train_languages: str = "english",
+    limit: int | None = None,
+    limited_by: str | None = None,
+) -> NDArray[np.int64]:
+    """Read the training examples of one task, at most `limit` over all languages together.
 
     Args:
         task: key of `tasks.TASKS`.
@@ -221,15 +281,19 @@ def training_examples(
             share where it has the rows, and English for the languages that have none. A task without English
             training data is trained in its own languages either way.
         data: where they come from.
+        into: takes the examples; see `draw_examples`.
         limit: at most so many, drawn at random by the seed of `data`; default all.
         limited_by: the configuration key that `limit` comes from, for the log.
+
+    Returns:
+        Where they stand in `into`, language after language.
 
     Raises:
         TaskError: the task exists in none of the languages, or a data set does not exist.
     """
     requested = [language for _, language in cells([task], languages).present]
     if requested == [UNDETERMINED]:
-        return load_examples(task, "train", UNDETERMINED, data, limit=limit, limited_by=limited_by)
+        return draw_examples(task, "train", UNDETERMINED, data, into, limit=limit, limited_by=limited_by)
     own = get_source(task, data.sources.get(task)).train_languages
     if train_languages not in ("english", "in_language"):
         raise TaskError(f"data.train_languages: expected one of english, in_language, got {train_languages!r}")
@@ -240,11 +304,11 @@ def training_examples(
         chosen = [language for language in dict.fromkeys(found) if language in own]
     if not chosen:
         raise TaskError(f"languages: {task} has no training data in {', '.join(requested)}, only in {', '.join(own)}")
-    per_language = [load_examples(task, "train", language, data, limit=limit) for language in chosen]
-    if limit is None:
-        return [example for examples in per_language for example in examples]
-    shares = _shares([len(examples) for examples in per_language], limit)
-    return [example for examples, share in zip(per_language, shares, strict=True) for example in examples[:share]]
+    per_language = [draw_examples(task, "train", language, data, into, limit=limit) for language in chosen]
+    if limit is not None:
+        shares = _shares([len(drawn) for drawn in per_language], limit)
+        per_language = [drawn[:share] for drawn, share in zip(per_language, shares, strict=True)]
+    return np.concatenate(per_language)
 
 
 def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: str) -> list[Example]:
@@ -330,17 +394,28 @@ def _to_example(task: Task, row: _Row, language: str, example_id: str, place: st
         ) from error
 
 
-def _report_unusable(cell: str, unusable: Sequence[int], where: str) -> None:
+class _Unusable:
+    """Rows that were left out: how many, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[int] = []
+
+    def add(self, index: int) -> None:
+        self.count += 1
+        self._first = heapq.nsmallest(3, [*self._first, index])
+
+    def __str__(self) -> str:
+        """`1 row (17)`, `5 rows (3, 17, 20 …)`."""
+        first = ", ".join(map(str, self._first)) + (" …" if self.count > len(self._first) else "")
+        return f"{counted(self.count, 'row')} ({first})"
+
+
+def _report_unusable(cell: str, unusable: _Unusable, where: str) -> None:
     """Say once which rows were left out."""
-    if unusable and (cell,) not in _reported:
+    if unusable.count and (cell,) not in _reported:
         _reported.add((cell,))
-        logger.info("%s: skipped %s without text, label or answer: %s", cell, _count_rows(unusable), where)
-
-
-def _count_rows(indices: Sequence[int]) -> str:
-    """`1 row (17)`, `5 rows (3, 17, 20 …)`."""
-    first = ", ".join(map(str, sorted(indices)[:3])) + (" …" if len(indices) > 3 else "")
-    return f"{len(indices):,} row{'s' if len(indices) > 1 else ''} ({first})"
+        logger.info("%s: skipped %s without text, label or answer: %s", cell, unusable, where)
 
 
 def _shares(available: Sequence[int], total: int) -> list[int]:
@@ -352,15 +427,6 @@ def _shares(available: Sequence[int], total: int) -> list[int]:
         shares[index] = min(available[index], -(-left // remaining))
         left -= shares[index]
     return shares
-
-
-def _random_order(count: int, key: str) -> list[int]:
-    """A permutation that depends on the key alone: not on process, platform or library versions."""
-    return sorted(range(count), key=lambda index: _rank(f"{key}/{index}"))
-
-
-def _rank(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=8).digest()
 
 
 def _label_names(rows: Any) -> dict[str, list[str]]:

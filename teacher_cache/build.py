@@ -21,7 +21,8 @@ def estimate_store(config: Config, views: Sequence[str] = DEFAULT_VIEWS, *, spli
     Raises:
         ConfigError, TaskError: see `prepare`.
     """
-    return estimate(config, prepare(config, views, split).plan)
+    with prepare(config, views, split) as prepared:
+        return estimate(config, prepared.questions)
 
 
 def build_store(

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from logitbank.configs import Config
 from logitbank.registry import ENCODINGS
 from logitbank.storage import Encoding, bytes_of_draws
-from logitbank.teacher_cache.plan import Cell, TeacherPlan
+from logitbank.teacher_cache.examples import Cell
+from logitbank.teacher_cache.plan import every_question, report
+from logitbank.teacher_cache.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,23 @@ class Estimate:
         return self.answer_tokens * len(self.views) * self.bytes_per_token
 
 
-def estimate(config: Config, plan: TeacherPlan) -> Estimate:
-    """Count what a plan asks of the teacher, and what of it would be stored."""
-    cells = [(record.task, record.language) for record in plan.examples]
-    examples = Counter(cells)
+def estimate(config: Config, questions: Questions) -> Estimate:
+    """Count what is asked of the teacher, and what of it would be stored.
+
+    Raises:
+        ConfigError: no example fits the length limits.
+    """
+    examples: Counter[Cell] = Counter()
     answers: Counter[Cell] = Counter()
-    tokens = {view: Counter[Cell]() for view in plan.views}
-    for position, (cell, record) in enumerate(zip(cells, plan.examples, strict=True)):
-        answers[cell] += record.sequence.answer_length
-        for view, view_plan in plan.views.items():
-            tokens[view][cell] += len(view_plan.sequences[position]) - 1
+    tokens, dropped = ({view: Counter[Cell]() for view in questions.views} for _ in range(2))
+    for asked in every_question(questions):
+        cell = asked.record.task, asked.record.language
+        examples[cell] += 1
+        answers[cell] += asked.record.sequence.answer_length
+        for view, found in asked.views.items():
+            tokens[view][cell] += len(found.sequence) - 1
+            dropped[view][cell] += asked.dropped[view]
+    report(questions.left_out, questions.notes)
     ranks, draws = stored_ranks(config), 0 if config.teacher.signal == "topk" else config.teacher.draws
     return Estimate(
         cells=tuple(
@@ -94,13 +103,13 @@ def estimate(config: Config, plan: TeacherPlan) -> Estimate:
                 language=cell[1],
                 examples=examples[cell],
                 answer_tokens=answers[cell],
-                left_out=plan.left_out[cell],
+                left_out=questions.left_out[cell],
                 tokens={view: counted[cell] for view, counted in tokens.items()},
-                demonstrations_dropped={view: plan.views[view].dropped[cell] for view in plan.views},
+                demonstrations_dropped={view: counted[cell] for view, counted in dropped.items()},
             )
-            for cell in sorted(examples | plan.left_out)
+            for cell in sorted(examples | questions.left_out)
         ),
-        views=tuple(plan.views),
+        views=questions.views,
         top_k=ranks,
         draws=draws,
         encoding=config.store.encoding,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +15,17 @@ from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import ModelConfig
 from logitbank.models.huggingface import context_tokens, lm_head_rows, load_tokenizer
 from logitbank.models.vocabulary import ModelTokens, TokenDifferences
+from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.plan import Contexts, TeacherPlan
 
 logger = logging.getLogger(__name__)
+
+
+class Contexts(NamedTuple):
+    """Most tokens that student and teacher read at once; None for a model without such a limit."""
+
+    student: int | None = None
+    teacher: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Pairing:
         """Ids that both could rank, but that are not the same token for both: they never enter the top K."""
         return () if self.tokens is None else tuple(i for i in self.tokens.ids.tolist() if i < self._rankable)
 
-    @property
+    @cached_property
     def contexts(self) -> Contexts:
         """Most tokens that each of the two reads at once."""
         return Contexts(context_tokens(self.student), context_tokens(self.teacher))
@@ -59,20 +67,25 @@ class Pairing:
     def _rankable(self) -> int:
         return min(lm_head_rows(self.teacher), len(self.encoder.tokenizer))
 
-    def check_plan(self, plan: TeacherPlan) -> None:
-        """Refuse data with an id that is another token for the teacher.
+    def check(self, student: AnsweredSequence, teacher: Iterable[AnsweredSequence], untaught: Sequence[int]) -> None:
+        """Refuse an example with an id that is another token for the teacher.
 
         A teacher with a chat template of its own writes the context in its own ids: it shares the answers' alone.
+
+        Args:
+            student: what a student learns.
+            teacher: what the teacher reads of it.
+            untaught: answer tokens that it is not asked for.
 
         Raises:
             ConfigError: names the first such token, as both spell it.
         """
         if self.tokens is None:
             return
-        answers = (np.asarray(record.answer_ids) for record in plan.examples)
-        used = (ids[~np.isin(ids, plan.untaught)] for ids in answers)
-        contexts = (sequence.context_ids for view in plan.views.values() for sequence in view.sequences)
-        token = self.tokens.first_used(used if self.own is not None else itertools.chain(used, contexts))
+        answer_ids = student.answer_ids
+        used = answer_ids[~np.isin(answer_ids, untaught)]
+        contexts = (sequence.context_ids for sequence in teacher) if self.own is None else ()
+        token = self.tokens.first_used([used, *contexts])
         if token is not None:
             raise ConfigError(
                 f"teacher.model: expected the student's token for every id in the data, but "

@@ -1,279 +1,254 @@
-"""What a teacher will be asked: every training example, encoded under every view, in store order."""
+"""The plan of a build: one pass over all that is asked, in memory that does not grow with the tokens.
+
+What stays is a few numbers per example and shard. The tokens of the examples go through files into the store; those
+of prompts are rendered once more when their shard is scored.
+
+Shape letters: N examples of the store, S shards of a view.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from logitbank.configs import data_settings
-from logitbank.configs.schema import Config, ConfigError
-from logitbank.experiment import CONVERSATION_VIEWS, QUESTION_VIEWS, VIEWS
+from logitbank.configs import Config
+from logitbank.configs.schema import ConfigError
 from logitbank.progress import Progress
 from logitbank.sequences import AnsweredSequence
-from logitbank.storage import ExampleRecord
-from logitbank.tasks import TASKS, Example
-from logitbank.tasks.data import cells, demonstration_pool, get_task
-from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers
-from logitbank.tasks.encoding import ExampleEncoder, StudentSequence, TeacherSequence
-from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.examples import TRAIN, Cell, held_out_examples, store_examples
+from logitbank.storage import Column, ExampleColumns, PlannedExamples, ShardPlan, lay_out, planned_of
+from logitbank.tasks.encoding import TeacherSequence
+from logitbank.teacher_cache.examples import Cell
+from logitbank.teacher_cache.prefixes.prompts import PromptFile
+from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
+from logitbank.teacher_cache.questions import CHAT, Asked, Questions
 
 logger = logging.getLogger(__name__)
 
-CHAT = "chat"
 
-
-class Contexts(NamedTuple):
-    """Most tokens that student and teacher read at once; None for a model without such a limit."""
-
-    student: int | None = None
-    teacher: int | None = None
-
-
-@dataclass
+@dataclass(frozen=True)
 class ViewPlan:
     """One view of the plan.
 
     Attributes:
-        sequences: what the teacher reads for each example, the spans of the student's sequence in it.
-        demonstrations: how many each sequence holds.
-        dropped: demonstrations that had to go for length, per (task, language).
+        prompt_hash: SHA-256 over all that stands outside the answers, in store order.
+        as_student: whether the teacher reads every example exactly as the student does.
+        longest: tokens of the longest sequence.
+        demonstrations: in all sequences together.
+        dropped: `task/language` -> demonstrations that had to go for length.
+        tokens: (S,) int64, what the teacher reads for each shard.
+        checks: (S,) uint64, a hash of what it is asked in each.
+        shared: (N,) int32, leading tokens that are worth sharing, see `shared_prefixes`; None where nobody uses them.
     """
 
-    sequences: list[AnsweredSequence] = field(default_factory=list)
-    demonstrations: list[int] = field(default_factory=list)
-    dropped: Counter[Cell] = field(default_factory=Counter)
-
-    @property
-    def prompt_hash(self) -> str:
-        """SHA-256 over all that stands outside the answers, in store order."""
-        digest = hashlib.sha256()
-        for sequence in self.sequences:
-            context = sequence.context_ids
-            digest.update(np.asarray([len(context)], "<i8").tobytes() + context.astype("<i4").tobytes())
-            if len(sequence.spans) > 1:  # one answer stands behind its context
-                digest.update(np.asarray(sequence.spans, "<i8").tobytes())
-        return digest.hexdigest()
+    prompt_hash: str
+    as_student: bool
+    longest: int
+    demonstrations: int
+    dropped: Mapping[str, int]
+    tokens: NDArray[np.int64]
+    checks: NDArray[np.uint64]
+    shared: NDArray[np.int32] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class TeacherPlan:
     """All that a build needs to know before a model is loaded.
 
     Attributes:
-        examples: those that a teacher is asked for, in store order.
-        validation: held-out examples of a training set; empty for any other split.
+        examples: number, hash and layout of the examples.
+        languages: of the examples, as they first come.
+        sources: (N,) int64, ascending: which of the examples that are asked each was made of.
+        parts: (N,) int32, which of that example's sequences it is.
         views: what is asked under each view.
         left_out: examples that do not fit, or that a chat template refuses, per (task, language).
-        absent: requested (task, language) cells that do not exist.
-        teacher_template: hash of the teacher's chat template, where it is another than the student's.
-        untaught: answer tokens that the teacher was not asked for, because it ends a turn with another: where one
-            of them is the gold token, its row says nothing to a student.
-        excluded: ids below the tokenizer's length that are another token for the teacher, or none: never ranked.
-        split: whose examples they are.
-        teacher_tokenizer: hash of the teacher's tokenizer, for information, where it is another model.
+        notes: what was left out or changed, in words.
     """
 
-    examples: list[ExampleRecord]
-    validation: list[ExampleRecord]
-    views: dict[str, ViewPlan]
-    left_out: Counter[Cell]
-    absent: list[Cell]
-    teacher_template: str | None = None
-    untaught: tuple[int, ...] = ()
-    excluded: tuple[int, ...] = ()
-    split: str = TRAIN
-    teacher_tokenizer: str | None = None
-
-    @property
-    def answer_tokens(self) -> int:
-        """Answer tokens of all examples, counted once."""
-        return sum(record.sequence.answer_length for record in self.examples)
-
-    def reads_as_student(self, view: str) -> bool:
-        """Whether the teacher reads every example exactly as the student does."""
-        pairs = zip(self.views[view].sequences, self.examples, strict=True)
-        return all(sequence is record.sequence or sequence == record.sequence for sequence, record in pairs)
+    examples: PlannedExamples
+    languages: tuple[str, ...]
+    sources: NDArray[np.int64]
+    parts: NDArray[np.int32]
+    views: Mapping[str, ViewPlan]
+    left_out: Mapping[Cell, int]
+    notes: Mapping[str, int]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, over all views."""
-        return max(len(sequence) for view in self.views.values() for sequence in view.sequences)
+        return max(view.longest for view in self.views.values())
 
 
+@dataclass(frozen=True)
+class Planning:
+    """A plan that was just made, with the columns of which a store's base is written.
+
+    Attributes:
+        plan: what was found.
+        shards: which rows belong to which example.
+        examples: of the store.
+        validation: held out.
+    """
+
+    plan: TeacherPlan
+    shards: ShardPlan
+    examples: ExampleColumns
+    validation: ExampleColumns
+
+
+@contextlib.contextmanager
 def make_plan(
-    config: Config,
-    encoder: PromptEncoder,
-    views: Sequence[str],
-    teacher: PromptEncoder | None = None,
-    *,
-    split: str = TRAIN,
-    contexts: Contexts = Contexts(),  # noqa: B008  # immutable
-) -> TeacherPlan:
-    """Load, draw, encode and order everything.
+    config: Config, questions: Questions, *, finds_prefixes: bool = False, quiet: bool = False
+) -> Iterator[Planning]:
+    """Encode everything once.
 
     Args:
-        config: what to ask, and how long it may be.
-        encoder: of the student: its prompts, and the ids of every answer.
-        views: which to plan.
-        teacher: encoder of the teacher, where its chat template is another than the student's; it has the same
-            ids for an answer's text.
-        split: whose examples: `train`, or `validation` or `test` for evaluation.
-        contexts: of student and teacher: no sequence is longer, whatever the configuration allows.
+        config: `store.shard_tokens` and `store.chunk_tokens`.
+        questions: what is asked.
+        finds_prefixes: whether to look for prompts that begin alike, for an engine that reuses that.
+        quiet: show no progress.
 
     Raises:
-        ConfigError: an unknown view, one that a task does not have, or no example that fits the length limits.
-        TaskError: a requested task or language that does not exist, or data that cannot be opened.
+        ConfigError: no example that fits the length limits.
+        StoreError: no room in the temporary directory, or shards that are not whole chunks.
     """
-    _check_views(config, views)
-    present, absent = cells(config.tasks, config.languages)
-    if absent:
-        logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
-    plan = TeacherPlan([], [], {view: ViewPlan() for view in views}, Counter(), absent, split=split)
-    if teacher is not None:
-        plan.teacher_template = teacher.template_hash
-        if teacher.end_of_turn_id != encoder.end_of_turn_id:
-            plan.untaught = (encoder.end_of_turn_id,)
-    planner = _Planner(config, plan, ExampleEncoder(encoder, teacher, data_settings(config).chat), contexts)
-    examples = store_examples(config, split, present)
-    with Progress("encoding", len(examples), "examples") as progress:
-        for example in examples:
-            planner.add(example)
+    with contextlib.ExitStack() as open_files:
+
+        def closing(columns: Any) -> Any:
+            return open_files.enter_context(contextlib.closing(columns))
+
+        examples: ExampleColumns = closing(ExampleColumns())
+        validation: ExampleColumns = closing(ExampleColumns())
+        sources, parts = closing(Column(np.int64)), closing(Column(np.int32))
+        views = {view: closing(_ViewPass(finds_prefixes)) for view in questions.views}
+        for asked in every_question(questions, quiet=quiet):
+            examples.add(asked.record)
+            sources.extend([asked.source])
+            parts.extend([asked.part])
+            for view, sequence in asked.views.items():
+                views[view].add(asked, sequence, asked.dropped[view])
+        for record in questions.held_out():
+            validation.add(record)
+        shards, chunk_tokens = lay_out(examples, config.store.shard_tokens, config.store.chunk_tokens)
+        plan = TeacherPlan(
+            examples=planned_of(shards, chunk_tokens, examples, validation),
+            languages=tuple(examples.languages),
+            sources=sources.read(),
+            parts=parts.read(),
+            views={view: it.finish(shards) for view, it in views.items()},
+            left_out=dict(questions.left_out),
+            notes=dict(questions.notes),
+        )
+        yield Planning(plan, shards, examples, validation)
+
+
+def every_question(questions: Questions, *, quiet: bool = False) -> Iterator[Asked]:
+    """All that is asked, in store order.
+
+    Raises:
+        ConfigError: no example fits the length limits.
+    """
+    questions.left_out.clear()
+    questions.notes.clear()
+    found = False
+    with Progress("encoding", len(questions), "examples", quiet=quiet) as progress:
+        for number in range(len(questions)):
+            for asked in questions.asked(number):
+                found = True
+                yield asked
             progress.advance(1)
-    if not plan.examples:
-        raise ConfigError(
-            f"data.max_student_tokens: none of {len(examples)} examples fits in "
-            f"{planner.student_limit(examples[0].task)} tokens"
+    if not found:
+        raise _nothing_fits(questions)
+
+
+def require_fitting(questions: Questions) -> None:
+    """Raise `ConfigError` where no example fits the length limits, before anything is written."""
+    if not any(questions.asked(number) for number in range(len(questions))):
+        raise _nothing_fits(questions)
+
+
+def _nothing_fits(questions: Questions) -> ConfigError:
+    return ConfigError(f"data.max_student_tokens: none of {questions.misfits()}")
+
+
+def report(left_out: Mapping[Cell, int], notes: Mapping[str, int]) -> None:
+    """Say what was left out or changed."""
+    questions = {cell: count for cell, count in left_out.items() if cell[0] != CHAT and count}
+    if questions:
+        cells = (f"{task}/{language} {count}" for (task, language), count in sorted(questions.items()))
+        logger.info("query too long, left out: %s", ", ".join(cells))
+    for what, count in sorted(notes.items()):
+        logger.info("%s: %s", what, f"{count:,}")
+
+
+def check_of(student: AnsweredSequence, teacher: AnsweredSequence) -> int:
+    """A hash of what a student learns of an example and a teacher reads of it, a number below 2⁶⁴."""
+    digest = hashlib.blake2b(digest_size=8)
+    for sequence in (student, teacher) if teacher is not student else (student,):
+        digest.update(np.asarray([len(sequence), *np.ravel(sequence.spans)], "<i8").tobytes())
+        digest.update(sequence.ids.astype("<i4").tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def check_of_shard(checks: NDArray[np.uint64]) -> int:
+    """The same of a whole shard, from what `check_of` gave for each of its examples."""
+    digest = hashlib.blake2b(checks.astype("<u8").tobytes(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+class _ViewPass:
+    """What becomes a `ViewPlan`."""
+
+    def __init__(self, finds_prefixes: bool) -> None:
+        self._prompts = hashlib.sha256()
+        self._tokens, self._checks = Column(np.int32), Column(np.uint64)
+        self._file = PromptFile() if finds_prefixes else None
+        self._as_student = True
+        self._longest = self._demonstrations = 0
+        self._dropped: Counter[Cell] = Counter()
+
+    def add(self, asked: Asked, found: TeacherSequence, dropped: int) -> None:
+        """Look at one example's sequence."""
+        record, sequence = asked.record, found.sequence
+        context = sequence.context_ids
+        self._prompts.update(np.asarray([len(context)], "<i8").tobytes() + context.astype("<i4").tobytes())
+        if len(sequence.spans) > 1:  # one answer stands behind its context
+            self._prompts.update(np.asarray(sequence.spans, "<i8").tobytes())
+        self._as_student &= sequence is record.sequence or sequence == record.sequence
+        self._longest = max(self._longest, len(sequence))
+        self._demonstrations += found.demonstrations
+        self._dropped[(record.task, record.language)] += dropped
+        self._tokens.extend([len(sequence) - 1])
+        self._checks.extend([check_of(record.sequence, sequence)])
+        if self._file is not None:
+            self._file.add(sequence)
+
+    def finish(self, shards: ShardPlan) -> ViewPlan:
+        """All of it."""
+        checks, first = self._checks.read(), shards.first_example
+        units = shards.answer_start // shards.shard_tokens
+        return ViewPlan(
+            prompt_hash=self._prompts.hexdigest(),
+            as_student=self._as_student,
+            longest=self._longest,
+            demonstrations=self._demonstrations,
+            dropped={f"{task}/{language}": count for (task, language), count in sorted(self._dropped.items()) if count},
+            tokens=np.add.reduceat(self._tokens.read(), first[:-1], dtype=np.int64),
+            checks=np.array(
+                [check_of_shard(checks[first[i] : first[i + 1]]) for i in range(shards.shards)], dtype=np.uint64
+            ),
+            shared=None if self._file is None else shared_prefixes(self._file, units),
         )
-    for example in held_out_examples(config, present) if split == TRAIN else ():
-        plan.validation += [record for record, _ in planner.records(example)]
-    planner.report()
-    return plan
 
-
-def _check_views(config: Config, views: Sequence[str]) -> None:
-    for view in views:
-        if view not in VIEWS:
-            raise ConfigError(f"--view: expected one of {', '.join(VIEWS)}, got {view!r}")
-        for task in config.tasks:
-            having = CONVERSATION_VIEWS if get_task(task).name == CHAT else QUESTION_VIEWS
-            if view not in having:
-                raise ConfigError(f"--view: expected one of {', '.join(having)} for {task}, got {view!r}")
-
-
-class _Planner:
-    """Encodes examples into a plan."""
-
-    def __init__(self, config: Config, plan: TeacherPlan, encoding: ExampleEncoder, contexts: Contexts) -> None:
-        self._config, self._plan, self._encoding, self._contexts = config, plan, encoding, contexts
-        self._pools: dict[Cell, list[Example]] = {}
-
-    def add(self, example: Example) -> None:
-        """Plan one example under every view; count what does not fit under one."""
-        demonstrations = {view: self._demonstrations(view, example) for view in self._plan.views}
-        for record, student in self.records(example):
-            asked = {view: self._ask(view, example, student, demonstrations[view]) for view in self._plan.views}
-            if any(sequence is None for sequence in asked.values()):
-                self._plan.left_out[(example.task, example.language)] += 1
-                if example.task == CHAT:
-                    self._encoding.counts["sequences left out, too long for the teacher"] += 1
-                continue
-            self._plan.examples.append(record)
-            for view, found in asked.items():
-                assert found is not None
-                view_plan = self._plan.views[view]
-                view_plan.sequences.append(found.sequence)
-                view_plan.demonstrations.append(found.demonstrations)
-                dropped = len(demonstrations[view]) - found.demonstrations
-                view_plan.dropped[(example.task, example.language)] += dropped
-
-    def records(self, example: Example) -> list[tuple[ExampleRecord, StudentSequence]]:
-        """What students learn from an example; nothing, counted, where not even the query fits."""
-        limit = self.student_limit(example.task)
-        students = self._encoding.student(TASKS[example.task], example, max_tokens=limit)
-        if not students:
-            self._plan.left_out[(example.task, example.language)] += 1
-        return [
-            (ExampleRecord(example.example_id + it.suffix, example.task, example.language, it.sequence), it)
-            for it in students
-        ]
-
-    def student_limit(self, task: str) -> int:
-        """Most tokens of a student's sequence."""
-        limit = self._config.data.max_student_tokens or int(TASKS[task].max_student_tokens)
-        return min(limit, self._contexts.student or limit)
-
-    def teacher_limit(self, task: str) -> int:
-        """Most tokens of a teacher's sequence."""
-        limit = self._config.data.max_teacher_tokens or int(TASKS[task].max_teacher_tokens)
-        return min(limit, self._contexts.teacher or limit)
-
-    def report(self) -> None:
-        """Say once what was left out or changed."""
-        data, contexts = self._config.data, self._contexts
-        for name, asked, most in (
-            ("student", data.max_student_tokens, contexts.student),
-            ("teacher", data.max_teacher_tokens, contexts.teacher),
-        ):
-            if asked is not None and most is not None and asked > most:
-                logger.info("data.max_%s_tokens: %s, all that the model reads; got %s", name, f"{most:,}", f"{asked:,}")
-        questions = Counter({cell: count for cell, count in self._plan.left_out.items() if cell[0] != CHAT})
-        if questions:
-            logger.info("query too long, left out: %s", _counts(questions))
-        for what, count in sorted(self._encoding.counts.items()):
-            logger.info("%s: %s", what, f"{count:,}")
-
-    def _ask(
-        self, view: str, example: Example, student: StudentSequence, demonstrations: Sequence[Example]
-    ) -> TeacherSequence | None:
-        task = TASKS[example.task]
-        limit = self.teacher_limit(example.task)
-        found = self._encoding.teacher(view, task, example, student, demonstrations, max_tokens=limit)
-        if found is None:
-            return None
-        self._check_alignment(view, example, student.sequence, found.sequence)
-        return found._replace(sequence=self._with_known_end(found.sequence))
-
-    def _with_known_end(self, sequence: AnsweredSequence) -> AnsweredSequence:
-        """The sequence with the teacher's own end of turn where it has no token for the student's: no logits either."""
-        teacher, ids = self._encoding.teacher_encoder, sequence.ids
-        if teacher is None or ids[-1] not in self._plan.untaught or _knows(teacher, int(ids[-1])):
-            return sequence
-        return AnsweredSequence(np.append(ids[:-1], teacher.end_of_turn_id), sequence.spans)
-
-    def _check_alignment(
-        self, view: str, example: Example, student: AnsweredSequence, teacher: AnsweredSequence
-    ) -> None:
-        """Every span of the student's is there, its ids the same; ends of turn aside that carry no teacher term."""
-        lengths = [[span.length for span in sequence.spans] for sequence in (student, teacher)]
-        same = lengths[0] == lengths[1] and (
-            (student.answer_ids == teacher.answer_ids) | np.isin(student.answer_ids, self._plan.untaught)
-        )
-        if not np.all(same):
-            raise RuntimeError(f"{example.example_id}: view {view} has other answers than the student; report this")
-
-    def _demonstrations(self, view: str, example: Example) -> list[Example]:
-        if view not in ("fewshot", "shuffled_answers"):
-            return []
-        cell = (example.task, example.language)
-        if cell not in self._pools:
-            self._pools[cell] = demonstration_pool(*cell, data_settings(self._config), stage="train")
-        wanted = self._config.fewshot.num_demonstrations.get(example.task, TASKS[example.task].num_demonstrations)
-        drawn = draw_demonstrations(
-            self._pools[cell], example, wanted, seed=self._config.seed, selection=self._config.fewshot.selection
-        )
-        return shuffle_answers(drawn, seed=self._config.seed, query=example) if view == "shuffled_answers" else drawn
-
-
-def _knows(encoder: PromptEncoder, token: int) -> bool:
-    return encoder.tokenizer.convert_ids_to_tokens(token) is not None
-
-
-def _counts(counter: Counter[Cell]) -> str:
-    return ", ".join(f"{task}/{language} {count}" for (task, language), count in sorted(counter.items()) if count)
+    def close(self) -> None:
+        """Give the room back."""
+        for column in (self._tokens, self._checks, self._file):
+            if column is not None:
+                column.close()

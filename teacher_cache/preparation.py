@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import ModelConfig
 from logitbank.experiment import DEFAULT_VIEWS
 from logitbank.registry import TEACHER_ENGINES
-from logitbank.tasks.prompts import PromptEncoder
+from logitbank.tasks.data import cells
 from logitbank.teacher_cache.engines.base import TeacherOpener
-from logitbank.teacher_cache.examples import TRAIN
+from logitbank.teacher_cache.examples import TRAIN, open_examples
 from logitbank.teacher_cache.pairing import pair
-from logitbank.teacher_cache.plan import TeacherPlan, make_plan
+from logitbank.teacher_cache.questions import ConfiguredQuestions, check_views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,16 @@ class Prepared:
 
     Attributes:
         teacher: the model that will be asked.
-        encoder: made the plan.
-        plan: what will be asked.
+        questions: what it will be asked.
     """
 
     teacher: ModelConfig
-    encoder: PromptEncoder
-    plan: TeacherPlan
+    questions: ConfiguredQuestions
 
 
-def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = TRAIN) -> Prepared:
-    """Check that the teacher fits, and encode all that it will be asked.
+@contextlib.contextmanager
+def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = TRAIN) -> Iterator[Prepared]:
+    """Check that the teacher fits, and read the examples that it will be asked about.
 
     Args:
         config: of the build.
@@ -41,19 +44,22 @@ def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = T
 
     Raises:
         ConfigError: a key that the engine cannot honour, a tokenizer or model configuration that cannot be
-            opened or does not fit the student's, or see `make_plan`.
-        TaskError: see `make_plan`.
+            opened or does not fit the student's, an unknown view, or one that a task does not have.
+        TaskError: a requested task or language that does not exist, or data that cannot be opened.
     """
     opener = opener_of(config)
     opener.check(config)
     pairing = pair(config)
     _check_ranks(config, pairing.rankable)
-    plan = make_plan(
-        config, pairing.encoder, tuple(dict.fromkeys(views)), pairing.own, split=split, contexts=pairing.contexts
-    )
-    pairing.check_plan(plan)
-    plan.excluded, plan.teacher_tokenizer = pairing.excluded, pairing.teacher_tokenizer
-    return Prepared(pairing.teacher, pairing.encoder, plan)
+    check_views(config, views)
+    present, absent = cells(config.tasks, config.languages)
+    if absent:
+        logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
+    with open_examples(config, split, present) as examples:
+        questions = ConfiguredQuestions(config, examples, pairing, tuple(dict.fromkeys(views)), split)
+        for line in questions.remarks():
+            logger.info("%s", line)
+        yield Prepared(pairing.teacher, questions)
 
 
 def opener_of(config: Config) -> TeacherOpener:

@@ -87,6 +87,11 @@ class Oracle:
             raise ConfigError("teacher.load_in_8bit: an oracle has no weights; set it to false")
 
     @staticmethod
+    def finds_prefixes(config: Config) -> bool:
+        """It reads nothing."""
+        return False
+
+    @staticmethod
     def require(config: Config, environment: Mapping[str, str]) -> None:
         """Anywhere."""
 

@@ -11,6 +11,7 @@ from logitbank.errors import StoreError
 from logitbank.storage.objects import (
     BASE_KEY,
     LOCK_NAME,
+    PLAN_PREFIX,
     ObjectStore,
     check_object,
     covers,
@@ -45,7 +46,9 @@ def check_manifests(url: str, advance: Callable[[str], object]) -> list[str]:
         problems += _check_objects(objects, key, listed)
         advance(key)
     for key in keys:
-        if key not in listed and not key.startswith(("manifest/", LOCK_NAME)):
+        if key.startswith(PLAN_PREFIX):
+            problems += _check_plan(objects, key)
+        elif key not in listed and not key.startswith(("manifest/", LOCK_NAME)):
             problems.append(f"{key}: no manifest lists it (an unfinished shard, or not of this store)")
     return problems
 
@@ -75,6 +78,14 @@ def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Ite
             continue
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             yield f"{key} ({what}): damaged (SHA-256 differs from the manifest's)"
+
+
+def _check_plan(objects: ObjectStore, key: str) -> Iterator[str]:
+    """What a build left for the next one, which makes it again where it is gone."""
+    try:
+        read_manifest(objects, key)
+    except StoreError as error:
+        yield f"{error}; delete it, a build plans again without it"
 
 
 def _key_of(details: Mapping[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 
@@ -32,17 +33,49 @@ def create_flat_array(
     group: zarr.Group, name: str, data: NDArray[Any], coder_name: str, *, chunk: int = FLAT_CHUNK
 ) -> None:
     """Create and fill an array in chunks of so many rows."""
-    array = group.create_array(
+    _create(group, name, data.shape, data.dtype, coder_name, chunk)[:] = data
+
+
+def create_long_array(
+    group: zarr.Group,
+    name: str,
+    length: int,
+    dtype: DTypeLike,
+    read: Callable[[int, int], NDArray[Any]],
+    coder_name: str,
+    written: Callable[[], object],
+) -> None:
+    """Create an array as `create_flat_array` does, a chunk at a time.
+
+    Args:
+        group: in which.
+        name: of the array.
+        length: of the array.
+        dtype: of its values.
+        read: gives the values from one position to another.
+        coder_name: key of `coder`.
+        written: called after each chunk, which may then be taken out of memory.
+    """
+    array = _create(group, name, (length,), np.dtype(dtype), coder_name, FLAT_CHUNK)
+    for start in range(0, length, FLAT_CHUNK):
+        stop = min(start + FLAT_CHUNK, length)
+        array[start:stop] = read(start, stop)
+        written()
+
+
+def _create(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], coder_name: str, chunk: int
+) -> zarr.Array[Any]:
+    return group.create_array(
         name,
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=(max(1, min(len(data), chunk)), *data.shape[1:]),
+        shape=shape,
+        dtype=dtype,
+        chunks=(max(1, min(shape[0], chunk)), *shape[1:]),
         filters=(),
         fill_value=0,
         config={"write_empty_chunks": True},
         **coder(coder_name),
     )
-    array[:] = data
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:

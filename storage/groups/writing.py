@@ -30,6 +30,7 @@ def put_objects(
     *,
     what: str,
     below: str = "",
+    also: Mapping[str, ObjectEntry] | None = None,
 ) -> None:
     """Write objects, then the manifest that says that they exist.
 
@@ -40,17 +41,32 @@ def put_objects(
         details: what the manifest says besides.
         what: what they are, for the message where the place refuses.
         below: goes before each key.
+        also: what the manifest lists besides: objects that lie there already.
 
     Raises:
         StoreError: the place cannot be written; what was finished is kept.
+    """
+    entries = {below + key: entry for key, entry in put_parts(objects, contents, what=what, below=below).items()}
+    entries.update(also or {})
+    with _one_line(objects, what):
+        write_manifest(objects, manifest, entries, details)
+
+
+def put_parts(
+    objects: ObjectStore, contents: Mapping[str, Buffer], *, what: str, below: str = ""
+) -> dict[str, ObjectEntry]:
+    """Write objects that a manifest is still to list; what it has to say of each, by key.
+
+    Raises:
+        StoreError: see `put_objects`.
     """
     entries = {}
     with _one_line(objects, what):
         for key, buffer in sorted(contents.items()):
             data = buffer.to_bytes()
             objects.put(below + key, data)
-            entries[below + key] = ObjectEntry.of(data)
-        write_manifest(objects, manifest, entries, details)
+            entries[key] = ObjectEntry.of(data)
+    return entries
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from logitbank.errors import CorruptStoreError
 from logitbank.storage.objects.interface import ObjectStore
 
 BASE_KEY = "manifest/base.json"
+PLAN_PREFIX = "plan/"  # of what builds leave for one another: sealed like manifests, but nothing depends on it
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ def view_key(view: str) -> str:
 def shard_key(view: str, shard: int) -> str:
     """Key of the manifest that marks one shard of a view as done."""
     return f"manifest/{view}/{shard}.json"
+
+
+def plan_key(name: str) -> str:
+    """Key of what planning found: of a view, or of the examples (`base`)."""
+    return f"{PLAN_PREFIX}{name}.json"
 
 
 def fold_key(view: str, fold: int) -> str:

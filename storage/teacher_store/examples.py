@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from logitbank.errors import StoreError
 from logitbank.sequences import AnsweredSequence, Span
-from logitbank.storage.groups import ChunkedReader, ExampleIds, create_flat_array, join_names, read_all, starts_of
+from logitbank.storage.groups import ChunkedReader, ExampleIds, read_all
 from logitbank.storage.teacher_store.layout import FORMAT_VERSION
 
 
@@ -96,76 +96,6 @@ class ExampleRecord:
     def prompt_ids(self) -> NDArray[np.int32]:
         """What stands before the first span."""
         return self.sequence.prompt_ids
-
-
-def write_examples(
-    group: zarr.Group,
-    records: Sequence[ExampleRecord],
-    answer_start: NDArray[np.int64],
-    tasks: Sequence[str],
-    languages: Sequence[str],
-) -> None:
-    """Fill a group with the columns that `ExampleTable` reads.
-
-    Raises:
-        StoreError: an id that repeats or holds a line break, or a task or language that the store does not name.
-    """
-    joined = join_names([record.example_id for record in records])
-    for record in records:
-        if record.task not in tasks or record.language not in languages:
-            raise StoreError(
-                f"example {record.example_id!r}: expected a task of {', '.join(tasks)} and a language of "
-                f"{', '.join(languages)}, got {record.task} in {record.language}"
-            )
-    task_of, language_of = ({name: i for i, name in enumerate(names)} for names in (tasks, languages))
-    create_flat_array(group, "example_ids", joined, "zstd")
-    create_flat_array(group, "task", np.array([task_of[r.task] for r in records], np.uint16), "pcodec")
-    create_flat_array(group, "language", np.array([language_of[r.language] for r in records], np.uint16), "pcodec")
-    write_sequences(group, [record.sequence for record in records], answer_start)
-
-
-def write_sequences(group: zarr.Group, sequences: Sequence[AnsweredSequence], answer_start: NDArray[np.int64]) -> None:
-    """Write the columns that hold the tokens of N sequences."""
-    spans = np.array([span for sequence in sequences for span in sequence.spans], dtype=np.int64).reshape(-1, 2)
-    span_count = np.array([len(sequence.spans) for sequence in sequences], dtype=np.int32)
-    span_position, span_length = np.ascontiguousarray(spans.T, dtype=np.int32)
-    length = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    answer_length = np.array([sequence.answer_length for sequence in sequences], dtype=np.int32)
-    ids = np.concatenate([sequence.ids for sequence in sequences] or [np.zeros(0, np.int32)])
-    answer_at = _runs(np.repeat(starts_of(length), span_count) + spans[:, 0], spans[:, 1])
-    is_answer = np.zeros(len(ids), dtype=np.bool_)
-    is_answer[answer_at] = True
-    rows = int(answer_start[-1] + answer_length[-1]) if len(sequences) else 0
-    answer_ids = np.zeros(rows, dtype=np.int32)
-    answer_ids[_runs(answer_start, answer_length)] = ids[answer_at]
-    context_length = (length - answer_length).astype(np.int32)
-    create_flat_array(group, "context_start", starts_of(context_length), "pcodec")
-    create_flat_array(group, "context_length", context_length, "pcodec")
-    create_flat_array(group, "context_ids", ids[~is_answer], "zstd")
-    create_flat_array(group, "answer_start", answer_start, "pcodec")
-    create_flat_array(group, "answer_length", answer_length, "pcodec")
-    create_flat_array(group, "answer_ids", answer_ids, "zstd")
-    create_flat_array(group, "span_start", starts_of(span_count), "pcodec")
-    create_flat_array(group, "span_count", span_count, "pcodec")
-    create_flat_array(group, "span_position", span_position, "pcodec")
-    create_flat_array(group, "span_length", span_length, "pcodec")
-
-
-def _runs(starts: NDArray[np.int64], lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """The numbers start, start + 1 … of each run, run after run."""
-    runs: NDArray[np.int64] = np.repeat(starts - starts_of(lengths), lengths) + np.arange(int(lengths.sum()))
-    return runs
-
-
-def write_own(
-    group: zarr.Group,
-    examples: NDArray[np.int64],
-    sequences: Sequence[AnsweredSequence],
-    answer_start: NDArray[np.int64],
-) -> None:
-    """Fill the group of a view's own sequences: which of the store's examples each belongs to, and its tokens."""
-    create_flat_array(group, "example", examples, "pcodec")
-    write_sequences(group, sequences, answer_start)
 
 
 class ExampleTable:

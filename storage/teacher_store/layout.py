@@ -56,7 +56,9 @@ class ShardPlan:
         return int(self.answer_start[example] // self.shard_tokens)
 
 
-def plan_shards(answer_lengths: Sequence[int], shard_tokens: int, chunk_tokens: int) -> tuple[ShardPlan, int]:
+def plan_shards(
+    answer_lengths: Sequence[int] | NDArray[np.integer], shard_tokens: int, chunk_tokens: int
+) -> tuple[ShardPlan, int]:
     """Lay examples out in their given order, opening a new shard where the next one does not fit.
 
     Returns:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from logitbank.storage.groups import SHORT_DIGITS, as_json, hash_json
-from logitbank.storage.teacher_store.examples import ExampleRecord
-from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION, ShardPlan
-from logitbank.storage.teacher_store.views import OwnSequences, Saw, Tokens, ViewLayout, add_sequence
+from logitbank.storage.teacher_store.layout import FORMAT, FORMAT_VERSION
+from logitbank.storage.teacher_store.views import OwnSequences, Saw, Tokens, ViewLayout
 from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
 
@@ -125,13 +123,26 @@ class StoreInfo(StoreFields):
         return value if isinstance(value, str) else None
 
 
-def identity_of(
-    spec: StoreSpec,
-    plan: ShardPlan,
-    chunk_tokens: int,
-    examples: Sequence[ExampleRecord],
-    validation: Sequence[ExampleRecord],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlannedExamples:
+    """What is known of a store's examples once they are planned.
+
+    Attributes:
+        shard_tokens, chunk_tokens: of the answer-token axis.
+        shards: how many.
+        answer_tokens: of all examples.
+        examples, validation: number and hash of each group of examples.
+    """
+
+    shard_tokens: int
+    chunk_tokens: int
+    shards: int
+    answer_tokens: int
+    examples: Mapping[str, Any]
+    validation: Mapping[str, Any]
+
+
+def identity_of(spec: StoreSpec, planned: PlannedExamples) -> dict[str, Any]:
     """Every input that decides a store's content, as JSON gives it back."""
     values = asdict(spec)
     del values["config"]
@@ -139,16 +150,16 @@ def identity_of(
         for key in _UNSAID:
             del values[key]
     values.update(
-        shard_tokens=plan.shard_tokens,
-        chunk_tokens=chunk_tokens,
-        examples={"count": len(examples), "hash": _hash_records(examples)},
-        validation={"count": len(validation), "hash": _hash_records(validation)},
+        shard_tokens=planned.shard_tokens,
+        chunk_tokens=planned.chunk_tokens,
+        examples=planned.examples,
+        validation=planned.validation,
     )
     return dict(as_json(values))
 
 
 def root_attributes(
-    spec: StoreSpec, identity: Mapping[str, Any], plan: ShardPlan, vocabulary: Vocabulary
+    spec: StoreSpec, identity: Mapping[str, Any], planned: PlannedExamples, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Attributes of a new store's root group; `StoreInfo.from_attributes` reads them."""
     common = [f.name for f in fields(StoreFields) if f.name in identity]
@@ -157,8 +168,8 @@ def root_attributes(
         "format_version": FORMAT_VERSION,
         "fingerprint": hash_json([identity, vocabulary.hash()]),
         "identity": identity,
-        "shards": plan.shards,
-        "answer_tokens": int(plan.answer_length.sum()),
+        "shards": planned.shards,
+        "answer_tokens": planned.answer_tokens,
         "config": as_json(spec.config),
         **{key: identity[key] for key in common},
     }
@@ -199,11 +210,3 @@ ABSENT = {
     "identity.split": "train",  # nor one of the training split of that
     "teacher.capture": "decode",  # nor one of vLLM while it decoded given answers
 }
-
-
-def _hash_records(records: Sequence[ExampleRecord]) -> str:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(f"{record.example_id}\n{record.task}\n{record.language}\n".encode())
-        add_sequence(digest, record.sequence)
-    return digest.hexdigest()

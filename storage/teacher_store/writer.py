@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer
-from zarr.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from logitbank.errors import StoreError
@@ -24,11 +23,8 @@ from logitbank.registry import ENCODINGS
 from logitbank.storage.groups import (
     array_of,
     as_json,
-    create_flat_array,
     put_objects,
-    read_root,
     refuse_difference,
-    require_kind,
     require_view_name,
 )
 from logitbank.storage.objects import (
@@ -42,25 +38,28 @@ from logitbank.storage.objects import (
     shard_key,
     view_key,
 )
-from logitbank.storage.teacher_store.encodings import Encoding
-from logitbank.storage.teacher_store.examples import ExampleRecord, write_examples, write_own
-from logitbank.storage.teacher_store.layout import (
-    FORMAT,
-    FORMAT_VERSION,
-    READABLE_VERSIONS,
-    ShardPlan,
-    create_token_array,
-    plan_shards,
-    rank_blocks,
+from logitbank.storage.teacher_store.base import (
+    create_base,
+    lay_out,
+    learnt,
+    planned_of,
+    read_names,
+    read_plan,
+    read_vocabulary,
+    reopen_base,
+    write_planned,
+    write_vocabulary,
 )
+from logitbank.storage.teacher_store.columns import ExampleColumns, write_own
+from logitbank.storage.teacher_store.encodings import Encoding
+from logitbank.storage.teacher_store.examples import ExampleRecord
+from logitbank.storage.teacher_store.layout import ShardPlan, create_token_array, plan_shards, rank_blocks
 from logitbank.storage.teacher_store.rows import TeacherRows
 from logitbank.storage.teacher_store.samples import check_samples, encode_samples, sample_arrays
 from logitbank.storage.teacher_store.spec import (
-    ABSENT,
+    PlannedExamples,
     StoreInfo,
     StoreSpec,
-    identity_of,
-    root_attributes,
     view_attributes,
     view_identity,
 )
@@ -82,7 +81,6 @@ class StoreBuilder:
         self,
         objects: ObjectStore,
         spec: StoreSpec,
-        examples: Sequence[ExampleRecord],
         info: StoreInfo,
         layout: ViewLayout,
     ) -> None:
@@ -90,7 +88,6 @@ class StoreBuilder:
         self.plan = layout.plan
         self.info = info
         self._spec = spec
-        self._examples = examples
         self._encoding: Encoding = ENCODINGS[info.encoding]
         self._layout = layout
         self._views: dict[str, _View] = {}
@@ -152,10 +149,10 @@ class StoreBuilder:
         added = _View(layout, dict(contents))
         if existing is None:
             if own is not None:
-                examples = own.positions([record.example_id for record in self._examples])
+                examples = own.positions(read_names(self.objects))
                 write_own(group.create_group("examples"), examples, own.sequences, layout.plan.answer_start)
                 if own.teacher is not None:
-                    _write_vocabulary(group, layout.vocabulary)
+                    write_vocabulary(group, layout.vocabulary)
             key = view_key(view)
             put_objects(self.objects, key, contents, {"view": view}, what=f"view {view}", below=f"teachers/{view}/")
         return added
@@ -178,8 +175,8 @@ class StoreBuilder:
     ) -> Vocabulary:
         """The numbering of another teacher's tokens: that of the view that exists, or a new one."""
         if existing is not None:
-            return _read_vocabulary(self.objects, existing, f"teachers/{view}/")
-        return _learnt(teacher.vocabulary, teacher.tokens.tokenizer_size)
+            return read_vocabulary(self.objects, existing, f"teachers/{view}/")
+        return learnt(teacher.vocabulary, teacher.tokens.tokenizer_size)
 
     def plan_of(self, view: str) -> ShardPlan:
         """Which rows of a view that was added belong to which example."""
@@ -231,12 +228,79 @@ class StoreBuilder:
         put_objects(self.objects, shard_key(view, shard), written, about, what=where, below=f"teachers/{view}/")
 
 
+class BuildSite:
+    """The right to build one store; made by `open_site`.
+
+    Attributes:
+        objects: where it lies.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait until no other process plans this store or creates its base, then hold them off."""
+        return self.objects.base_lock()
+
+    def has_base(self) -> bool:
+        """Whether there is a store already."""
+        return self.objects.exists(BASE_KEY)
+
+    def builder(
+        self,
+        spec: StoreSpec,
+        planned: PlannedExamples,
+        entries: Mapping[str, ObjectEntry],
+        vocabulary: Callable[[], Vocabulary],
+        plan: ShardPlan | None = None,
+    ) -> StoreBuilder:
+        """Create a store of examples that were written, or resume the one that exists; to be called `alone`.
+
+        Args:
+            spec: what the store is built from.
+            planned: what is known of its examples.
+            entries: what `write_planned` gave; of no account where the store exists.
+            vocabulary: see `open_builder`.
+            plan: which rows belong to which example; by default it is read from the store.
+
+        Raises:
+            StoreError: see `open_builder`.
+        """
+        if self.has_base():
+            attributes, numbering = reopen_base(self.objects, spec, planned)
+        else:
+            attributes, numbering = create_base(self.objects, spec, planned, entries, vocabulary)
+        if plan is None:
+            plan = read_plan(self.objects, planned, read_manifest(self.objects, BASE_KEY)[0])
+        info = StoreInfo.from_attributes(attributes)
+        return StoreBuilder(self.objects, spec, info, ViewLayout(plan, planned.chunk_tokens, info.tokens, numbering))
+
+
+@contextlib.contextmanager
+def open_site(url: str, *, worker: int | None = None, workers: int | None = None) -> Iterator[BuildSite]:
+    """Hold the right to build at a URL.
+
+    Args:
+        url: directory or fsspec URL.
+        worker: index of this worker, where several were started on purpose.
+        workers: how many there are.
+
+    Raises:
+        StoreError: another process is building there, or nothing can be written.
+    """
+    objects = open_objects(url)
+    with objects.builder_lock(worker, workers):
+        # Alone, whatever is half-written is a dead process's; beside other workers only what is old is.
+        objects.remove_partials(older_than=0.0 if worker is None else 3600.0)
+        yield BuildSite(objects)
+
+
 @contextlib.contextmanager
 def open_builder(
     url: str,
     spec: StoreSpec,
-    examples: Sequence[ExampleRecord],
-    validation: Sequence[ExampleRecord],
+    examples: Iterable[ExampleRecord],
+    validation: Iterable[ExampleRecord],
     *,
     vocabulary: Callable[[], Vocabulary],
     worker: int | None = None,
@@ -258,83 +322,13 @@ def open_builder(
         StoreError: the store was created from other inputs (says which field, both values), another
             process is writing it, or the location cannot be written.
     """
-    objects = open_objects(url)
-    plan, chunk_tokens = plan_shards(
-        [record.sequence.answer_length for record in examples], spec.shard_tokens, spec.chunk_tokens
-    )
-    identity = identity_of(spec, plan, chunk_tokens, examples, validation)
-    with objects.builder_lock(worker, workers):
-        # Alone, whatever is half-written is a dead process's; beside other workers only what is old is.
-        objects.remove_partials(older_than=0.0 if worker is None else 3600.0)
-        with objects.base_lock():
-            if objects.exists(BASE_KEY):
-                attributes, numbering = _reopen(objects, identity)
-            else:
-                numbering = _learnt(vocabulary, spec.tokenizer_size)
-                attributes = root_attributes(spec, identity, plan, numbering)
-                _create(objects, attributes, spec, plan, examples, validation, numbering)
-        info = StoreInfo.from_attributes(attributes)
-        yield StoreBuilder(objects, spec, examples, info, ViewLayout(plan, chunk_tokens, info.tokens, numbering))
-
-
-def _create(
-    objects: ObjectStore,
-    attributes: Mapping[str, Any],
-    spec: StoreSpec,
-    plan: ShardPlan,
-    examples: Sequence[ExampleRecord],
-    validation: Sequence[ExampleRecord],
-    vocabulary: Vocabulary,
-) -> None:
-    """Write the base: root, vocabulary and examples, and the manifest that says that they exist."""
-    made: dict[str, Buffer] = {}
-    root = zarr.create_group(MemoryStore(made), attributes=dict(attributes))
-    _write_vocabulary(root, vocabulary)
-    write_examples(root.create_group("examples"), examples, plan.answer_start, spec.tasks, spec.languages)
-    lengths = np.array([record.sequence.answer_length for record in validation], dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
-    write_examples(root.create_group("validation"), validation, starts, spec.tasks, spec.languages)
-    put_objects(objects, BASE_KEY, made, {}, what="the examples")
-
-
-def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> tuple[dict[str, Any], Vocabulary]:
-    """Root attributes and vocabulary of a store that exists."""
-    where = f"--store {shlex.quote(objects.url)}"
-    entries, _ = read_manifest(objects, BASE_KEY)
-    root = read_root(objects)
-    require_kind(objects.url, root, FORMAT)
-    if (version := root.get("format_version")) != FORMAT_VERSION:
-        readable = "which is read but not built on" if version in READABLE_VERSIONS else "which is not known here"
-        raise StoreError(
-            f"{where}: has format version {version}, {readable}; expected {FORMAT_VERSION}: build into another --store"
-        )
-    refuse_difference(where, root["identity"], identity, ABSENT)
-    return root, _read_vocabulary(objects, entries, "")
-
-
-def _write_vocabulary(group: zarr.Group, vocabulary: Vocabulary) -> None:
-    """Freeze a numbering below a group."""
-    arrays = group.create_group("vocabulary")
-    for name, values in vocabulary.arrays().items():
-        create_flat_array(arrays, name, values, "pcodec")
-
-
-def _read_vocabulary(objects: ObjectStore, entries: Mapping[str, ObjectEntry], prefix: str) -> Vocabulary:
-    """The numbering that was frozen below the group at `prefix`."""
-    place = f"{prefix}vocabulary"
-    buffer = default_buffer_prototype().buffer
-    documents = {
-        key: buffer.from_bytes(read_object(objects, key, entry))
-        for key, entry in entries.items()
-        if key.startswith(f"{place}/")
-    }
-    group = zarr.open_group(MemoryStore(documents), path=place, mode="r")
-    return Vocabulary.from_arrays(lambda name: array_of(group, name))
-
-
-def _learnt(vocabulary: Callable[[], Vocabulary], tokens: int) -> Vocabulary:
-    """A new numbering of that many tokens."""
-    numbering = vocabulary()
-    if len(numbering.tokens) != tokens:
-        raise StoreError(f"vocabulary: expected {tokens} tokens, got {len(numbering.tokens)}")
-    return numbering
+    with contextlib.closing(ExampleColumns(examples)) as asked, contextlib.closing(ExampleColumns(validation)) as held:
+        plan, chunk_tokens = lay_out(asked, spec.shard_tokens, spec.chunk_tokens)
+        planned = planned_of(plan, chunk_tokens, asked, held)
+        with open_site(url, worker=worker, workers=workers) as site:
+            with site.alone():
+                written = {}
+                if not site.has_base():
+                    written = write_planned(site.objects, plan, asked, held, spec.tasks, spec.languages)
+                builder = site.builder(spec, planned, written, vocabulary, plan)
+            yield builder

@@ -102,6 +102,9 @@ class TeacherOpener(Protocol):
     def check(self, config: Config) -> None:
         """Raise `ConfigError` for a key whose value this engine cannot honour; loads nothing."""
 
+    def finds_prefixes(self, config: Config) -> bool:
+        """Whether the engine will make use of `Sequenced.shared`, for which a plan is searched then."""
+
     def require(self, config: Config, environment: Mapping[str, str]) -> None:
         """Raise `ConfigError` where this machine, or the way the process was started, lacks what it needs."""
 

@@ -88,6 +88,11 @@ class HFTeacher:
         """See `TeacherOpener.check`: it honours every key."""
 
     @staticmethod
+    def finds_prefixes(config: Config) -> bool:
+        """See `TeacherOpener.finds_prefixes`."""
+        return config.teacher.prefix_reuse
+
+    @staticmethod
     def require(config: Config, environment: Mapping[str, str]) -> None:
         """See `TeacherOpener.require`."""
         _require_masks()

@@ -99,6 +99,11 @@ class VllmTeacher:
                 )
 
     @staticmethod
+    def finds_prefixes(config: Config) -> bool:
+        """See `TeacherOpener.finds_prefixes`: it finds them by itself."""
+        return False
+
+    @staticmethod
     def require(config: Config, environment: Mapping[str, str]) -> None:
         """See `TeacherOpener.require`."""
         require_vllm("teacher.engine")

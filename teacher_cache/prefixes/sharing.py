@@ -6,14 +6,12 @@ zero-shot prompts share a system prompt. Nothing here knows of either: it looks 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitbank.sequences import AnsweredSequence
+from logitbank.teacher_cache.prefixes.prompts import PromptFile
 
 # A group that saves less of its tokens than this is not worth batches of its own; see docs/benchmarks.md.
 LEAST_SAVED = 0.5
@@ -23,17 +21,28 @@ GROUP_COST = 128
 
 @dataclass
 class _Node:
-    """Sequences `left` to `right` of the sorted order, which share their first `depth` tokens."""
+    """Sequences from `left` on in the sorted order, which share their first `depth` tokens.
+
+    Attributes:
+        depth: see above.
+        left: see above.
+        saved: tokens that the best choice of groups below it saves so far; in the end, or it as a group itself.
+        groups: that choice: first sequence, the one behind the last, and tokens shared.
+    """
 
     depth: int
     left: int
-    children: list[_Node] = field(default_factory=list)
     saved: int = 0
     groups: list[tuple[int, int, int]] = field(default_factory=list)
 
+    def take(self, child: _Node) -> None:
+        """Add what is below it."""
+        self.saved += child.saved
+        self.groups += child.groups
+
 
 def shared_prefixes(
-    sequences: Sequence[AnsweredSequence],
+    prompts: PromptFile,
     units: NDArray[np.int64],
     *,
     least_saved: float = LEAST_SAVED,
@@ -48,7 +57,7 @@ def shared_prefixes(
     the first answer token is predicted there.
 
     Args:
-        sequences: what a teacher reads.
+        prompts: of what a teacher reads.
         units: (N,) int64, the unit of work of each sequence, within which prefixes are surely kept.
         least_saved: groups that save a smaller share of their tokens, last answers aside, are left alone.
         group_cost: tokens that a group costs in each of its units.
@@ -57,14 +66,11 @@ def shared_prefixes(
         (N,) int32, 0 where nothing is shared. Two sequences are in the same group exactly if their numbers
         are equal and their first so many tokens are.
     """
-    prompts = [sequence.prompt_ids for sequence in sequences]
     shared = np.zeros(len(prompts), dtype=np.int32)
     if len(prompts) < 2:
         return shared
-    keys = [prompt[:-1].astype(">i4").tobytes() for prompt in prompts]
-    order = np.asarray(sorted(range(len(prompts)), key=keys.__getitem__), dtype=np.int64)
-    common = [_common(prompts[a][:-1], prompts[b][:-1]) for a, b in itertools.pairwise(order)]
-    lengths = np.cumsum([0, *(sequences[i].spans[-1].start for i in order)])
+    order, common = prompts.in_order()
+    lengths = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(prompts.read_tokens[order], dtype=np.int64)])
     root = _Node(0, 0)
     stack = [root]
 
@@ -73,33 +79,24 @@ def shared_prefixes(
         own = node.depth * (right - node.left - distinct) - group_cost * distinct
         if own < least_saved * (lengths[right] - lengths[node.left]):
             own = 0  # also where it is negative
-        below = sum(child.saved for child in node.children)
-        node.saved = max(own, below)
-        if own and own >= below:
-            node.groups = [(node.left, right, node.depth)]
-        else:
-            node.groups = [group for child in node.children for group in child.groups]
-        node.children = []
+        if own and own >= node.saved:
+            node.saved, node.groups = own, [(node.left, right, node.depth)]
 
-    for right, depth in enumerate([*common, 0], start=1):
+    for right in range(1, len(prompts) + 1):
+        depth = int(common[right]) if right < len(prompts) else 0
         left, finished = right - 1, None
         while stack[-1].depth > depth:
             finished = stack.pop()
             close(finished, right)
             left = finished.left
             if stack[-1].depth >= depth:
-                stack[-1].children.append(finished)
+                stack[-1].take(finished)
                 finished = None
         if stack[-1].depth < depth:
-            stack.append(_Node(depth, left, [finished] if finished else []))
+            stack.append(_Node(depth, left))
+            if finished is not None:
+                stack[-1].take(finished)
     close(root, len(prompts))
     for left, right, depth in root.groups:
         shared[order[left:right]] = depth
     return shared
-
-
-def _common(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
-    """Length of the longest common prefix."""
-    size = min(len(first), len(second))
-    different = first[:size] != second[:size]
-    return int(different.argmax()) if different.any() else size

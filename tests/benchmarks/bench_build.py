@@ -21,10 +21,9 @@ from logitbank.configs import Config, load_config
 from logitbank.models.huggingface import load_causal_lm, load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
-from logitbank.teacher_cache.plan import make_plan
-from logitbank.teacher_cache.session import begin
 from tests.benchmarks.bare import BareBeside
 from tests.benchmarks.proxy import SHARED, proxy_settings
+from tests.plans import fill_with, gather
 
 CPU = torch.device("cpu")
 
@@ -32,17 +31,14 @@ CPU = torch.device("cpu")
 def measure(name: str, config: Config, view: str, rounds: int) -> None:
     """Build the store so many times and print each."""
     encoder = PromptEncoder(load_tokenizer(config.model))
-    plan = make_plan(config, encoder, (view,))
+    plan = gather(config, (view,))
     own = HFTeacher(config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=CPU)
     teacher = BareBeside(own, load_causal_lm(config.model, dtype="float32"), CPU)
     for _ in range(rounds):
         teacher.reset()
         started = time.process_time()
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            begin(f"{folder}/store", config, plan, encoder, teacher) as session,
-        ):
-            session.fill(session.missing())
+        with tempfile.TemporaryDirectory() as folder:
+            fill_with(f"{folder}/store", config, (view,), teacher)
         ended = time.process_time() - teacher.bare
         parts = [teacher.scoring, ended - teacher.first, ended - started]
         print(

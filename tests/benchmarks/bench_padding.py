@@ -12,15 +12,13 @@ from pathlib import Path
 
 from logitbank.configs import load_config
 from logitbank.models import batches
-from logitbank.models.huggingface import load_tokenizer
-from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from tests.benchmarks.proxy import SHARED, proxy_settings
+from tests.plans import Gathered, gather
 
 VIEWS = ("fewshot", "zeroshot")
 
 
-def shards_of(plan: TeacherPlan, view: str, shard_tokens: int) -> list[list[int]]:
+def shards_of(plan: Gathered, view: str, shard_tokens: int) -> list[list[int]]:
     """Lengths of the sequences of each shard, without the last token, which predicts nothing."""
     shards: list[list[int]] = [[]]
     filled = 0
@@ -50,7 +48,7 @@ def main() -> None:
     parser.add_argument("--cost", type=int, nargs="+", default=[32, 48, 64, 128, 256], help="of a batch, in tokens")
     got = parser.parse_args()
     config = load_config([], [*proxy_settings(got.shared, got.examples), "languages=[en]"])
-    plan = make_plan(config, PromptEncoder(load_tokenizer(config.model)), VIEWS)
+    plan = gather(config, VIEWS)
     shards = {view: shards_of(plan, view, config.store.shard_tokens) for view in VIEWS}
     print(f"{len(plan.examples):,} examples, {len(shards[VIEWS[0]])} shards; padding, batches")
     print("| cost of a batch | few-shot | zero-shot |\n| ---: | --- | --- |")

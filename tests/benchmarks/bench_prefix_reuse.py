@@ -22,10 +22,11 @@ from logitbank.models.huggingface import load_tokenizer
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
-from logitbank.teacher_cache.plan import make_plan
+from logitbank.teacher_cache.prefixes.prompts import PromptFile
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from logitbank.teacher_cache.scoring import Tally, score
 from tests.benchmarks.proxy import SHARED, proxy_settings
+from tests.plans import gather
 
 
 class Stopwatch:
@@ -57,7 +58,7 @@ def main() -> None:
     config = load_config([], [*proxy_settings(arguments.shared, arguments.examples), *prompts])
     encoder = PromptEncoder(load_tokenizer(config.model))
     views = tuple(arguments.view or ("fewshot", "zeroshot"))
-    plan = make_plan(config, encoder, views)
+    plan = gather(config, views)
     engine = HFTeacher(
         config.model,
         dtype="float32",
@@ -68,7 +69,7 @@ def main() -> None:
     layers = Stopwatch(engine._model.base_model)
     for view in views:
         asked = plan.views[view].sequences
-        shared = shared_prefixes(asked, np.zeros(len(asked), dtype=np.int64))
+        shared = shared_prefixes(PromptFile(asked), np.zeros(len(asked), dtype=np.int64))
         seconds, in_layers, rows = {}, {}, {}
         for name, depths in (("without", np.zeros_like(shared)), ("with", shared)):
             items = [Sequenced(*item) for item in zip(asked, depths.tolist(), strict=True)]

@@ -28,10 +28,10 @@ from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import TeacherLogits, make_loss
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.plan import TeacherPlan, make_plan
 from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
 from logitbank.teacher_cache.signal import signal
 from tests.benchmarks.proxy import SHARED, proxy_settings
+from tests.plans import Gathered, gather
 
 FORWARD_KL = DistillationConfig(loss="forward_kl")
 PILOT_TOKENS = 2048
@@ -71,7 +71,7 @@ KINDS = [
 class Prompts:
     """Logits at the answer positions of single examples."""
 
-    def __init__(self, plan: TeacherPlan, size: int) -> None:
+    def __init__(self, plan: Gathered, size: int) -> None:
         self.plan, self.size = plan, size
 
     def logits(self, model: Any, view: str, example: int) -> torch.Tensor:
@@ -211,14 +211,14 @@ def main() -> None:
     encoder = PromptEncoder(load_tokenizer(config.model))
     size = len(encoder.tokenizer)
     teacher = load_causal_lm(config.model, dtype="float32", device=torch.device("cpu"))
-    prompts = Prompts(make_plan(config, encoder, ("fewshot", "zeroshot")), size)
+    prompts = Prompts(gather(config, ("fewshot", "zeroshot")), size)
     columns: list[dict[Kind, float]] = []
     for name, student in (("same weights", teacher), ("noise", with_noise(teacher, arguments.noise))):
         student.requires_grad_(True)
         kl, found, kept = angles(prompts, teacher, student)
         columns.append(found)
         print(f"student, {name}: KL {kl:.3f} nats per token, {prompts.plan.answer_tokens} answer tokens", flush=True)
-    many = Prompts(make_plan(configure(arguments.store_examples), encoder, ("zeroshot",)), size)
+    many = Prompts(gather(configure(arguments.store_examples), ("zeroshot",)), size)
     size_of = store_bytes(many, teacher.requires_grad_(False))
     print(f"bytes from {many.plan.answer_tokens:,} answer tokens")
     print("| signal | tokens kept | bytes/token | angle, same weights | angle, noise |\n|---|---:|---:|---:|---:|")

@@ -22,18 +22,19 @@ from logitbank.models.huggingface import load_tokenizer
 from logitbank.registry import TEACHER_ENGINES
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
-from logitbank.teacher_cache.plan import TeacherPlan, make_plan
+from logitbank.teacher_cache.prefixes.prompts import PromptFile
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from logitbank.teacher_cache.scoring import Tally, score
 from tests.benchmarks.proxy import SHARED, proxy_settings
+from tests.plans import Gathered, gather
 
 
-def sequences(plan: TeacherPlan, view: str, shares: bool) -> list[Sequenced]:
+def sequences(plan: Gathered, view: str, shares: bool) -> list[Sequenced]:
     """The whole plan as one shard."""
     asked = plan.views[view].sequences
     depths = np.zeros(len(asked), dtype=np.int32)
     if shares:
-        depths = shared_prefixes(asked, np.zeros(len(asked), dtype=np.int64))
+        depths = shared_prefixes(PromptFile(asked), np.zeros(len(asked), dtype=np.int64))
     return [Sequenced(sequence, int(depth)) for sequence, depth in zip(asked, depths, strict=True)]
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         kind = ["languages=[en]", f"fewshot.selection={selection}", f"teacher.engine={arguments.engine}"]
         config = load_config([], [*proxy_settings(arguments.shared, arguments.examples), *kind])
         encoder = PromptEncoder(load_tokenizer(config.model))
-        plans[selection] = make_plan(config, encoder, ("zeroshot", "fewshot"))
+        plans[selection] = gather(config, ("zeroshot", "fewshot"))
     longest = max(plan.longest for plan in plans.values())
     opening = Opening(config, config.model, len(encoder.tokenizer), longest, os.environ)
     teacher = TEACHER_ENGINES[arguments.engine].open(opening)

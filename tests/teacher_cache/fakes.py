@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +14,12 @@ from logitbank.configs import Config, load_config
 from logitbank.models.workers import Worker
 from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord, TeacherRows, concatenate
+from logitbank.tasks.encoding import TeacherSequence
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.fill import fill_share
-from logitbank.teacher_cache.plan import TeacherPlan, ViewPlan
 from logitbank.teacher_cache.scoring import Tally
 from logitbank.teacher_cache.session import begin
+from tests.plans import ListedQuestions
 
 TOKENS, ROWS, TOP_K, PREFIX = 60, 64, 20, 160
 ENCODER: Any = SimpleNamespace(tokenizer=range(TOKENS), tokenizer_hash="t" * 64, template_hash="c" * 64)
@@ -34,7 +34,7 @@ def configuration(**changes: Any) -> Config:
     )
 
 
-def small_plan(examples: int = 100) -> TeacherPlan:
+def small_questions(examples: int = 100) -> ListedQuestions:
     """Two tasks, answers of 1 to 9 tokens, few-shot prompts that begin alike per task."""
     rng = np.random.default_rng(5)
     prefixes = rng.integers(0, TOKENS, (2, PREFIX))
@@ -44,10 +44,10 @@ def small_plan(examples: int = 100) -> TeacherPlan:
         answer = rng.integers(0, TOKENS, rng.integers(1, 10))
         task = ("nli", "pos")[i % 2]
         records.append(ExampleRecord(f"{task}/en/train/{i}", task, "en", AnsweredSequence.answering(query, answer)))
-        zeroshot.append(records[-1].sequence)
-        fewshot.append(AnsweredSequence.answering(np.concatenate([prefixes[i % 2], query]), answer))
-    views = {"fewshot": ViewPlan(fewshot, [5] * examples), "zeroshot": ViewPlan(zeroshot, [0] * examples)}
-    return TeacherPlan(records, [], views, Counter(), [])
+        zeroshot.append(TeacherSequence(records[-1].sequence, 0))
+        behind = AnsweredSequence.answering(np.concatenate([prefixes[i % 2], query]), answer)
+        fewshot.append(TeacherSequence(behind, 5))
+    return ListedQuestions(ENCODER, records, {"fewshot": fewshot, "zeroshot": zeroshot})
 
 
 class FakeTeacher:
@@ -107,7 +107,14 @@ def fill(
     workers: int | None = None,
 ) -> Tally:
     share = None if worker is None or workers is None else Worker(worker, workers, "test")
-    with begin(str(path), config or configuration(), small_plan(), ENCODER, engine, worker=share) as session:
+    with begin(
+        str(path),
+        config or configuration(),
+        small_questions(),
+        lambda longest: engine,
+        finds_prefixes=engine.reuses_prefixes,
+        worker=share,
+    ) as session:
         return fill_share(session, share)
 
 

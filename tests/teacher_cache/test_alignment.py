@@ -23,9 +23,7 @@ from logitbank.tasks.data import demonstration_pool, load_examples
 from logitbank.tasks.demonstrations import draw_demonstrations
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
-from logitbank.teacher_cache.fill import fill_share
-from logitbank.teacher_cache.plan import make_plan
-from logitbank.teacher_cache.session import begin
+from tests.plans import fill_with
 
 TOP_K = 20
 TOLERANCE = 1e-4
@@ -60,7 +58,7 @@ def rendered_prompt(tokenizer: Any, store_example: str, mirror: Path, shots: int
 
 
 def random_model(path: Path, rows: int) -> Path:
-    """A model of that many `lm_head` rows; its tokenizer is not needed to open it."""
+    """A model of that many `lm_head` rows."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=rows,
@@ -86,6 +84,7 @@ def test_stored_signal_stands_at_the_answer_tokens(
 ) -> None:
     tokenizer = real_tokenizer(tokenizer_name, template)
     model_path = random_model(tmp_path / "model", rows=len(tokenizer) + 8)
+    tokenizer.save_pretrained(model_path)
     config = load_config(
         [],
         [
@@ -101,10 +100,8 @@ def test_stored_signal_stands_at_the_answer_tokens(
         ],
     )
     encoder = PromptEncoder(tokenizer)
-    plan = make_plan(config, encoder, ("fewshot", "zeroshot"))
     engine = HFTeacher(config.model, dtype="float32", tokenizer_size=len(encoder.tokenizer), device=torch.device("cpu"))
-    with begin(str(tmp_path / "store"), config, plan, encoder, engine) as session:
-        fill_share(session)
+    fill_with(str(tmp_path / "store"), config, ("fewshot", "zeroshot"), engine)
 
     store = TeacherStore.open(str(tmp_path / "store"))
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()

@@ -18,7 +18,7 @@ from logitbank.teacher_cache.build import estimate_store
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
 from logitbank.teacher_cache.inspection import command as inspect_command
-from logitbank.teacher_cache.preparation import prepare
+from tests.plans import gather
 from tests.tasks.dialogues import turns
 from tests.teacher_cache.conftest import CHATML
 from tests.teacher_cache.fakes import contents
@@ -69,7 +69,7 @@ def test_a_store_has_the_rows_of_every_span_under_every_view(store: Path, settin
         f"chat/und/train/street-{number}" for number in range(12)
     )
     assert len(opened.validation) == 4
-    prepared = prepare(load_config([], settings), VIEWS)
+    prepared = gather(load_config([], settings), VIEWS)
     decode = prepared.encoder.tokenizer.decode
     engine = HFTeacher(
         prepared.teacher,
@@ -78,13 +78,13 @@ def test_a_store_has_the_rows_of_every_span_under_every_view(store: Path, settin
         device=torch.device("cpu"),
     )
     several = 0
-    for position, record in enumerate(prepared.plan.examples):
+    for position, record in enumerate(prepared.examples):
         assert opened.examples.sequence(position) == record.sequence
         number = int(record.example_id.rpartition("-")[2])
         assert len(record.sequence.spans) == 1 + number % 3
         several += len(record.sequence.spans) > 1
         for view in VIEWS:
-            read = prepared.plan.views[view].sequences[position]
+            read = prepared.views[view].sequences[position]
             assert read.answer_ids.tolist() == record.answer_ids.tolist()
             text = decode(read.prompt_ids)
             assert (CONTEXT in text) == (view == "context")
@@ -99,9 +99,9 @@ def test_a_store_has_the_rows_of_every_span_under_every_view(store: Path, settin
 
 
 def test_demonstrations_are_other_conversations_of_the_training_file(settings: list[str]) -> None:
-    prepared = prepare(load_config([], [*settings, "fewshot.num_demonstrations={chat: 3}"]), ("fewshot",))
-    assert set(prepared.plan.views["fewshot"].demonstrations) == {3}
-    for record, read in zip(prepared.plan.examples, prepared.plan.views["fewshot"].sequences, strict=True):
+    prepared = gather(load_config([], [*settings, "fewshot.num_demonstrations={chat: 3}"]), ("fewshot",))
+    assert set(prepared.views["fewshot"].demonstrations) == {3}
+    for record, read in zip(prepared.examples, prepared.views["fewshot"].sequences, strict=True):
         text, own = prepared.encoder.tokenizer.decode(read.prompt_ids), record.example_id.rpartition("-")[2]
         shown = {line.split()[3] for line in text.splitlines() if line.startswith("Which street is ")}
         assert len(shown - {own}) == 3
@@ -128,7 +128,7 @@ def test_a_dry_run_counts_what_the_teacher_reads(
 ) -> None:
     limits = ["data.max_student_tokens=150", "data.max_teacher_tokens=400"]  # cuts the longest, drops demonstrations
     config = load_config([], [*settings, *limits])
-    plan = prepare(config, VIEWS).plan
+    plan = gather(config, VIEWS)
     build_command.main(["--store", str(tmp_path / "s"), "--dry-run", *views(), *settings, *limits])
     printed = capsys.readouterr()
     assert not (tmp_path / "s").exists()
@@ -159,8 +159,8 @@ def test_a_teacher_that_ends_turns_its_own_way_reads_a_sequence_for_each(
     position = names.index("chat/und/train/street-5#2")
     sequence = opened.examples.sequence(position)
     assert sequence.ids[-1] == end
-    prepared = prepare(load_config([], [*settings, f"teacher.model={teacher}"]), ("zeroshot",))
-    read = prepared.plan.views["zeroshot"].sequences[position]
+    prepared = gather(load_config([], [*settings, f"teacher.model={teacher}"]), ("zeroshot",))
+    read = prepared.views["zeroshot"].sequences[position]
     assert read.answer_ids.tolist() == sequence.answer_ids.tolist()
     text = prepared.encoder.tokenizer.decode(read.prompt_ids)
     assert text.count("</s>") == 4  # system prompt, two questions and the answer between them
@@ -238,15 +238,15 @@ def test_no_sequence_is_longer_than_the_models_read(
     settings: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Path(settings[0].removeprefix("model.name="))
-    whole = [len(record.sequence) for record in prepare(load_config([], settings), ("zeroshot",)).plan.examples]
+    whole = [len(record.sequence) for record in gather(load_config([], settings), ("zeroshot",)).examples]
     most = sorted(whole)[len(whole) // 2]
     shutil.copytree(model, tmp_path / "short")
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": most}))
     short = load_config([], [*settings, f"model.name={tmp_path / 'short'}", "data.max_student_tokens=100000"])
     caplog.set_level("INFO")
-    cut = prepare(short, ("zeroshot",)).plan
+    cut = gather(short, ("zeroshot",))
     assert max(whole) > most >= max(len(record.sequence) for record in cut.examples)
     assert f"data.max_student_tokens: {most}, all that the model reads; got 100,000" in caplog.text
     taught = load_config([], [*settings, f"teacher.model={tmp_path / 'short'}"])
-    assert prepare(taught, ("zeroshot",)).plan.longest <= most
+    assert gather(taught, ("zeroshot",)).longest <= most

@@ -19,6 +19,7 @@ from logitbank.configs.schema import ModelConfig
 from logitbank.sequences import AnsweredSequence
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.huggingface import HFTeacher
+from logitbank.teacher_cache.prefixes.prompts import PromptFile
 from logitbank.teacher_cache.prefixes.sharing import shared_prefixes
 from logitbank.teacher_cache.scoring import Tally, score
 
@@ -122,8 +123,8 @@ def test_a_model_with_another_kind_of_state_is_refused(tmp_path: Path) -> None:
         teacher(tmp_path, prefix_reuse=True)
 
 
-def asked(prompts: list[np.ndarray]) -> list[AnsweredSequence]:
-    return [AnsweredSequence.answering(prompt, [0]) for prompt in prompts]
+def asked(prompts: Sequence[np.ndarray]) -> PromptFile:
+    return PromptFile(AnsweredSequence.answering(prompt, [0]) for prompt in prompts)
 
 
 def saved(prompts: list[np.ndarray], units: np.ndarray, shared: np.ndarray) -> int:

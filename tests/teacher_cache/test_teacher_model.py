@@ -19,7 +19,7 @@ from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.order import ExampleOrder
 from logitbank.student_train.split import BatchPlan
 from logitbank.teacher_cache.build import build_store, estimate_store
-from logitbank.teacher_cache.preparation import prepare
+from tests.plans import gather
 from tests.teacher_cache.conftest import CHATML
 
 OWN_WORDS = CHATML.replace("<|im_start|>", "# ")  # the same end of turn
@@ -44,8 +44,8 @@ def config(student: Path, mirror: Path) -> Callable[..., Config]:
 
 
 def prompts(config: Config, view: str) -> list[str]:
-    prepared = prepare(config, (view,))
-    return [str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.plan.views[view].sequences]
+    prepared = gather(config, (view,))
+    return [str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.views[view].sequences]
 
 
 def test_it_is_prompted_by_its_own_template(make_model: Callable[..., Path], config: Callable[..., Config]) -> None:
@@ -54,8 +54,8 @@ def test_it_is_prompted_by_its_own_template(make_model: Callable[..., Path], con
         ours, theirs = prompts(config(), view), prompts(config(f"teacher.model={teacher}"), view)
         assert all(text.endswith("<|im_start|>assistant\n") for text in ours)
         assert theirs == [text.replace("<|im_start|>", "# ") for text in ours]
-    with_teacher, alone = (prepare(config(*extra), ("zeroshot",)) for extra in ([f"teacher.model={teacher}"], []))
-    assert with_teacher.plan.examples == alone.plan.examples
+    with_teacher, alone = (gather(config(*extra), ("zeroshot",)) for extra in ([f"teacher.model={teacher}"], []))
+    assert with_teacher.examples == alone.examples
 
 
 def test_the_store_says_which_tokens_it_was_not_asked_for(
@@ -118,11 +118,9 @@ def test_an_estimate_counts_what_a_build_reads(config: Callable[..., Config], tm
 
 def test_demonstrations_follow_the_seed(config: Callable[..., Config]) -> None:
     def shown(*overrides: str) -> dict[str, str]:
-        prepared = prepare(config("data.max_train_per_task=24", *overrides), ("fewshot",))
-        texts = [
-            str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.plan.views["fewshot"].sequences
-        ]
-        return {record.example_id: text for record, text in zip(prepared.plan.examples, texts, strict=True)}
+        prepared = gather(config("data.max_train_per_task=24", *overrides), ("fewshot",))
+        texts = [str(prepared.encoder.tokenizer.decode(it.prompt_ids)) for it in prepared.views["fewshot"].sequences]
+        return {record.example_id: text for record, text in zip(prepared.examples, texts, strict=True)}
 
     first, again, other = shown(), shown(), shown("seed=7")
     assert first == again

@@ -19,7 +19,7 @@ from logitbank.sequences import AnsweredSequence
 from logitbank.storage import TeacherStore, verify
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.scoring import Tally, score
-from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_plan
+from tests.teacher_cache.fakes import PREFIX, TOP_K, FakeTeacher, configuration, contents, fill, small_questions
 
 FORK = multiprocessing.get_context("fork")
 
@@ -122,8 +122,7 @@ def test_running_out_of_memory_halves_the_budget_of_that_shard_and_records_it(
 
 
 def test_the_rows_after_running_out_of_memory_are_those_of_the_lower_budget() -> None:
-    plan = small_plan(40)
-    items = [Sequenced(sequence, PREFIX) for sequence in plan.views["fewshot"].sequences]
+    items = [Sequenced(found.sequence, PREFIX) for found in small_questions(40).sequences["fewshot"]]
     seen: list[list[int]] = []
     advanced: list[int] = []
     tally = Tally()

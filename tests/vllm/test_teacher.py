@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from logitbank.storage import TeacherRows, TeacherStore
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.engines.vllm import VllmTeacher
-from logitbank.teacher_cache.fill import fill_share
-from logitbank.teacher_cache.plan import TeacherPlan, make_plan
-from logitbank.teacher_cache.session import begin
+from tests.plans import fill_with, gather
 
 VIEWS = ("zeroshot", "fewshot")  # the first also gives the pilot
 FLOAT32, BFLOAT16 = 1e-3, 0.25  # nats; a bfloat16 logit near 20 is itself a multiple of 1/8
@@ -37,22 +35,25 @@ class Teacher:
     def __init__(self, settings: list[str]) -> None:
         self.config: Config = load_config([], [*settings, "teacher.engine=vllm"])
         self.encoder = PromptEncoder(load_tokenizer(self.config.model))
-        self.plan = make_plan(self.config, self.encoder, VIEWS)
         self.engine = VllmTeacher(
             self.config.model,
             self.config.vllm,
             dtype="float32",
             tokenizer_size=len(self.encoder.tokenizer),
             batch_tokens=self.config.teacher.batch_tokens,
-            max_tokens=self.plan.longest,
+            max_tokens=gather(self.config, VIEWS).longest,
         )
 
     def fill(
-        self, path: Path, plan: TeacherPlan, config: Config, worker: int | None = None, workers: int | None = None
+        self,
+        path: Path,
+        config: Config,
+        views: Sequence[str] = VIEWS,
+        worker: int | None = None,
+        workers: int | None = None,
     ) -> Path:
         share = None if worker is None or workers is None else Worker(worker, workers, "test")
-        with begin(str(path), config, plan, self.encoder, self.engine, worker=share) as session:
-            fill_share(session, share)
+        fill_with(str(path), config, views, self.engine, share)
         return path
 
 
@@ -95,7 +96,7 @@ def _check_ids(a: TeacherRows, b: TeacherRows, tolerance: float) -> None:
 def test_float32_stores_agree_on_all_tasks(
     teacher: Teacher, transformers_store: Callable[..., Path], tmp_path: Path
 ) -> None:
-    ours = teacher.fill(tmp_path / "ours", teacher.plan, teacher.config)
+    ours = teacher.fill(tmp_path / "ours", teacher.config)
     views = [argument for view in VIEWS for argument in ("--view", view)]
     compared = _differences(ours, transformers_store(*views, "teacher.dtype=float32"), FLOAT32)
     assert set(compared) == {"gsm8k", "nli", "pa", "qa", "ner", "pos"}
@@ -107,10 +108,9 @@ def test_float32_stores_agree_on_all_tasks(
 
 def test_bytes_do_not_depend_on_the_workers(teacher: Teacher, settings: list[str], tmp_path: Path) -> None:
     config = load_config([], [*settings, "tasks=[nli,qa,ner]", "data.max_train_per_task=8", "store.shard_tokens=32"])
-    plan = make_plan(config, teacher.encoder, ["zeroshot"])
-    alone = teacher.fill(tmp_path / "alone", plan, config)
+    alone = teacher.fill(tmp_path / "alone", config, ["zeroshot"])
     for worker in (1, 0):
-        teacher.fill(tmp_path / "two", plan, config, worker, 2)
+        teacher.fill(tmp_path / "two", config, ["zeroshot"], worker, 2)
     assert TeacherStore.open(str(alone)).info.shards >= 4
     objects = {file.relative_to(alone) for file in alone.rglob("*") if file.is_file() and ".lock" not in file.name}
     for file in objects:
@@ -192,7 +192,7 @@ def test_draws_are_those_of_the_transformers_teacher(
 ) -> None:
     drawn = [f"teacher.signal={kind}", "teacher.draws=20", "tasks=[nli,ner]", "teacher.dtype=float32"]
     config = load_config([], [*settings, "teacher.engine=vllm", *drawn])
-    ours = teacher.fill(tmp_path / "ours", make_plan(config, teacher.encoder, ["zeroshot"]), config)
+    ours = teacher.fill(tmp_path / "ours", config, ["zeroshot"])
     theirs = transformers_store("--view", "zeroshot", *drawn)
     a, b = (TeacherStore.open(str(path)) for path in (ours, theirs))
     mine, other = (store.read(range(len(store.examples)), "zeroshot") for store in (a, b))
@@ -222,7 +222,7 @@ def test_two_processes_share_the_model(settings: list[str], teacher: Teacher, tm
     )
     assert done.returncode == 0, done.stderr
     config = load_config([], [*settings, "teacher.engine=vllm", *overrides])
-    alone = teacher.fill(tmp_path / "alone", make_plan(config, teacher.encoder, ["zeroshot"]), config)
+    alone = teacher.fill(tmp_path / "alone", config, ["zeroshot"])
     _differences(tmp_path / "two", alone, FLOAT32)
 
 
@@ -230,15 +230,14 @@ def test_a_store_whose_answers_were_decoded_is_not_continued(
     settings: list[str], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config([], [*settings, "tasks=[nli]", "teacher.engine=vllm"])
-    plan = make_plan(config, teacher.encoder, ["zeroshot"])
     identity = {key: value for key, value in teacher.engine.identity().items() if key != "capture"}
     with monkeypatch.context() as earlier:
         earlier.setattr(teacher.engine, "identity", lambda: identity)
-        teacher.fill(tmp_path / "store", plan, config)
+        teacher.fill(tmp_path / "store", config, ["zeroshot"])
     with pytest.raises(
         StoreError, match=r"teacher\.capture = decode, but this run requests prefill; .*another --store"
     ):
-        teacher.fill(tmp_path / "store", plan, config)
+        teacher.fill(tmp_path / "store", config, ["zeroshot"])
 
 
 def test_the_command_agrees_in_bfloat16(
