@@ -141,6 +141,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_conversation_files
 	$(BIN)/python -m tests.benchmarks.bench_conversations --output runs/bench/conversations --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_scale
+	$(BIN)/python -m tests.benchmarks.bench_plan --prefixes
 	$(BIN)/python -m tests.benchmarks.bench_results
 	$(BIN)/python -m tests.benchmarks.bench_help
 	$(BIN)/python -m tests.benchmarks.bench_study --output runs/bench/study --shared $(SHARED)
