@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitbank.teacher_cache.on_ray import TeacherActor, actor_worker
-from logitbank.teacher_cache.session import begin
-from tests.teacher_cache.fakes import ENCODER, FakeTeacher, configuration, small_plan
+from tests.teacher_cache.fakes import FakeTeacher, session
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ def make(settings: Settings, number: int) -> TeacherActor:
             os.kill(os.getpid(), signal.SIGKILL)
 
     worker = actor_worker(number)
-    actor = TeacherActor(
-        begin(str(settings.store), configuration(), small_plan(), ENCODER, FakeTeacher(before), worker=worker)
-    )
+    actor = TeacherActor(session(settings.store, FakeTeacher(before), worker=worker))
     opened = True
     return actor
 

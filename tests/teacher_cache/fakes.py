@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from logitbank.tasks.encoding import TeacherSequence
 from logitbank.teacher_cache.engines.base import Sequenced
 from logitbank.teacher_cache.fill import fill_share
 from logitbank.teacher_cache.scoring import Tally
-from logitbank.teacher_cache.session import begin
+from logitbank.teacher_cache.session import Session, begin
 from tests.plans import ListedQuestions
 
 TOKENS, ROWS, TOP_K, PREFIX = 60, 64, 20, 160
@@ -98,6 +99,20 @@ class FakeTeacher:
         )
 
 
+def session(
+    path: Path, engine: FakeTeacher, *, config: Config | None = None, worker: Worker | None = None
+) -> AbstractContextManager[Session]:
+    """The small questions, open to be filled."""
+    return begin(
+        str(path),
+        config or configuration(),
+        small_questions(),
+        lambda longest: engine,
+        finds_prefixes=engine.reuses_prefixes,
+        worker=worker,
+    )
+
+
 def fill(
     path: Path,
     engine: FakeTeacher,
@@ -107,15 +122,8 @@ def fill(
     workers: int | None = None,
 ) -> Tally:
     share = None if worker is None or workers is None else Worker(worker, workers, "test")
-    with begin(
-        str(path),
-        config or configuration(),
-        small_questions(),
-        lambda longest: engine,
-        finds_prefixes=engine.reuses_prefixes,
-        worker=share,
-    ) as session:
-        return fill_share(session, share)
+    with session(path, engine, config=config, worker=share) as opened:
+        return fill_share(opened, share)
 
 
 def contents(path: Path) -> dict[str, bytes]:
