@@ -58,10 +58,10 @@ def test_a_node_that_joins_is_used_and_one_that_is_killed_costs_its_shards_alone
     head: Any, address: str, alone: tuple[dict[str, bytes], Tally], tmp_path: Path, gone: Callable[[int], bool]
 ) -> None:
     store, traces = tmp_path / "store", tmp_path / "traces"
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        second = beside.submit(join_and_die, head, store, traces)
-        build(address, tmp_path, gpus=1)
-        assert second.result() == (1, 2)  # actors before and after the second node came
+    with ThreadPoolExecutor(max_workers=1) as beside:  # a node wants to be started by the main thread
+        building = beside.submit(build, address, tmp_path, gpus=1)
+        assert join_and_die(head, store, traces) == (1, 2)  # actors before and after the second node came
+        building.result()
     assert contents(store) == alone[0]
     assert not verify(str(store))
     assert all(map(gone, processes(traces)))
