@@ -2,17 +2,19 @@
 
 from logitbank.configs.data import data_settings
 from logitbank.configs.keys import config_keys, decides, keys_deciding, value_of
-from logitbank.configs.loader import config_to_dict, load_config, shipped_configs
+from logitbank.configs.loader import ConfigSource, config_of, config_to_dict, load_config, shipped_configs
 from logitbank.configs.schema import Config, Decides, DistillationConfig
 from logitbank.errors import ConfigError
 
 __all__ = [
     "Config",
     "ConfigError",
+    "ConfigSource",
     "Decides",
     "DistillationConfig",
     "arguments",
     "config_keys",
+    "config_of",
     "config_to_dict",
     "data_settings",
     "decides",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from logitbank.configs.loader import load_config
+from logitbank.configs.loader import OVERRIDE, load_config
 from logitbank.configs.schema import Config
-
-OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class Override(str):

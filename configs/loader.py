@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,18 +22,44 @@ from logitbank.registry import TASKS
 from logitbank.tasks import LANGUAGES, TaskError
 from logitbank.tasks.outside import languages_of, open_tasks
 
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 SHIPPED = Path(__file__).parent
 # What null is for every task but `preference`: its teachers need all rows, and so does a submission.
 TRAIN_LIMIT, TEST_LIMIT = 5000, 500
 
 
-def load_config(files: Sequence[str], overrides: Sequence[str] = (), *, any_task: bool = False) -> Config:
+_Layer = str | os.PathLike[str] | Mapping[str, Any]
+ConfigSource = Config | _Layer | Sequence[_Layer]
+
+
+def config_of(source: ConfigSource, *, any_task: bool = False) -> Config:
+    """The configuration that a program means.
+
+    Args:
+        source: a `Config`, as it is; a YAML file or the name of a shipped one; a mapping of keys, nested or dotted; or
+            a list of these and of `key=value` overrides, merged left to right, overrides last.
+        any_task: see `load_config`.
+
+    Raises:
+        ConfigError, TaskError: see `load_config`.
+    """
+    if isinstance(source, Config):
+        return source
+    given = [source] if isinstance(source, str | os.PathLike | Mapping) else list(source)
+    overrides = [item for item in given if isinstance(item, str) and OVERRIDE.match(item)]
+    files = [item if isinstance(item, Mapping) else os.fspath(item) for item in given if item not in overrides]
+    return load_config(files, overrides, any_task=any_task)
+
+
+def load_config(
+    files: Sequence[str | Mapping[str, Any]], overrides: Sequence[str] = (), *, any_task: bool = False
+) -> Config:
     """Merge the schema's defaults, the files (left to right) and the overrides into a `Config`.
 
     Tasks that are named by file or module are opened; `tasks` has their names.
 
     Args:
-        files: paths of YAML files, or names of shipped ones (`qwen3-1.7b`, `demo`).
+        files: paths of YAML files, or names of shipped ones (`qwen3-1.7b`, `demo`); or what such a file would hold.
         overrides: `dotted.key=value` strings, values in YAML syntax.
         any_task: whether a name in `tasks` may be unknown here, because a store says what there is.
 
@@ -105,7 +133,9 @@ def _with_tasks(config: Config, *, languages_given: bool, any_task: bool) -> Con
     return dataclasses.replace(config, tasks=names, languages=list(dict.fromkeys([*study, *own])))
 
 
-def _read_file(name: str) -> Any:
+def _read_file(name: str | Mapping[str, Any]) -> Any:
+    if isinstance(name, Mapping):
+        return _of_mapping(name)
     path = Path(name)
     if not path.exists() and (SHIPPED / f"{name}.yaml").exists():
         path = SHIPPED / f"{name}.yaml"
@@ -125,6 +155,17 @@ def _read_file(name: str) -> Any:
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {shlex.quote(name)}: expected a mapping of keys, got {type(loaded).__name__}")
     return OmegaConf.create(loaded)
+
+
+def _of_mapping(keys: Mapping[str, Any]) -> Any:
+    """A mapping as a layer; `{"training.max_steps": 5}` means `{"training": {"max_steps": 5}}`."""
+    layer = OmegaConf.create({})
+    try:
+        for key, value in keys.items():
+            OmegaConf.update(layer, str(key), value)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"config: expected a mapping of keys: {' '.join(str(error).split())}") from None
+    return layer
 
 
 def _read_override(text: str) -> Any:

@@ -13,24 +13,11 @@ from logitbank.cluster import Factory, RayOptions, add_ray, ray_options
 from logitbank.command import CommandParser, run_command
 from logitbank.configs import Config, ConfigError
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.configs.schema import EvaluationConfig
-from logitbank.evaluation.checkpoints import (
-    Checkpoint,
-    asked_condition,
-    check_condition,
-    check_model,
-    checkpoints_at_steps,
-    trained_from,
-)
 from logitbank.experiment import CONDITIONS
-from logitbank.preference import TASK as PREFERENCE
 
 if TYPE_CHECKING:
-    from logitbank.evaluation.classify import Classification
     from logitbank.evaluation.on_ray import CellsActor, ComparisonsActor
-    from logitbank.evaluation.reference import Reference
-    from logitbank.evaluation.run import Evaluation
-    from logitbank.models.workers import Worker
+    from logitbank.evaluation.stage import Options
 
 
 def make_parser() -> CommandParser:
@@ -85,122 +72,48 @@ def main(argv: Sequence[str] | None = None) -> None:
 def open_actor(arguments: argparse.Namespace, number: int) -> CellsActor | ComparisonsActor:
     """What an actor of Ray evaluates with: all that the command was asked."""
     from logitbank.evaluation.on_ray import CellsActor, ComparisonsActor
+    from logitbank.evaluation.stage import classifications, evaluations
 
-    asked = _read(arguments)
-    if asked.config.is_preference:
-        return ComparisonsActor(_classifications(arguments, asked))
-    return CellsActor(_evaluations(arguments, asked))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What the arguments say: which configuration, condition, checkpoints, and share of the work."""
-
-    config: Config
-    condition: str
-    evaluated: Sequence[Checkpoint | None]
-    worker: Worker | None
-
-
-def _read(arguments: argparse.Namespace) -> _Asked:
-    from logitbank.models.workers import find_worker
-
-    config = load(arguments)
-    worker = find_worker(arguments.worker, os.environ, arrays=False)
-    if arguments.steps and arguments.checkpoint is None:
-        raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
-    checkpoints = [] if arguments.checkpoint is None else checkpoints_at_steps(arguments.checkpoint, arguments.steps)
-    condition = asked_condition(arguments.condition, checkpoints)
-    check_condition(condition, checkpoints, new=arguments.new_condition)
-    config = dataclasses.replace(config, model=trained_from(config.model, checkpoints))
-    check_model(config.model.name, checkpoints)
-    return _Asked(config, condition, checkpoints or [None], worker)
+    config, options = load(arguments), _options(arguments)
+    if config.is_preference:
+        return ComparisonsActor(classifications(config, options))
+    return CellsActor(evaluations(config, options))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    ray, asked = ray_options(arguments), _read(arguments)
+    config, ray = load(arguments), ray_options(arguments)
+    from logitbank.evaluation.stage import evaluate  # torch and transformers: not for --help
+
+    options = _options(arguments)
     if ray is not None:
-        _evaluate_on_ray(arguments, asked, ray)
-    elif asked.config.is_preference:
-        from logitbank.evaluation.classify import classify_all  # torch and transformers: not for --help
-
-        classify_all(_classifications(arguments, asked))
+        _evaluate_on_ray(config, arguments, options, ray)
     else:
-        from logitbank.evaluation.run import evaluate_all
-
-        evaluate_all(_evaluations(arguments, asked))
+        evaluate(config, **vars(options))
 
 
-def _evaluate_on_ray(arguments: argparse.Namespace, asked: _Asked, options: RayOptions) -> None:
+def _options(arguments: argparse.Namespace) -> Options:
+    from logitbank.evaluation.stage import Options
+    from logitbank.models.workers import find_worker
+
+    worker = find_worker(arguments.worker, os.environ, arrays=False)
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    return Options(**given | {"worker": None if worker is None else (worker.index, worker.count)})
+
+
+def _evaluate_on_ray(config: Config, arguments: argparse.Namespace, options: Options, ray: RayOptions) -> None:
     from logitbank.evaluation.on_ray import evaluate_on_ray
+    from logitbank.evaluation.stage import check_options
 
-    if asked.worker is not None:
-        raise ConfigError(f"--ray: expected one process, got {asked.worker}; start the command without a launcher")
-    config = asked.config
+    if options.worker is not None:
+        index, count = options.worker
+        raise ConfigError(f"--ray: expected one process, got {index} of {count}; start the command without a launcher")
+    check_options(config, options)
     evaluate_on_ray(
         Factory("logitbank.evaluation.evaluate_command:open_actor", arguments),
-        options,
+        ray,
         "evaluations" if config.is_preference else "answers",
         tensor_parallel=config.vllm.tensor_parallel if config.evaluation.engine == "vllm" else 1,
     )
-
-
-def _evaluations(arguments: argparse.Namespace, asked: _Asked) -> list[Evaluation]:
-    from logitbank.evaluation.run import Evaluation
-
-    for given, option in ((arguments.calibrate, "--calibrate"), (arguments.no_calibration, "--no-calibration")):
-        if given:
-            raise ConfigError(
-                f"{option}: is of tasks=[{PREFERENCE}], got {', '.join(asked.config.tasks)}; leave it out"
-            )
-    reference = _reference(arguments, asked.config)
-    return [
-        Evaluation(asked.config, asked.condition, each, arguments.results, asked.worker, reference)
-        for each in asked.evaluated
-    ]
-
-
-def _classifications(arguments: argparse.Namespace, asked: _Asked) -> list[Classification]:
-    from logitbank.evaluation.classify import Classification
-
-    config = asked.config
-    if config.evaluation.engine != EvaluationConfig().engine:
-        raise ConfigError(
-            f"evaluation.engine: {config.evaluation.engine} has no class logits; expected {EvaluationConfig().engine}"
-        )
-    if arguments.view is not None:
-        raise ConfigError("--view: comparisons are evaluated without a teacher; leave it out")
-    if arguments.calibrate and arguments.no_calibration:
-        raise ConfigError("--no-calibration: expected one of --calibrate and --no-calibration, got both")
-    return [
-        Classification(
-            config,
-            asked.condition,
-            each,
-            arguments.results,
-            arguments.store,
-            calibrate=arguments.calibrate,
-            raw=arguments.no_calibration,
-            worker=asked.worker,
-        )
-        for each in asked.evaluated
-    ]
-
-
-def _reference(arguments: argparse.Namespace, config: Config) -> Reference | None:
-    from logitbank.evaluation.questions import is_forced
-    from logitbank.evaluation.reference import open_reference  # zarr: not for --help
-
-    if arguments.store is None:
-        if arguments.view is not None:
-            raise ConfigError("--view: needs --store URL, the store that has the view")
-        return None
-    if not any(map(is_forced, config.tasks)):
-        raise ConfigError(
-            f"--store: compares the answers of conversations, and {', '.join(config.tasks)} "
-            f"{'has' if len(config.tasks) == 1 else 'have'} none; leave it out, or add chat to tasks"
-        )
-    return open_reference(arguments.store, arguments.view, config)
 
 
 if __name__ == "__main__":

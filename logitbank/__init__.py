@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from logitbank import losses
     from logitbank.configs import Config, DistillationConfig, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
+    from logitbank.evaluation.stage import evaluate
     from logitbank.storage import ExampleRecord, TeacherStore, open_store
     from logitbank.storage.results import Catalogue
     from logitbank.student_train.collator import DistillationCollator
     from logitbank.student_train.dataset import TeacherDataset
+    from logitbank.student_train.stage import train
+    from logitbank.teacher_cache.stage import build
     from logitbank.teacher_cache.store_writer import StoreWriter
 
 __version__ = "0.3.0"
@@ -40,9 +43,12 @@ __all__ = [
     "TeacherDataset",
     "TeacherStore",
     "__version__",
+    "build",
+    "evaluate",
     "load_config",
     "losses",
     "open_store",
+    "train",
 ]
 
 _ROOMS = {
@@ -58,8 +64,11 @@ _ROOMS = {
     "TaskError": "logitbank.errors",
     "TeacherDataset": "logitbank.student_train.dataset",
     "TeacherStore": "logitbank.storage",
+    "build": "logitbank.teacher_cache.stage",
+    "evaluate": "logitbank.evaluation.stage",
     "load_config": "logitbank.configs",
     "open_store": "logitbank.storage",
+    "train": "logitbank.student_train.stage",
 }
 _MODULES = ("losses",)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import logitbank
 from logitbank.cluster import RayOptions
 from logitbank.command import Terminated
 from logitbank.configs import Config, load_config
@@ -55,9 +56,7 @@ class Stages:
             shown = [item for view in views for item in ("--view", view)]
             self._launch("build-teacher-cache", ["--store", self.store, *shown], self.overrides)
             return
-        from logitbank.teacher_cache.build import build_store  # with torch and transformers, as all stages are
-
-        build_store(self.config, self.store, views)
+        logitbank.build(self.config, store=self.store, views=views)
 
     def build_on_ray(self, views: Sequence[str], options: RayOptions) -> None:
         """Fill the store's views with actors on the cluster of these options, as many as fit."""
@@ -75,11 +74,8 @@ class Stages:
             own = [*places, "--results", str(self.results)]
             self._launch("train-student", own, [*self.overrides, *overrides])
             return
-        from logitbank.student_train.records import Run
-        from logitbank.student_train.train import train
-
-        config = load_config(self.files, [*self.overrides, *overrides])
-        train(Run(config, self.store, view, output, self.results))
+        config = [*self.files, *self.overrides, *overrides]
+        logitbank.train(config, store=self.store, view=view, output=output, results=self.results)
 
     def evaluate(self, condition: str | None, student: Path | None = None, steps: Sequence[int] = ()) -> None:
         """Evaluate the model before training, or a student: its end, or each of the given steps.
@@ -98,14 +94,8 @@ class Stages:
             own = [*named, *where, *asked, "--results", str(self.results)]
             self._launch("evaluate-model", own, self.overrides)
             return
-        from logitbank.evaluation.checkpoints import asked_condition, checkpoints_at_steps
-        from logitbank.evaluation.run import Evaluation, evaluate
-
-        if student is None:
-            evaluate(Evaluation(self.config, asked_condition(condition, []), None, self.results))
-            return
-        for checkpoint in checkpoints_at_steps(student if steps else student / "final", list(steps)):
-            evaluate(Evaluation(self.config, asked_condition(condition, [checkpoint]), checkpoint, self.results))
+        checkpoint = None if student is None else student if steps else student / "final"
+        logitbank.evaluate(self.config, results=self.results, checkpoint=checkpoint, steps=steps, condition=condition)
 
     def students(self, conditions: Sequence[str], work: Path) -> None:
         """Train the students of the given conditions, each into the directory of its name."""

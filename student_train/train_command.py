@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from logitbank.command import CommandParser, run_command
 from logitbank.configs.arguments import add_config_arguments, load
-from logitbank.errors import ConfigError
-from logitbank.experiment import NO_VIEW, view_of_argument
-from logitbank.preference import TASK as PREFERENCE
 
 ROWS = ("train", "external", "all")  # of a label store
 
@@ -59,54 +55,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_intermixed_args(argv)
 
     def body() -> None:
-        config = load(arguments, any_task=True)  # the store says which tasks it has
-        view = _view(arguments.view)
-        if not config.is_preference:
-            _refuse_options_of_comparisons(arguments)
-        from logitbank.student_train.records import Run  # torch and transformers: not for --help
+        config = load(arguments, any_task=True)
+        from logitbank.student_train.stage import train  # torch and transformers: not for --help
 
-        run = Run(
-            config=config,
-            store_url=arguments.store,
-            view=view,
+        train(
+            config,
+            store=arguments.store,
+            view=arguments.view,
             output=arguments.output,
-            results=arguments.results or arguments.output / "results",
+            results=arguments.results,
             held_out_fold=arguments.held_out_fold,
-            rows=(arguments.rows or "all") if config.is_preference else None,
+            rows=arguments.rows,
         )
-        if config.is_preference:
-            from logitbank.student_train.classifier.train import train_classifier
-
-            train_classifier(run)
-        else:
-            from logitbank.student_train.train import train
-
-            train(run)
 
     run_command(body)
-
-
-def _view(given: Sequence[str]) -> str | None:
-    """The views as a run names them: joined by `+`, or None for cross-entropy alone.
-
-    Raises:
-        ConfigError: `none` among others.
-    """
-    if len(given) > 1 and NO_VIEW in given:
-        raise ConfigError(f"--view: {NO_VIEW} is cross-entropy alone; expected it by itself, got {', '.join(given)}")
-    return view_of_argument("+".join(given))
-
-
-def _refuse_options_of_comparisons(arguments: argparse.Namespace) -> None:
-    """Raise `ConfigError` for options that only comparisons have."""
-    if len(arguments.view) > 1:
-        raise ConfigError(
-            f"--view: only the views of a label store (tasks=[{PREFERENCE}]) are averaged; expected one, got "
-            f"{', '.join(arguments.view)}"
-        )
-    for option, given in (("--held-out-fold", arguments.held_out_fold), ("--rows", arguments.rows)):
-        if given is not None:
-            raise ConfigError(f"{option}: only label stores (tasks=[{PREFERENCE}]) have these; leave it out")
 
 
 if __name__ == "__main__":

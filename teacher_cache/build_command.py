@@ -76,32 +76,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config, ray = load(arguments), ray_options(arguments)
-    if config.is_preference:
-        if ray is not None:
-            raise ConfigError("--ray: shares the shards of teacher stores; leave it out for tasks=[preference]")
-        _run_preference(config, arguments)
-        return
-    for option in ("fold", "checkpoint", "logits"):
-        if getattr(arguments, option) is not None:
-            raise ConfigError(f"--{option}: expected tasks=[preference], got {', '.join(config.tasks)}; leave it out")
-    views = arguments.view or DEFAULT_VIEWS
+    if config.is_preference and ray is not None:
+        raise ConfigError("--ray: shares the shards of teacher stores; leave it out for tasks=[preference]")
     from logitbank.models.workers import find_worker
-    from logitbank.storage.objects import open_objects
-    from logitbank.teacher_cache.build import build_store, estimate_store  # imports torch and transformers
+    from logitbank.teacher_cache.stage import build, refuse_options_of_comparisons  # imports torch and transformers
 
     worker = find_worker(arguments.worker, os.environ)
-    if arguments.dry_run:
-        open_objects(arguments.store)  # an URL that no file system knows is an error here too
-        _print_estimate(estimate_store(config, views, split=arguments.split))
-        return
-    if ray is not None:
+    comparisons = {"folds": arguments.fold, "checkpoint": arguments.checkpoint, "logits": arguments.logits}
+    if not config.is_preference:
+        refuse_options_of_comparisons(config, **comparisons)
+        if arguments.dry_run:
+            _print_expected(config, arguments)
+            return
+        if ray is not None:
+            if worker is not None:
+                raise ConfigError(f"--ray: expected one process, got {worker}; start the command without a launcher")
+            _print_done(arguments.store, _build_on_ray(arguments, arguments.view or DEFAULT_VIEWS, ray))
+            return
         if worker is not None:
-            raise ConfigError(f"--ray: expected one process, got {worker}; start the command without a launcher")
-        _print_done(arguments.store, _build_on_ray(arguments, views, ray))
-        return
-    if worker is not None:
-        print(f"{worker}; --worker 0/1 would do all shards", flush=True)
-    _print_done(arguments.store, build_store(config, arguments.store, views, split=arguments.split, worker=worker))
+            print(f"{worker}; --worker 0/1 would do all shards", flush=True)
+    tally = build(
+        config,
+        store=arguments.store,
+        views=arguments.view,
+        split=arguments.split,
+        worker=None if worker is None else (worker.index, worker.count),
+        dry_run=arguments.dry_run,
+        **comparisons,
+    )
+    if tally is not None:
+        _print_done(arguments.store, tally)
 
 
 def _build_on_ray(arguments: argparse.Namespace, views: Sequence[str], options: RayOptions) -> Tally:
@@ -112,21 +116,12 @@ def _build_on_ray(arguments: argparse.Namespace, views: Sequence[str], options: 
     )
 
 
-def _run_preference(config: Config, arguments: argparse.Namespace) -> None:
-    from logitbank.models.workers import find_worker
-    from logitbank.teacher_cache.preference.command import run_preference  # imports torch and transformers
-    from logitbank.teacher_cache.preference.request import read_request
+def _print_expected(config: Config, arguments: argparse.Namespace) -> None:
+    from logitbank.storage.objects import open_objects
+    from logitbank.teacher_cache.build import estimate_store
 
-    request = read_request(
-        config,
-        views=arguments.view,
-        folds=arguments.fold,
-        checkpoint=arguments.checkpoint,
-        logits=arguments.logits,
-        split=arguments.split,
-    )
-    worker = find_worker(arguments.worker, os.environ)
-    run_preference(config, arguments.store, request, worker=worker, dry_run=arguments.dry_run)
+    open_objects(arguments.store)  # an URL that no file system knows is an error here too
+    _print_estimate(estimate_store(config, arguments.view or DEFAULT_VIEWS, split=arguments.split))
 
 
 def _print_done(url: str, tally: Tally) -> None:

@@ -17,6 +17,7 @@ from logitbank import DistillationConfig, ExampleRecord, StoreWriter
 from logitbank.errors import ConfigError
 from logitbank.integrations.trl import DistillationSFTTrainer, StoreJoin
 from tests import tiny
+from tests.integrations.documented import lines_of, run
 
 ROWS, TOP_K = 8, 5
 
@@ -107,3 +108,19 @@ def test_evaluation_and_saving_are_the_trainers_own(chat: SimpleNamespace, tmp_p
     metrics = made.evaluate(held_out)
     assert metrics["eval_loss"] > 0
     assert 0 <= metrics["eval_mean_token_accuracy"] <= 1
+
+
+def test_the_documented_lines_learn(chat: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chat.messages))
+    options = 'max_steps=1, use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True'
+    changes = {
+        "Qwen/Qwen3-1.7B": str(chat.model),
+        "runs/sft": str(tmp_path / "sft"),
+        "runs/store": chat.store,
+        "zeroshot": "mine",
+        "max_steps=1000": options,
+        "train.jsonl": str(file),
+    }
+    history = run(lines_of("SFTTrainer", changes))["trainer"].state.log_history
+    assert history[-1]["train_loss"] > 1
