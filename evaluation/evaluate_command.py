@@ -65,8 +65,8 @@ def make_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    arguments = make_parser().parse_intermixed_args(argv)
-    run_command(lambda: _evaluate(arguments), resumes=True)
+    arguments = make_parser().read(argv)
+    run_command(lambda: perform(arguments), resumes=True)
 
 
 def open_actor(arguments: argparse.Namespace, number: int) -> CellsActor | ComparisonsActor:
@@ -80,7 +80,8 @@ def open_actor(arguments: argparse.Namespace, number: int) -> CellsActor | Compa
     return CellsActor(evaluations(config, options))
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
     config, ray = load(arguments), ray_options(arguments)
     from logitbank.evaluation.stage import evaluate  # torch and transformers: not for --help
 

@@ -27,9 +27,9 @@ ENSEMBLES = ("equal", "cv")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser().read(argv)
     with _without_collection(short=arguments.command != "shell" and arguments.memory is None):
-        run_command(lambda: _run(arguments))
+        run_command(lambda: perform(arguments))
 
 
 @contextlib.contextmanager
@@ -113,7 +113,8 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
     if arguments.command == "import":
         _import(arguments)
         return

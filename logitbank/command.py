@@ -35,6 +35,10 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
+    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """The arguments; `key=value` may stand anywhere, but in a command with commands of its own."""
+        return self.parse_args(argv) if self._subparsers is not None else self.parse_intermixed_args(argv)
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
         self.exit(2, f"error: {message.removeprefix('argument ')}; {self.prog} --help lists all options\n")
@@ -44,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
 class CommandGroup:
     """Commands under one name, each a module with `make_parser()` and `main(argv)` that is imported when it is called.
 
-    A module that is such a group itself has a `make_tree()` too.
+    A module that is such a group itself has a `make_tree()` too, and one that other programs run a `perform`.
 
     Attributes:
         prog: the name.
@@ -62,6 +66,15 @@ class CommandGroup:
         """Run the command that the first argument names, with all that follow."""
         given = self.make_parser().parse_args(argv)
         importlib.import_module(self.members[given.command][0]).main(given.arguments)
+
+    def perform(self, words: Sequence[str]) -> None:
+        """Do what a command does inside another program: what goes wrong is raised, and nothing ends the process.
+
+        Args:
+            words: the name of a command whose module has `perform(arguments)`, and its arguments.
+        """
+        module = importlib.import_module(self.members[words[0]][0])
+        module.perform(module.make_parser().read(list(words[1:])))
 
     def make_parser(self) -> CommandParser:
         """The name of a command, and all that is its own affair."""

@@ -154,7 +154,7 @@ def run(plan: Plan) -> None:
     """Every step, one after another.
 
     Raises:
-        LogitbankError: a command that was launched failed. One that ran in this process ends it with its own message.
+        LogitbankError: a command failed; one that was launched has said why.
     """
     ending = Ending(plan.output, [plan.store])
     make_directory("--output", plan.output)
@@ -171,7 +171,7 @@ def run_one(command: Command) -> None:
     if command[0] == "accelerate":
         run_here(list(command))
     else:
-        COMMANDS.main(command)
+        COMMANDS.perform(command)
 
 
 def slurm_jobs(plan: Plan, *, workers: int) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,23 +53,24 @@ def make_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    arguments = make_parser().parse_intermixed_args(argv)
+    arguments = make_parser().read(argv)
+    run_command(lambda: perform(arguments))
 
-    def body() -> None:
-        config = load(arguments, any_task=True)
-        from logitbank.student_train.stage import train  # torch and transformers: not for --help
 
-        train(
-            config,
-            store=arguments.store,
-            view=arguments.view,
-            output=arguments.output,
-            results=arguments.results,
-            held_out_fold=arguments.held_out_fold,
-            rows=arguments.rows,
-        )
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
+    config = load(arguments, any_task=True)
+    from logitbank.student_train.stage import train  # torch and transformers: not for --help
 
-    run_command(body)
+    train(
+        config,
+        store=arguments.store,
+        view=arguments.view,
+        output=arguments.output,
+        results=arguments.results,
+        held_out_fold=arguments.held_out_fold,
+        rows=arguments.rows,
+    )
 
 
 if __name__ == "__main__":

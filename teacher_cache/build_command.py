@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from logitbank.teacher_cache.scoring import Tally
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The command's arguments; imports nothing that takes time."""
     parser = CommandParser(prog="build-teacher-cache", description=__doc__)
     add_config_arguments(parser)
@@ -70,11 +70,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    arguments = make_parser().parse_intermixed_args(argv)
-    run_command(lambda: _run(arguments), resumes=not arguments.dry_run)
+    arguments = make_parser().read(argv)
+    run_command(lambda: perform(arguments), resumes=not arguments.dry_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
     config, ray = load(arguments), ray_options(arguments)
     if config.is_preference and ray is not None:
         raise ConfigError("--ray: shares the shards of teacher stores; leave it out for tasks=[preference]")

@@ -53,11 +53,12 @@ def make_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    arguments = make_parser().parse_args(argv)
-    run_command(lambda: _export(arguments), resumes=True)
+    arguments = make_parser().read(argv)
+    run_command(lambda: perform(arguments), resumes=True)
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
     _check_options(arguments)
     from logitbank.models.huggingface import stored_dtype  # torch and transformers: not for --help
     from logitbank.storage import LabelStore

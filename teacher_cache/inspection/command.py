@@ -25,11 +25,12 @@ def make_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command."""
-    arguments = make_parser().parse_args(argv)
-    run_command(lambda: _run(arguments))
+    arguments = make_parser().read(argv)
+    run_command(lambda: perform(arguments))
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def perform(arguments: argparse.Namespace) -> None:
+    """What the command does."""
     from logitbank.storage import LabelStore, TeacherStore, is_label_store  # zarr and the rest: not for --help
     from logitbank.teacher_cache.inspection import labels, plots, show
     from logitbank.teacher_cache.inspection.example import show_example

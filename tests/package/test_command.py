@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from logitbank.__main__ import GROUP
 from logitbank.command import CommandParser, make_directory, run_command
 from logitbank.configs import ConfigError
 
@@ -116,3 +117,8 @@ def test_warnings_of_libraries_do_not_reach_the_user(capsys: pytest.CaptureFixtu
         assert not outside
         body()  # filters are the caller's own again
     assert len(outside) == 1
+
+
+def test_a_command_inside_another_program_raises_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--condition: expected a name, got none"):
+        GROUP.perform(["evaluate-model", "tasks=[chat]", "model.name=base", "--results", str(tmp_path)])
