@@ -77,9 +77,6 @@ def test_every_requirement_is_imported() -> None:
 
 
 def test_what_is_optional_is_imported_only_where_it_is_used() -> None:
-    """vLLM itself imports `vllm_processor`; the report imports `png` where matplotlib is installed.
-
-    TRL's trainer is derived from in `integrations/trl.py`, which users of it import.
-    """
+    """The report imports `png` where matplotlib is installed; users of TRL import `integrations/trl.py`."""
     eager = {name: files for name, files in _distributions(at_import=True).items() if name in OPTIONAL}
-    assert eager == {"vllm": {"vllm_processor.py"}, "matplotlib": {"png.py"}, "trl": {"trl.py"}}
+    assert eager == {"matplotlib": {"png.py"}, "trl": {"trl.py"}}
