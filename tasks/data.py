@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from logitbank.tasks.common import UNDETERMINED, Example, FileSource, ReadsFiles
 from logitbank.tasks.files import open_rows
 from logitbank.tasks.hub import open_split
 from logitbank.tasks.outside import folder_of
+from logitbank.tasks.rows import ColumnError, Row, Unusable, example_of, label_names, with_label_names
 from logitbank.tasks.settings import DataSettings
 from logitbank.tasks.spool import Keeper, Shelf
 from logitbank.tasks.subsets import Drawn, random_order, rank
@@ -157,13 +157,13 @@ def draw_examples(
         return _from_file(get_task(task), hub, cell, split, language, data, into, limit)
     rows = open_split(hub, data.mirror)
     order = range(len(rows)) if limit is None else random_order(len(rows), f"{data.seed}/{cell}")
-    labels = _label_names(rows)
-    found, unusable = array("q"), _Unusable()
+    labels = label_names(rows)
+    found, unusable = array("q"), Unusable()
     for index in map(int, order):
         if limit is not None and len(found) >= limit:
             break
-        row = _Row(_with_label_names(rows[index], labels))
-        example = _to_example(get_task(task), row, language, f"{cell}/{index}", f"{hub}, row {index}")
+        row = Row(with_label_names(rows[index], labels))
+        example = example_of(get_task(task), row, language, f"{cell}/{index}", f"{hub}, row {index}")
         if example is None:
             unusable.add(index)
         else:
@@ -186,15 +186,15 @@ def _from_file(
 ) -> NDArray[np.int64]:
     """Examples of one's own file, in its order; of a limit, those whose rows come first in an order of the seed's."""
     file = source.path if "://" in source.path else str(folder_of(task) / Path(source.path).expanduser())
-    unusable = _Unusable()
+    unusable = Unusable()
     lacking: TaskError | None = None
 
     def numbered() -> Iterator[tuple[str, Example]]:
         nonlocal lacking
         for index, row in enumerate(open_rows(task.name, file, split=split, mirror=data.mirror)):
             try:
-                example = _to_example(task, _Row(row.values), language, f"{cell}/{index}", row.place)
-            except _ColumnError as error:  # JSON leaves out what is null
+                example = example_of(task, Row(row.values), language, f"{cell}/{index}", row.place)
+            except ColumnError as error:  # JSON leaves out what is null
                 lacking = lacking or error
                 example = None
             if example is None:
@@ -341,77 +341,7 @@ def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: s
     return load_examples(task, split, pool_language, unseeded, limit=MAX_POOL)
 
 
-class _ColumnError(TaskError):
-    """A row without a column that a task asked for."""
-
-
-class _NoColumn(KeyError):
-    """A task asked for a column that the data set has not."""
-
-
-class _NoValue(KeyError):
-    """A task asked for a value that the row has not."""
-
-
-class _Row(Mapping[str, Any]):
-    """A row that tells a missing column from a missing value; `get` gives its default for both."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def __getitem__(self, column: str) -> Any:
-        if column not in self._values:
-            raise _NoColumn(column)
-        if _lacks_value(self._values[column]):
-            raise _NoValue(column)
-        return self._values[column]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-def _lacks_value(value: Any) -> bool:
-    """Whether it is None, or a list or mapping that holds None."""
-    if isinstance(value, Mapping):
-        return any(map(_lacks_value, value.values()))
-    return value is None or (isinstance(value, list) and any(map(_lacks_value, value)))
-
-
-def _to_example(task: Task, row: _Row, language: str, example_id: str, place: str) -> Example | None:
-    """The example of a row, None where it lacks something; `place` names the row in errors."""
-    try:
-        return task.to_example(row, language, example_id)
-    except _NoValue:
-        return None
-    except _NoColumn as error:
-        raise _ColumnError(f"{place}: expected a column {error}, got {', '.join(row)}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TaskError(
-            f"{place}: {task.name} cannot read it: {type(error).__name__}: {error}; compare the columns with the task"
-        ) from error
-
-
-class _Unusable:
-    """Rows that were left out: how many, and the first of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first: list[int] = []
-
-    def add(self, index: int) -> None:
-        self.count += 1
-        self._first = heapq.nsmallest(3, [*self._first, index])
-
-    def __str__(self) -> str:
-        """`1 row (17)`, `5 rows (3, 17, 20 …)`."""
-        first = ", ".join(map(str, self._first)) + (" …" if self.count > len(self._first) else "")
-        return f"{counted(self.count, 'row')} ({first})"
-
-
-def _report_unusable(cell: str, unusable: _Unusable, where: str) -> None:
+def _report_unusable(cell: str, unusable: Unusable, where: str) -> None:
     """Say once which rows were left out."""
     if unusable.count and (cell,) not in _reported:
         _reported.add((cell,))
@@ -427,32 +357,6 @@ def _shares(available: Sequence[int], total: int) -> list[int]:
         shares[index] = min(available[index], -(-left // remaining))
         left -= shares[index]
     return shares
-
-
-def _label_names(rows: Any) -> dict[str, list[str]]:
-    """Columns that hold class labels, or lists of them, with the names of their classes."""
-    found = {}
-    for column, feature in rows.features.items():
-        names = getattr(getattr(feature, "feature", feature), "names", None)
-        if names:
-            found[column] = list(names)
-    return found
-
-
-def _with_label_names(row: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The row with its class labels as names; -1, the hub's missing label, stays."""
-    named = dict(row)
-    for column, names in labels.items():
-        value = row[column]
-        if isinstance(value, list):
-            named[column] = [_class_name(item, names) for item in value]
-        else:
-            named[column] = _class_name(value, names)
-    return named
-
-
-def _class_name(value: Any, names: Sequence[str]) -> Any:
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _check_languages(languages: Sequence[str], tasks: Iterable[Task]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from logitbank.errors import CorruptStoreError, StoreError
 from logitbank.storage.objects.interface import ObjectStore
 from logitbank.storage.objects.local import LocalObjects
-from logitbank.storage.objects.manifest import BASE_KEY, ObjectEntry, check_object, covers, read_manifest
+from logitbank.storage.objects.manifest import BASE_KEY, PLAN_PREFIX, ObjectEntry, check_object, covers, read_manifest
 from logitbank.storage.objects.packed import INDEX_NAME, write_index
 
 PACK_BYTES = 1 << 30  # a pack takes shards until it is as large; then the next begins
@@ -123,7 +123,7 @@ def bytes_of(objects: ObjectStore, views: Collection[str] | None = None) -> int:
         owner = key.split("/")[1] if key.startswith(("manifest/", "teachers/")) else ""
         return owner in chosen or key == BASE_KEY or not owner
 
-    return sum(size for key, size in objects.sizes().items() if is_chosen(key))
+    return sum(size for key, size in objects.sizes().items() if is_chosen(key) and not key.startswith(PLAN_PREFIX))
 
 
 def _groups(objects: ObjectStore, views: Collection[str] | None, pack_bytes: int) -> Iterator[tuple[str, list[str]]]:

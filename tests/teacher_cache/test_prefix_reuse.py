@@ -172,3 +172,37 @@ def test_nothing_is_shared_where_it_saves_little() -> None:
     assert not shared_prefixes(prompts, units, least_saved=0.0, group_cost=490).any()
     # Each in a shard of its own: the prefix would be computed as often as used.
     assert not shared_prefixes(prompts, np.arange(50), least_saved=0.0, group_cost=0).any()
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PROMPTS, st.sampled_from([0, 3, 20, 10_000]), st.data())
+def test_prompts_are_sorted_whatever_fits_in_memory(
+    drawn: list[list[int]], in_memory: int, data: st.DataObject
+) -> None:
+    common = data.draw(st.lists(st.integers(0, 2), max_size=150))  # longer than what is compared at a time
+    prompts = [[*common, *ids, 7] for ids in drawn]
+    order, shared = asked([np.asarray(ids) for ids in prompts]).in_order(in_memory)
+    keys = [ids[:-1] for ids in prompts]
+    assert order.tolist() == sorted(range(len(keys)), key=keys.__getitem__)
+    ranked = [keys[i] for i in order]
+    for first, second, length in zip(ranked, ranked[1:], shared[1:].tolist(), strict=False):
+        assert first[:length] == second[:length]
+        assert length == min(len(first), len(second)) or first[length] != second[length]
+
+
+@settings(max_examples=80, deadline=None)
+@given(PROMPTS, st.data())
+def test_groups_do_not_depend_on_what_fits_in_memory(drawn: list[list[int]], data: st.DataObject) -> None:
+    units = np.asarray(data.draw(st.lists(st.integers(0, 2), min_size=len(drawn), max_size=len(drawn))))
+    prompts = [np.asarray(ids) for ids in drawn]
+    costs = {"least_saved": data.draw(st.sampled_from([0.0, 0.3])), "group_cost": data.draw(st.integers(0, 4))}
+    whole = shared_prefixes(asked(prompts), units, **costs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptFile, "in_order", lambda self, in_memory=5: IN_ORDER(self, 5))
+        assert shared_prefixes(asked(prompts), units, **costs).tolist() == whole.tolist()
+
+
+IN_ORDER = PromptFile.in_order
