@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shlex
 import tempfile
@@ -18,6 +19,8 @@ from typing import BinaryIO
 
 from logitbank.errors import StoreBusyError, StoreError
 from logitbank.storage.objects.interface import LOCK_NAME, PARTIAL_SUFFIX
+
+logger = logging.getLogger(__name__)
 
 
 class LocalObjects:
@@ -142,12 +145,15 @@ class LocalObjects:
         descriptor = os.open(self._root / name, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.flock(descriptor, kind if other is None else kind | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreBusyError(
-                    f"--store {shlex.quote(self.url)}: another process is building it ({other}); "
-                    "wait for it, or give every builder --worker I/N"
-                ) from None
+                if other is not None:
+                    raise StoreBusyError(
+                        f"--store {shlex.quote(self.url)}: another process is building it ({other}); "
+                        "wait for it, or give every builder --worker I/N"
+                    ) from None
+                logger.info("waiting for another process, which plans the store or creates its base")
+                fcntl.flock(descriptor, kind)
             yield
         finally:
             os.close(descriptor)
