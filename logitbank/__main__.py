@@ -17,6 +17,8 @@ GROUP = CommandGroup(
         "export-model": ("logitbank.student_train.export.command", "average, merge and quantise what training wrote"),
         "evaluate-model": ("logitbank.evaluation.evaluate_command", "let a model answer, and score the answers"),
         "query-results": ("logitbank.evaluation.query_command", "tables, SQL and reports over results"),
+        "push": ("logitbank.teacher_cache.sharing.push_command", "share a store: pack it, and put it on the hub"),
+        "pull": ("logitbank.teacher_cache.sharing.pull_command", "copy a shared store into a directory"),
         "demo": ("logitbank.scripts.demo", "the whole path on a tiny model, with no download"),
         "study": ("logitbank.scripts.study", "a whole experiment, from teachers to tables"),
         "slurm": ("logitbank.scripts.slurm.command", "the study on a Slurm cluster"),

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def send(
 
 
 @contextlib.contextmanager
-def serving(site: Any, methods: Callable[[type], None] = lambda handler: None) -> Iterator[str]:
-    """Let `site.answer` answer GETs on a free port, and what `methods` adds; gives the URL."""
+def serving(site: FileServer) -> Iterator[str]:
+    """Let `site.answer` answer on a free port; gives the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -87,10 +87,11 @@ def serving(site: Any, methods: Callable[[type], None] = lambda handler: None) -
         def do_GET(self) -> None:
             site.answer(self)
 
+        do_POST = do_PUT = do_GET
+
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    methods(Handler)
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.site = site

@@ -1,4 +1,12 @@
-"""Where a store's bytes lie: whole objects under a directory or a URL, and the manifests that say which exist."""
+"""Where a store's bytes lie: whole objects under a directory or a URL, and the manifests that say which exist.
+
+What talks to the hub is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 from logitbank.storage.objects.manifest import (
@@ -21,6 +29,9 @@ from logitbank.storage.objects.opening import open_objects
 from logitbank.storage.objects.packed import INDEX_NAME
 from logitbank.storage.objects.packing import PACK_BYTES, bytes_of, copy_objects, pack_objects
 
+if TYPE_CHECKING:
+    from logitbank.storage.objects.hub import create_dataset, push_folder
+
 __all__ = [
     "BASE_KEY",
     "INDEX_NAME",
@@ -33,11 +44,13 @@ __all__ = [
     "check_object",
     "copy_objects",
     "covers",
+    "create_dataset",
     "done_shards",
     "fold_key",
     "open_objects",
     "pack_objects",
     "plan_key",
+    "push_folder",
     "read_manifest",
     "read_object",
     "read_objects",
@@ -45,3 +58,10 @@ __all__ = [
     "view_key",
     "write_manifest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name of `hub`."""
+    if name not in ("create_dataset", "push_folder"):
+        raise AttributeError(f"module 'logitbank.storage.objects' has no attribute {name!r}")
+    return getattr(importlib.import_module("logitbank.storage.objects.hub"), name)

@@ -1,16 +1,20 @@
-"""Datasets of the Hugging Face hub: which one a URL names, at which commit, and what the hub refuses in one line."""
+"""Datasets of the Hugging Face hub: read at one commit, pushed in an order that never shows half a store.
+
+What the hub refuses is one line.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote
+from pathlib import Path
+from urllib.parse import quote, unquote
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,7 +27,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 
 from logitbank.errors import StoreError
-from logitbank.storage.objects.web import WebSource
+from logitbank.storage.objects.packing import PACKS
+from logitbank.storage.objects.web import TRANSIENT, WebSource, attempts
 
 HUB_URL = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+))?")
 LOG_IN = "log in with hf auth login, or set HF_TOKEN"
@@ -60,18 +65,95 @@ def open_hub(url: str) -> WebSource:
         StoreError: no such dataset or revision, no right to read it, or no hub.
     """
     place, api = HubPlace.of(url), HfApi()
-    with hub_errors(f"--store {shlex.quote(url)}", place.repository, place.revision):
-        commit = api.dataset_info(place.repository, revision=place.revision).sha
+    with _hub_errors(f"--store {shlex.quote(url)}", place.repository, place.revision):
+        commit = _commit_of(api, place)
 
     def address(name: str) -> str:
         path = f"{place.folder}/{name}" if place.folder else name
-        return hf_hub_url(place.repository, path, repo_type="dataset", revision=commit, endpoint=api.endpoint)
+        return f"{api.endpoint}/datasets/{place.repository}/resolve/{commit}/{quote(path)}"
 
     return WebSource(url, address=address, headers=build_hf_headers())
 
 
+def _commit_of(api: HfApi, place: HubPlace) -> str:
+    """The commit that a revision stands for now; a hub that fails for a moment is asked again."""
+    failed: HfHubHTTPError | None = None
+    for _ in attempts():
+        try:
+            return str(api.dataset_info(place.repository, revision=place.revision).sha)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in TRANSIENT:
+                raise
+            failed = error
+    assert failed is not None
+    raise failed
+
+
+def create_dataset(repository: str, *, private: bool) -> bool:
+    """Create a dataset on the hub if there is none; an existing one keeps its visibility.
+
+    Args:
+        repository: `ORG/NAME`.
+        private: whether a new one is.
+
+    Returns:
+        Whether it is private.
+
+    Raises:
+        StoreError: no right to create it or to write there, or no hub.
+    """
+    api = HfApi()
+    with _hub_errors(f"push {repository}", repository):
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        return bool(api.dataset_info(repository).private)
+
+
+def push_folder(folder: Path, names: Sequence[str], repository: str, message: str) -> str:
+    """Upload a packed store; run again, it goes on where an interrupted upload stopped.
+
+    Packs go first. The index and what lies beside it follow in one commit of their own, which also removes packs that
+    the index does not name: whoever reads meanwhile sees the store as it was, or as it will be.
+
+    Args:
+        folder: of the packed store.
+        names: its files, relative to the folder.
+        repository: `ORG/NAME`, which exists.
+        message: of the commits.
+
+    Returns:
+        The last commit.
+
+    Raises:
+        StoreError: what the hub refused.
+    """
+    api, packs = HfApi(), [name for name in names if name.startswith(f"{PACKS}/")]
+    with _hub_errors(f"push {repository}", repository):
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=packs,
+            commit_message=f"{message}: packs",
+        )
+        stale = [
+            name
+            for name in api.list_repo_files(repository, repo_type="dataset")
+            if name.startswith(f"{PACKS}/") and name not in packs
+        ]
+        last = api.create_commit(
+            repository,
+            [
+                *(CommitOperationAdd(name, folder / name) for name in names if name not in packs),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            repo_type="dataset",
+            commit_message=message,
+        )
+    return str(last.oid)
+
+
 @contextlib.contextmanager
-def hub_errors(what: str, repository: str, revision: str | None = None) -> Iterator[None]:
+def _hub_errors(what: str, repository: str, revision: str | None = None) -> Iterator[None]:
     """Whatever the hub or the way there refuses, as one line.
 
     Args:
@@ -98,9 +180,13 @@ def hub_errors(what: str, repository: str, revision: str | None = None) -> Itera
         if status in (401, 403):
             raise StoreError(f"{what}: the hub refused (HTTP {status}); {LOG_IN}, with the right to do this") from None
         raise StoreError(f"{what}: the hub answered HTTP {status}: {_first_line(error)}; try again") from error
+    except RuntimeError as error:  # of a thread that uploads
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise StoreError(f"{what}: {_first_line(cause)}; run the same command to resume") from error
     except (OfflineModeIsEnabled, httpx2.HTTPError) as error:
         raise StoreError(f"{what}: cannot reach the hub: {_first_line(error)}; try again") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = error.server_message if isinstance(error, HfHubHTTPError) else None
+    return said or (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from logitbank.errors import CorruptStoreError, StoreError
-from logitbank.storage.objects.interface import ObjectStore
+from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 from logitbank.storage.objects.local import LocalObjects
 from logitbank.storage.objects.manifest import BASE_KEY, PLAN_PREFIX, ObjectEntry, check_object, covers, read_manifest
 from logitbank.storage.objects.packed import INDEX_NAME, write_index
@@ -41,7 +41,7 @@ def pack_objects(
     """Write packs and their index into a directory, the index last.
 
     Args:
-        objects: the store; what no manifest lists is left out.
+        objects: the store; what no manifest lists is left out, such as plans of builds.
         folder: created if missing. Packs of an earlier call that the index no longer names are removed.
         views: which views; all by default.
         pack_bytes: a pack is closed once it holds as many bytes. A shard is never divided.
@@ -120,8 +120,9 @@ def bytes_of(objects: ObjectStore, views: Collection[str] | None = None) -> int:
     chosen = {key.split("/")[1] for key in manifests_of(objects, views) if key != BASE_KEY}
 
     def is_chosen(key: str) -> bool:
-        owner = key.split("/")[1] if key.startswith(("manifest/", "teachers/")) else ""
-        return owner in chosen or key == BASE_KEY or not owner
+        if key.startswith((LOCK_NAME, PLAN_PREFIX)):
+            return False
+        return key == BASE_KEY or not key.startswith(("manifest/", "teachers/")) or key.split("/")[1] in chosen
 
     return sum(size for key, size in objects.sizes().items() if is_chosen(key) and not key.startswith(PLAN_PREFIX))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote
 
 import httpx2
@@ -17,6 +17,14 @@ TIMEOUT = 30.0  # seconds without a byte
 WHOLE_FILE = 1 << 26  # a file that comes whole, though a part was asked for, may be as large
 CONNECTIONS = 16
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+def attempts() -> Iterator[None]:
+    """As many as a request gets, with a pause before each but the first."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        yield
 
 
 class WebSource:
@@ -44,9 +52,7 @@ class WebSource:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `FileSource.read`."""
         said = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
+        for _ in attempts():
             try:
                 data, said = self._attempt(name, start, stop)
             except httpx2.TimeoutException:

@@ -29,12 +29,12 @@ EXAMPLES = stores.records(30)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of all files of a directory but its locks."""
+    """Hashes of all files of a directory but its locks and plans."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {
         key: hashlib.sha256(path.read_bytes()).hexdigest()
         for key, path in sorted(files.items())
-        if not key.startswith(LOCK_NAME)
+        if not key.startswith((LOCK_NAME, "plan/"))
     }
 
 
@@ -43,6 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store as it was built."""
     folder = tmp_path_factory.mktemp("built") / "store"
     stores.build(str(folder), EXAMPLES, validation=stores.records(3, seed=5, prefix="validation"), **LAYOUT)
+    (folder / "plan").mkdir()
+    (folder / "plan/fewshot.json").write_bytes(b"what a build leaves for the next")
     return folder
 
 
@@ -69,6 +71,7 @@ def test_few_files_hold_the_store_and_unpack_to_the_same_bytes(store: Path, pack
     fetched: list[int] = []
     assert copy_objects(open_objects(str(packed)), open_objects(str(tmp_path)), advance=fetched.append)
     assert contents(tmp_path) == built
+    assert not (tmp_path / "plan").exists()
     assert sum(fetched) == bytes_of(open_objects(str(store))) == bytes_of(open_objects(str(packed)))
 
 
