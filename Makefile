@@ -133,6 +133,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.bench_waiting --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/python -m tests.benchmarks.bench_signals --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_build --shared $(SHARED)
+	$(BIN)/python -m tests.benchmarks.bench_ray --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_prefix_reuse --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_padding --shared $(SHARED)
 	$(BIN)/python -m tests.benchmarks.bench_teacher_engines hf --shared $(SHARED)
