@@ -96,9 +96,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     from logitbank.evaluation.stage import Options
     from logitbank.models.workers import find_worker
 
-    worker = find_worker(arguments.worker, os.environ, arrays=False)
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-    return Options(**given | {"worker": None if worker is None else (worker.index, worker.count)})
+    return Options(**given | {"worker": find_worker(arguments.worker, os.environ, arrays=False)})
 
 
 def _evaluate_on_ray(config: Config, arguments: argparse.Namespace, options: Options, ray: RayOptions) -> None:
@@ -106,8 +105,7 @@ def _evaluate_on_ray(config: Config, arguments: argparse.Namespace, options: Opt
     from logitbank.evaluation.stage import check_options
 
     if options.worker is not None:
-        index, count = options.worker
-        raise ConfigError(f"--ray: expected one process, got {index} of {count}; start the command without a launcher")
+        raise ConfigError(f"--ray: expected one process, got {options.worker}; start the command without a launcher")
     check_options(config, options)
     evaluate_on_ray(
         Factory("logitbank.evaluation.evaluate_command:open_actor", arguments),

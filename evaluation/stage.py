@@ -38,7 +38,7 @@ class Options:
     view: str | None = None
     calibrate: bool = False
     no_calibration: bool = False
-    worker: tuple[int, int] | None = None
+    worker: Worker | tuple[int, int] | None = None
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     view: str | None = None,
     calibrate: bool = False,
     no_calibration: bool = False,
-    worker: tuple[int, int] | None = None,
+    worker: Worker | tuple[int, int] | None = None,
 ) -> None:
     """Let a model answer every task and language, score it, and write the rows; finished cells are skipped.
 
@@ -145,7 +145,7 @@ def _resolved(config: Config, options: Options) -> tuple[Config, str, Sequence[C
     check_condition(condition, checkpoints, new=options.new_condition)
     config = dataclasses.replace(config, model=trained_from(config.model, checkpoints))
     check_model(config.model.name, checkpoints)
-    worker = None if options.worker is None else Worker(*options.worker, "worker")
+    worker = Worker(*options.worker, "worker") if isinstance(options.worker, tuple) else options.worker
     return config, condition, checkpoints or [None], worker
 
 

@@ -101,7 +101,7 @@ def perform(arguments: argparse.Namespace) -> None:
         store=arguments.store,
         views=arguments.view,
         split=arguments.split,
-        worker=None if worker is None else (worker.index, worker.count),
+        worker=worker,
         dry_run=arguments.dry_run,
         **comparisons,
     )

@@ -25,7 +25,7 @@ def build(
     folds: Sequence[int] | None = None,
     checkpoint: Path | None = None,
     logits: str | None = None,
-    worker: tuple[int, int] | None = None,
+    worker: Worker | tuple[int, int] | None = None,
     dry_run: bool = False,
 ) -> Tally | None:
     """Run a teacher over the examples of a split and keep its logits; what is finished is not done again.
@@ -52,7 +52,7 @@ def build(
     """
     settings = config_of(config)
     url = os.fspath(store)
-    own = None if worker is None else Worker(*worker, "worker")
+    own = Worker(*worker, "worker") if isinstance(worker, tuple) else worker
     if settings.is_preference:
         request = read_request(settings, views=views, folds=folds, checkpoint=checkpoint, logits=logits, split=split)
         run_preference(settings, url, request, worker=own, dry_run=dry_run)
