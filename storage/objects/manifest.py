@@ -82,7 +82,15 @@ def read_manifest(objects: ObjectStore, key: str) -> tuple[dict[str, ObjectEntry
         FileNotFoundError: there is none of that key.
         CorruptStoreError: it is not what was written.
     """
-    data = objects.get(key)
+    return parse_manifest(key, objects.get(key))
+
+
+def parse_manifest(key: str, data: bytes) -> tuple[dict[str, ObjectEntry], dict[str, Any]]:
+    """What `read_manifest` gives, from a document that was fetched.
+
+    Raises:
+        CorruptStoreError: it is not what was written.
+    """
     try:
         sealed = json.loads(data)
         content = sealed["content"]

@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from logitbank.errors import CorruptStoreError, StoreError
 from logitbank.storage.objects.interface import LOCK_NAME, ObjectStore
 from logitbank.storage.objects.local import LocalObjects
-from logitbank.storage.objects.manifest import BASE_KEY, PLAN_PREFIX, ObjectEntry, check_object, covers, read_manifest
+from logitbank.storage.objects.manifest import (
+    BASE_KEY,
+    PLAN_PREFIX,
+    ObjectEntry,
+    check_object,
+    covers,
+    parse_manifest,
+    read_manifest,
+)
 from logitbank.storage.objects.packed import INDEX_NAME, write_index
 
 PACK_BYTES = 1 << 30  # a pack takes shards until it is as large; then the next begins
+BATCH = 64  # manifests whose objects are asked for together
 PACKS = "packs"
 SHARD_MANIFEST = re.compile(r"manifest/([^/]+)/(\d+)\.json")
 
@@ -60,8 +70,8 @@ def pack_objects(
     for name, keys in _groups(objects, views, pack_bytes):
         packs[name] = []
         with target.writing(name) as file:
-            for manifest in keys:
-                for key, data in _contents(objects, manifest):
+            for batch in _batches(keys):
+                for _, key, data in _contents(objects, _documents(objects, batch)):
                     file.write(data)
                     packs[name].append((key, len(data)))
                     advance(len(data))
@@ -96,22 +106,27 @@ def copy_objects(
     fetched = 0
     with target.builder_lock():
         target.remove_partials()
-        for manifest in manifests_of(objects, views):
-            wanted = objects.get(manifest)
-            if target.exists(manifest):
-                if target.get(manifest) != wanted:
+        for batch in _batches(manifests_of(objects, views)):
+            documents = _documents(objects, batch)
+            missing = {}
+            for manifest, document in documents.items():
+                if not target.exists(manifest):
+                    missing[manifest] = document
+                elif target.get(manifest) == document:
+                    entries, _ = parse_manifest(manifest, document)
+                    advance(len(document) + sum(entry.size for entry in entries.values()))
+                else:
                     raise StoreError(
                         f"--output {shlex.quote(target.url)}: its {manifest} is that of another store than "
                         f"{shlex.quote(objects.url)}; choose another directory"
                     )
-                advance(sum(entry.size for entry in read_manifest(objects, manifest)[0].values()))
-                continue
-            for key, data in _contents(objects, manifest):
-                if key != manifest:
-                    target.put(key, data)
-                fetched += len(data)
-                advance(len(data))
-            target.put(manifest, wanted)
+            for manifest, contents in groupby(_contents(objects, missing), key=lambda content: content[0]):
+                for _, key, data in contents:
+                    if key != manifest:
+                        target.put(key, data)
+                    fetched += len(data)
+                    advance(len(data))
+                target.put(manifest, missing[manifest])  # last: it says that the others are there
     return fetched
 
 
@@ -146,13 +161,40 @@ def _groups(objects: ObjectStore, views: Collection[str] | None, pack_bytes: int
         yield f"{PACKS}/{owner}-{number:05d}.pack", group
 
 
-def _contents(objects: ObjectStore, manifest: str) -> Iterator[tuple[str, bytes]]:
-    """A manifest, then its objects, checked: those that the first ranks need before those that only more ranks need."""
-    entries, details = read_manifest(objects, manifest)
-    yield manifest, objects.get(manifest)
-    keys = sorted(entries, key=_by_block)
-    for key, data in zip(keys, objects.get_each(keys), strict=True):
-        yield key, _checked(key, data, entries[key], covers(details))
+def _batches(manifests: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A few at a time, whose objects are then asked for together."""
+    for start in range(0, len(manifests), BATCH):
+        yield manifests[start : start + BATCH]
+
+
+def _documents(objects: ObjectStore, manifests: Sequence[str]) -> dict[str, bytes]:
+    """The manifests themselves, as they are stored."""
+    found: dict[str, bytes] = {}
+    for key, data in zip(manifests, objects.get_each(manifests), strict=True):
+        if data is None:
+            raise CorruptStoreError(f"{key}: missing, though it was listed")
+        found[key] = data
+    return found
+
+
+def _contents(objects: ObjectStore, documents: Mapping[str, bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """Manifest, key and bytes: each manifest, then its objects, checked, in the order of a pack.
+
+    Objects that the first ranks need come before those that only more ranks need. Manifests are asked for again, so
+    that all of it is one run of bytes where it comes from a pack.
+    """
+    parsed = {manifest: parse_manifest(manifest, document) for manifest, document in documents.items()}
+    wanted = [
+        (manifest, key)
+        for manifest, (entries, _) in parsed.items()
+        for key in (manifest, *sorted(entries, key=_by_block))
+    ]
+    for (manifest, key), data in zip(wanted, objects.get_each([key for _, key in wanted]), strict=True):
+        if key == manifest:
+            yield manifest, key, documents[manifest]
+        else:
+            entries, details = parsed[manifest]
+            yield manifest, key, _checked(key, data, entries[key], covers(details))
 
 
 def _checked(key: str, data: bytes | None, entry: ObjectEntry, what: str) -> bytes:

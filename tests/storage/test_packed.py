@@ -229,6 +229,15 @@ def test_an_interrupted_copy_goes_on_with_what_is_missing(packed: Path, store: P
     assert copy_objects(source, target) == 0
 
 
+def test_a_copy_takes_whole_packs_in_few_requests(site: FileServer, tmp_path: Path) -> None:
+    source = open_objects(site.url)
+    asked = len(site.requests)
+    copy_objects(source, open_objects(str(tmp_path)))
+    manifests = list(source.sizes("manifest"))
+    packs = list((site.folder / "packs").iterdir())
+    assert len(site.requests) - asked == len(manifests) + len(packs)
+
+
 def test_another_store_is_not_copied_over(packed: Path, tmp_path: Path) -> None:
     stores.build(str(tmp_path), EXAMPLES[:9], **LAYOUT)
     with pytest.raises(StoreError, match=r"its manifest/base\.json is that of another store than"):
