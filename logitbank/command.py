@@ -25,7 +25,7 @@ from logitbank.errors import ConfigError, LogitbankError
 PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a file system, not of a bug
 NUMBERS = {int: "a whole number", float: "a number"}
 # loggers of libraries, and the least that is worth saying; bitsandbytes warns of faster kernels whenever it is imported
-NOISY = dict.fromkeys(("httpx", "datasets", "urllib3", "accelerate", "fsspec"), logging.WARNING)
+NOISY = dict.fromkeys(("httpx", "httpx2", "datasets", "urllib3", "accelerate", "fsspec"), logging.WARNING)
 NOISY["bitsandbytes"] = logging.ERROR
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from logitbank.storage import CorruptStoreError, StoreError, TeacherStore, open_store, verify
 from logitbank.storage.objects import (
+    BASE_KEY,
     INDEX_NAME,
     LOCK_NAME,
     PACK_BYTES,
@@ -19,7 +21,9 @@ from logitbank.storage.objects import (
     copy_objects,
     open_objects,
     pack_objects,
+    read_manifest,
     web,
+    write_manifest,
 )
 from tests.servers import FileServer, serving
 from tests.storage import stores
@@ -205,6 +209,18 @@ def test_damage_on_the_way_is_found(packed: Path, tmp_path: Path) -> None:
     (copy / INDEX_NAME).write_bytes((copy / INDEX_NAME).read_bytes().replace(b"zeroshot", b"zer0shot"))
     with pytest.raises(CorruptStoreError, match=r"logitbank\.json: damaged"):
         open_store(copy)
+
+
+def test_nothing_is_packed_whose_hash_is_not_the_manifests(tmp_path: Path) -> None:
+    """Every read checks the CRC; who passes a store on checks the SHA-256 too."""
+    stores.build(str(tmp_path / "store"), EXAMPLES[:9], **LAYOUT)
+    objects = open_objects(str(tmp_path / "store"))
+    entries, details = read_manifest(objects, BASE_KEY)
+    entries["zarr.json"] = replace(entries["zarr.json"], sha256="0" * 64)
+    write_manifest(objects, BASE_KEY, entries, details)
+    with pytest.raises(CorruptStoreError, match=r"zarr\.json .*damaged \(SHA-256 differs"):
+        pack_objects(objects, tmp_path / "packed")
+    assert not (tmp_path / "packed" / INDEX_NAME).exists()
 
 
 def test_a_packed_store_is_not_built_on(packed: Path) -> None:

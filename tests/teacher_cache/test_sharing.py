@@ -17,8 +17,9 @@ import yaml
 from logitbank.__main__ import main
 from logitbank.storage import StoreError, TeacherStore, open_store, verify
 from logitbank.storage.objects import LOCK_NAME, open_objects
+from tests import processes
 from tests.hub import REPOSITORY, TOKEN, Hub
-from tests.servers import serving
+from tests.servers import FileServer, serving
 from tests.storage import label_stores, stores
 
 LAYOUT: dict[str, Any] = {"shard_tokens": 40, "chunk_tokens": 8, "top_k": 40}
@@ -221,3 +222,14 @@ def test_a_packed_directory_is_pulled_by_its_url_and_nothing_is_built_on_it(
     assert TeacherStore.open(str(tmp_path / "pulled")).views == ("zeroshot",)
     assert "a packed store is only read" in refused(capsys, "pull", str(store), str(packed))
     assert "expected a directory on this machine" in refused(capsys, "pull", str(packed), "s3://bucket/x")
+
+
+def test_a_pull_from_a_web_server_prints_one_line(store: Path, tmp_path: Path) -> None:
+    """As a process of its own, whose libraries log what they like."""
+    main(["push", str(store), "--output", str(tmp_path / "packed")])
+    with serving(FileServer(tmp_path / "packed")) as url:
+        finished = processes.run("pull", url, str(tmp_path / "pulled"))
+    assert finished.returncode == 0
+    assert finished.stderr == ""
+    assert len(finished.stdout.splitlines()) == 1
+    assert contents(tmp_path / "pulled") == contents(store)
