@@ -59,7 +59,9 @@ class Hub(FileServer):
         if path == "api/repos/create":
             return self._create(handler, json.loads(body))
         if path == "api/validate-yaml":
-            return self._json(handler, {"errors": [], "warnings": []})
+            wrong = "made-up" in json.loads(body)["content"]
+            errors = [{"message": '"license" must be one of [apache-2.0, …]'}] if wrong else []
+            return self._json(handler, {"errors": errors, "warnings": []}, 400 if wrong else 200)
         if handler.command == "POST" and not self._may(handler):
             return self._json(handler, {"error": "forbidden"}, 403)
         if self.private is None or REPOSITORY not in path or (self.private and not self._may(handler)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -89,21 +89,28 @@ def _commit_of(api: HfApi, place: HubPlace) -> str:
     raise failed
 
 
-def create_dataset(repository: str, *, private: bool) -> bool:
+def create_dataset(repository: str, card: str, *, private: bool) -> bool:
     """Create a dataset on the hub if there is none; an existing one keeps its visibility.
 
     Args:
         repository: `ORG/NAME`.
+        card: the data card to come, which the hub checks now rather than after hours of uploading.
         private: whether a new one is.
 
     Returns:
         Whether it is private.
 
     Raises:
-        StoreError: no right to create it or to write there, or no hub.
+        StoreError: no right to create it or to write there, a card that the hub refuses, or no hub.
     """
     api = HfApi()
     with _hub_errors(f"push {repository}", repository):
+        try:
+            RepoCard(card).validate(repo_type="dataset")
+        except ValueError as error:
+            raise StoreError(
+                f"push {repository}: the hub refuses the data card: {' '.join(str(error).split())}; check --license"
+            ) from None
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         return bool(api.dataset_info(repository).private)
 
@@ -163,6 +170,8 @@ def _hub_errors(what: str, repository: str, revision: str | None = None) -> Iter
     """
     try:
         yield
+    except StoreError:
+        raise
     except LocalTokenNotFoundError:
         raise StoreError(f"{what}: the hub asks for a token; {LOG_IN}") from None
     except GatedRepoError:
@@ -180,7 +189,7 @@ def _hub_errors(what: str, repository: str, revision: str | None = None) -> Iter
         if status in (401, 403):
             raise StoreError(f"{what}: the hub refused (HTTP {status}); {LOG_IN}, with the right to do this") from None
         raise StoreError(f"{what}: the hub answered HTTP {status}: {_first_line(error)}; try again") from error
-    except RuntimeError as error:  # of a thread that uploads
+    except (RuntimeError, ValueError) as error:  # the first of a thread that uploads
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise StoreError(f"{what}: {_first_line(cause)}; run the same command to resume") from error
     except (OfflineModeIsEnabled, httpx2.HTTPError) as error:

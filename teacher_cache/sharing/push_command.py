@@ -67,12 +67,13 @@ def _run(arguments: argparse.Namespace) -> None:
     size = bytes_of(store.objects, views)
     url = "DIRECTORY" if arguments.repository is None else f"hf://datasets/{arguments.repository}"
     with _folder(arguments.output, arguments.store, size) as folder:
+        card = write_card(store, url, views, arguments.license, size)
         private = None
         if arguments.repository is not None:  # before gigabytes are written for nothing
-            private = create_dataset(arguments.repository, private=not arguments.public)
+            private = create_dataset(arguments.repository, card, private=not arguments.public)
         with Progress("pack", size, "bytes") as progress:
             names = pack_objects(store.objects, folder, views=views, advance=progress.advance)
-        (folder / CARD_NAME).write_text(write_card(store, url, views, arguments.license, size), encoding="utf-8")
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
         print(f"packed {counted(len(views), 'view')}, {size:,} bytes, into {counted(len(names) + 1, 'file')}")
         if arguments.repository is None:
             print(f"serve {folder} with any web server, and read it with --store https://…")

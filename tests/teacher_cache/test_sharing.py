@@ -173,6 +173,9 @@ def test_what_cannot_be_pushed(
     taken = str(tmp_path / "labels")
     assert "but it holds .lock" in refused(capsys, "push", str(store), REPOSITORY, "--output", taken)
     assert "is the store itself" in refused(capsys, "push", str(store), "--output", str(store))
+    said = refused(capsys, "push", str(store), REPOSITORY, "--license", "made-up")
+    assert "the hub refuses the data card:" in said
+    assert "must be one of" in said
     assert hub.private is None  # nothing was created
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     said = refused(capsys, "push", str(store), REPOSITORY)
