@@ -29,4 +29,5 @@ __all__ = [
     "preference",
     "prompts",
     "settings",
+    "spool",
 ]
