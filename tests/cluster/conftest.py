@@ -1,8 +1,9 @@
-"""A Ray of two processes for nodes on this machine, started once for all tests of a file."""
+"""A Ray whose nodes are processes of this machine, started once and stopped after the last of these tests."""
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def head() -> Iterator[Any]:
     """The cluster's first node: four cores to give away, and a GPU that is none."""
     ray = pytest.importorskip("ray")
@@ -22,14 +23,24 @@ def head() -> Iterator[Any]:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets want short paths
+        before = signal.getsignal(signal.SIGTERM)
         cluster = Cluster()
         cluster.add_node(num_cpus=4, num_gpus=1, temp_dir=folder, **NODE)
+        signal.signal(signal.SIGTERM, before)
         yield cluster
         ray.shutdown()
         cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A node that starts in this process sets a handler for SIGTERM; other tests expect none."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="package")
 def address(head: Any) -> str:
     """Where the cluster is."""
     return str(head.address)

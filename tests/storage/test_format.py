@@ -62,7 +62,7 @@ def test_the_documented_calls_print_a_row_for_each_answer_token(
     examples = stores.records(5)
     stores.build(str(tmp_path / "runs/qwen/store"), examples)
     monkeypatch.chdir(tmp_path)
-    calls = re.search(r"```python\n(from logitbank.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    calls = re.search(r"```python\n(import logitbank.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert calls is not None
     exec(compile(calls.group(1), str(DOCUMENT), "exec"), {})  # noqa: S102
     about, *rows = capsys.readouterr().out.splitlines()
