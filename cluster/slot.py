@@ -6,11 +6,11 @@ import enum
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from logitbank.cluster.member import Answer, Item, Member, Place
+from logitbank.cluster.member import Answer, Item, Member, Place, Said
 from logitbank.cluster.room import Room
 
 logger = logging.getLogger(__name__)
@@ -93,16 +93,16 @@ class Slot:
         self.phase, self.call = phase, getattr(self.actor, method).remote(*arguments)
 
     def answer(self) -> Answer:
-        """To what it was asked.
+        """What its call returned, with every line that was said until then.
 
         Raises:
-            Died: there will be none.
+            Died: it will never return.
         """
         try:
             answer: Answer = self.ray.get(self.call)
         except self.ray.exceptions.RayError as error:
             raise Died(_why(error, self.ray), begun=not getattr(error, "actor_init_failed", False)) from error
-        return answer
+        return replace(answer, said=(*self._unread(), *answer.said))
 
     def status(self) -> Answer | None:
         """How far it is, where it has said so since this was last asked; asks again."""
@@ -118,6 +118,17 @@ class Slot:
         busy = self.phase in (Phase.OPENING, Phase.WORKING)
         self.asked_status = self.actor.status.options(concurrency_group="aside").remote() if busy else None
         return answer
+
+    def _unread(self) -> tuple[Said, ...]:
+        """Lines that a status took from the actor and that nobody has read: the job may end before the next look."""
+        asked, self.asked_status = self.asked_status, None
+        if asked is None:
+            return ()
+        try:
+            status: Answer = self.ray.get(asked, timeout=GRACE)
+        except self.ray.exceptions.RayError:
+            return ()
+        return status.said
 
     def item_ends(self) -> None:
         """It has none any more."""

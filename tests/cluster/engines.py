@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Scribe:
         elif what == "say":
             print(value)
             logging.getLogger("logitbank").info("logged %s", value)
+        elif what == "say and be heard":
+            print(value)
+            while sys.stdout._lines:  # type: ignore[attr-defined]  # until a look has taken the line
+                time.sleep(0.005)
         elif what == "await":
             while not (self._settings.folder / value).exists():
                 time.sleep(0.02)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from logitbank.cluster import Cluster, Factory, Item, Job, RayOptions, Report, Room, connect, room, run_pool
+from logitbank.cluster import Cluster, Factory, Item, Job, RayOptions, Report, Room, connect, pool, room, run_pool
 from logitbank.errors import ClusterError, ConfigError
 from tests.cluster.engines import Settings
 
@@ -56,6 +56,14 @@ def test_what_engines_print_is_printed_and_what_they_all_log_is_said_once(
         run(cluster, tmp_path, [Item(f"{n}", 1, ("say", "a line")) for n in range(3)], actors=1)
     assert capsys.readouterr().out == "a line\n" * 3
     assert [record.getMessage() for record in caplog.records].count("logged a line") == 1
+
+
+def test_a_line_that_a_look_took_is_printed_though_its_item_was_the_last(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "POLL", 0.1)
+    run(cluster, tmp_path, [Item("item", 1, ("say and be heard", "a line"))], actors=1)
+    assert capsys.readouterr().out == "a line\n"
 
 
 def test_an_item_that_kills_three_actors_ends_the_job_and_is_named(
