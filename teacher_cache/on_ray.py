@@ -18,7 +18,7 @@ from logitbank.cluster import Factory, Item, Job, RayOptions, connect, room, run
 from logitbank.configs import Config, load_config
 from logitbank.errors import StoreBusyError
 from logitbank.models.workers import Worker
-from logitbank.storage.objects import open_objects
+from logitbank.storage.objects import open_objects, open_writable
 from logitbank.teacher_cache.examples import TRAIN
 from logitbank.teacher_cache.preparation import opener_of
 from logitbank.teacher_cache.scoring import Tally
@@ -120,8 +120,7 @@ def fill_on_ray(url: str, factory: Factory, options: RayOptions, *, tensor_paral
     Raises:
         ClusterError, ConfigError, StoreError: see `build_on_ray`.
     """
-    objects, total = open_objects(url), Tally()
-    objects.require_writable()
+    objects, total = open_writable(url), Tally()
 
     def finished(item: Item, tally: Tally) -> None:
         total.add(tally)

@@ -18,7 +18,7 @@ from logitbank.errors import StoreError
 from logitbank.experiment import DEFAULT_VIEWS
 from logitbank.models.workers import Worker
 from logitbank.storage import BuildSite, ExampleRecord, StoreBuilder, Vocabulary, open_site, write_planned
-from logitbank.storage.objects import open_objects
+from logitbank.storage.objects import open_writable
 from logitbank.teacher_cache.description import describe_view, languages_of, name_changed_sources, spec_of
 from logitbank.teacher_cache.engines.base import Opening, Sequenced, TeacherEngine
 from logitbank.teacher_cache.estimate import stored_ranks
@@ -159,7 +159,7 @@ def open_session(
     opener = opener_of(config)
     opener.check(config)
     opener.require(config, os.environ)
-    open_objects(url).require_writable()  # before prompts are encoded and a large model is loaded for nothing
+    open_writable(url)  # before prompts are encoded and a large model is loaded for nothing
     with prepare(config, views, split) as prepared:
 
         def open_engine(longest: int) -> TeacherEngine:

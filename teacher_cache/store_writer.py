@@ -28,7 +28,7 @@ from logitbank.storage import (
     open_builder,
     plan_shards,
 )
-from logitbank.storage.objects import BASE_KEY, open_objects
+from logitbank.storage.objects import BASE_KEY, open_writable
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.teacher_cache.signal import signal
 
@@ -128,8 +128,7 @@ class StoreWriter:
         Raises:
             StoreError: nothing can be written there, another process writes it, or it was begun with other settings.
         """
-        objects = open_objects(self._url)
-        objects.require_writable()
+        objects = open_writable(self._url)
         if objects.exists(BASE_KEY):
             self._open(None)
         return self

@@ -25,7 +25,7 @@ from logitbank.storage.objects.manifest import (
     view_key,
     write_manifest,
 )
-from logitbank.storage.objects.opening import open_objects
+from logitbank.storage.objects.opening import open_objects, open_writable
 from logitbank.storage.objects.packed import INDEX_NAME
 from logitbank.storage.objects.packing import PACK_BYTES, bytes_of, copy_objects, pack_objects
 
@@ -48,6 +48,7 @@ __all__ = [
     "done_shards",
     "fold_key",
     "open_objects",
+    "open_writable",
     "pack_objects",
     "plan_key",
     "push_folder",

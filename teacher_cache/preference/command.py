@@ -12,7 +12,7 @@ from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.pair_head import most_tokens
 from logitbank.models.workers import Worker
 from logitbank.storage import LabelStore
-from logitbank.storage.objects import open_objects
+from logitbank.storage.objects import open_objects, open_writable
 from logitbank.tasks.preference import PairPacker, Prepared, prepare, read_training_file
 from logitbank.teacher_cache.preference.imported import FoldLogits, read_logits, write_logits
 from logitbank.teacher_cache.preference.request import Request
@@ -43,9 +43,10 @@ def run_preference(
         ConfigError, TaskError: what the user can mend, before anything is written.
         StoreError: a store of other rows, or one that cannot be written.
     """
-    objects = open_objects(url)  # an URL that no file system knows is an error in a dry run too
-    if not dry_run:
-        objects.require_writable()
+    if dry_run:
+        open_objects(url)  # an URL that no file system knows is an error here too
+    else:
+        open_writable(url)
     if request.view is None:
         _rows(config, url, worker, dry_run=dry_run)
     elif request.logits is not None:

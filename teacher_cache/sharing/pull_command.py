@@ -44,14 +44,13 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"pull: expected a directory on this machine, got {shlex.quote(directory)}")
     from logitbank.progress import Progress
     from logitbank.storage import TeacherStore  # zarr and the rest: not for --help
-    from logitbank.storage.objects import bytes_of, copy_objects, open_objects
+    from logitbank.storage.objects import bytes_of, copy_objects, open_writable
 
     store = TeacherStore.open(url)
     views = tuple(dict.fromkeys(arguments.view or store.views))
     for view in views:
         store.view_attributes(view)
-    size, target = bytes_of(store.objects, views), open_objects(directory)
-    target.require_writable()
+    size, target = bytes_of(store.objects, views), open_writable(directory)
     with Progress("pull", size, "bytes") as progress:
         fetched = copy_objects(store.objects, target, views=views, advance=progress.advance)
     print(

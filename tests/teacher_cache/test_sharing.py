@@ -227,6 +227,15 @@ def test_a_packed_directory_is_pulled_by_its_url_and_nothing_is_built_on_it(
     assert "expected a directory on this machine" in refused(capsys, "pull", str(packed), "s3://bucket/x")
 
 
+@pytest.mark.parametrize("url", ["https://example.invalid/store", "hf://datasets/org/name"])
+def test_a_build_on_what_is_only_read_is_refused_before_anyone_is_asked(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("a connection was tried"))
+    said = refused(capsys, "build-teacher-cache", "--config", "demo", "--store", url)
+    assert said.startswith(f"error: --store {url}: stores there are read-only")
+
+
 def test_a_pull_from_a_web_server_prints_one_line(store: Path, tmp_path: Path) -> None:
     """As a process of its own, whose libraries log what they like."""
     main(["push", str(store), "--output", str(tmp_path / "packed")])
