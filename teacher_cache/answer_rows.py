@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +18,26 @@ import torch
 from logitbank.models.head import Head
 from logitbank.storage import TeacherRows, concatenate
 from logitbank.teacher_cache.sampling import Sampling, add_samples
+from logitbank.teacher_cache.sampling import joined as joined_sampling
 from logitbank.teacher_cache.signal import Columns, Signal, joined, read_blocks, read_signal, rows_at_once, to_rows
 
 # On a CPU: rows enough for a fast product with weights that are read anew for each, and blocks that its cache holds.
 CPU_ROWS = 256
 CPU_BLOCK_ELEMENTS = 1 << 19
+
+
+class Unread(NamedTuple):
+    """Answer tokens whose rows are still to be read.
+
+    Attributes:
+        hidden_TD: (T, D), what the head is given, on the head's device.
+        gold_T: (T,) int64, gold answer tokens, on any device.
+        sampling: what to draw, T uniform numbers; None for nothing.
+    """
+
+    hidden_TD: torch.Tensor
+    gold_T: torch.Tensor
+    sampling: Sampling | None = None
 
 
 class AnswerReader:
@@ -42,22 +58,36 @@ class AnswerReader:
         self._memory = torch.empty(0)
         self._columns = functools.lru_cache(maxsize=32)(Columns)
 
+    def enough(self, device: torch.device) -> int:
+        """From how many answer tokens on parts are as large as they may be, or nearly."""
+        return 4 * self._most(device)
+
+    def read_all(self, parts: Sequence[Unread], top_k: int) -> Iterator[TeacherRows]:
+        """The rows of each part, read together."""
+        if not parts:
+            return
+        hidden_TD = torch.cat([part.hidden_TD for part in parts])
+        gold_T = torch.cat([part.gold_T for part in parts])
+        rows = self.read(Unread(hidden_TD, gold_T, joined_sampling([part.sampling for part in parts])), top_k)
+        start = 0
+        for part in parts:
+            stop = start + len(part.gold_T)
+            yield rows.take(slice(start, stop))
+            start = stop
+
     @torch.no_grad()
-    def read(
-        self, hidden_TD: torch.Tensor, gold_T: torch.Tensor, top_k: int, sampling: Sampling | None = None
-    ) -> TeacherRows:
-        """Top K, exact scalars, and draws where `sampling` asks for them.
+    def read(self, unread: Unread, top_k: int) -> TeacherRows:
+        """Top K, exact scalars, and draws where they are asked for.
 
         Args:
-            hidden_TD: (T, D), what the head is given, on the head's device.
-            gold_T: (T,) int64, gold answer tokens, on any device.
+            unread: T answer tokens.
             top_k: K, at most `tokenizer_size` less the excluded ids.
-            sampling: what to draw, T uniform numbers; None for nothing.
         """
+        hidden_TD, gold_T, sampling = unread
         device = hidden_TD.device
         gold_T = gold_T.to(device, non_blocking=True)
         excluded = torch.tensor(self._excluded, device=device) if self._excluded else None
-        most = CPU_ROWS if device.type == "cpu" else rows_at_once(device, self._vocab_size)
+        most = self._most(device)
         step = -(-len(gold_T) // -(-len(gold_T) // most))  # parts of one size: a small last one would be slow
         signals, rows = [], []
         for start in range(0, len(gold_T), step):
@@ -72,6 +102,10 @@ class AnswerReader:
             else:
                 rows.append(sampled(found, logits_TV, sampling.take(part), self._tokenizer_size, excluded))
         return concatenate(rows) if rows else to_rows(joined(signals))
+
+    def _most(self, device: torch.device) -> int:
+        """Answer tokens of one part."""
+        return CPU_ROWS if device.type == "cpu" else rows_at_once(device, self._vocab_size)
 
     def _read_blocks(
         self, hidden_TD: torch.Tensor, gold_T: torch.Tensor, top_k: int, excluded: torch.Tensor | None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from logitbank.errors import MemoryExhaustedError
@@ -102,21 +101,29 @@ def _score_within(
     groups: dict[bytes, list[int]] = defaultdict(list)
     for i, item in enumerate(sequences):
         groups[item.prefix].append(i)
-    parts: dict[int, TeacherRows] = {}
+    batches: list[list[int]] = []
     for members in groups.values():
         own = [sequences[i].own for i in members]
-        for chosen in [list(range(len(own)))] if engine.batches_itself else batches_by_length(own, token_budget):
-            batch = [members[j] for j in chosen]
-            rows = engine.score([sequences[i] for i in batch], top_k)
-            start = 0
-            for i in batch:
-                stop = start + sequences[i].sequence.answer_length
-                parts[i] = rows.take(np.arange(start, stop))
-                start = stop
-            tokens = sum(len(sequences[i]) for i in batch)
+        several = [list(range(len(own)))] if engine.batches_itself else batches_by_length(own, token_budget)
+        batches += [[members[j] for j in chosen] for chosen in several]
+
+    def given() -> Iterator[list[Sequenced]]:
+        """The batches; one counts as done when the engine asks for the next."""
+        for batch in batches:
+            items = [sequences[i] for i in batch]
+            yield items
+            own_tokens, tokens = sum(item.own for item in items), sum(map(len, items))
             tally.tokens += tokens
-            tally.reused_tokens += sum(sequences[i].shared for i in batch)
-            tally.padded_tokens += sum(own) if engine.batches_itself else len(batch) * sequences[batch[0]].own
-            tally.answer_tokens += start
+            tally.reused_tokens += tokens - own_tokens
+            tally.padded_tokens += own_tokens if engine.batches_itself else len(items) * items[0].own
+            tally.answer_tokens += sum(item.sequence.answer_length for item in items)
             advance(tokens)
+
+    parts: dict[int, TeacherRows] = {}
+    for batch, rows in zip(batches, engine.score_batches(given(), top_k), strict=True):
+        start = 0
+        for i in batch:
+            stop = start + sequences[i].sequence.answer_length
+            parts[i] = rows.take(slice(start, stop))
+            start = stop
     return concatenate([parts[i] for i in range(len(sequences))])

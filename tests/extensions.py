@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,10 +102,11 @@ class Oracle:
     def identity(self) -> Mapping[str, Any]:
         return {"model": "oracle", "engine": "oracle"}
 
-    def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
-        logits_TV = torch.zeros(len(gold_T), self.vocab_size).scatter(1, gold_T[:, None], 5.0)
-        return signal(logits_TV, gold_T, top_k, self._tokenizer_size)
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        for batch in batches:
+            gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
+            logits_TV = torch.zeros(len(gold_T), self.vocab_size).scatter(1, gold_T[:, None], 5.0)
+            yield signal(logits_TV, gold_T, top_k, self._tokenizer_size)
 
 
 class AlwaysEven:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,8 +71,11 @@ class TeacherEngine(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What of the model and engine changes numbers: weights, dtype, engine, versions."""
 
-    def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        """Teacher rows of all answer tokens: sequences in the given order, in each span after span."""
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        """Teacher rows of all answer tokens, batch by batch: sequences in the given order, in each span after span.
+
+        An engine may take further batches before it yields the rows of the first.
+        """
 
 
 @dataclass(frozen=True)

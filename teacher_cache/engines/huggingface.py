@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,22 @@ from logitbank.models.head import backbone_of, open_head
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 from logitbank.models.weights import weights_hash
 from logitbank.storage import TeacherRows
-from logitbank.teacher_cache.answer_rows import AnswerReader, rows_of_logits
+from logitbank.teacher_cache.answer_rows import AnswerReader, Unread, rows_of_logits
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from logitbank.teacher_cache.prefixes.cache import PrefixCache
-from logitbank.teacher_cache.sampling import joined
+from logitbank.teacher_cache.sampling import Sampling, joined
 
 BOOLEAN_LOGITS_TO_KEEP = Version("5.21")  # the first transformers that takes a mask of positions
+
+
+class _Prepared(NamedTuple):
+    """A batch as the model takes it, the positions (B, L) whose logits are wanted, and what is read of these."""
+
+    input_ids_BL: torch.Tensor
+    keep_BL: torch.Tensor
+    options: Mapping[str, Any]
+    gold_T: torch.Tensor
+    sampling: Sampling | None
 
 
 class HFTeacher:
@@ -142,24 +152,41 @@ class HFTeacher:
             },
         }
 
-    @torch.inference_mode()
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        """See `TeacherEngine.score`.
+        """Teacher rows of one batch; errors as of `score_batches`."""
+        (rows,) = self.score_batches([batch], top_k)
+        return rows
+
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        """See `TeacherEngine.score_batches`.
 
         All spans of a sequence are scored in one forward pass. Sequences are padded on the right. No position
         looks to its right, so the padding needs no mask; the logits of an answer token stand one position before it.
+        Last hidden states are collected until the `lm_head` can be read for many answer tokens at once.
 
         Raises:
-            torch.OutOfMemoryError: the batch is too large for the device.
+            torch.OutOfMemoryError: a batch is too large for the device.
         """
         try:
-            return self._score(batch, top_k)
+            if self._reader is None:
+                for batch in batches:
+                    yield self._read_logits(batch, top_k)
+                return
+            waiting: list[Unread] = []
+            tokens, enough = 0, self._reader.enough(self._device)
+            for batch in batches:
+                waiting.append(self._last_hidden(batch))
+                tokens += len(waiting[-1].gold_T)
+                if tokens >= enough:
+                    yield from self._reader.read_all(waiting, top_k)
+                    waiting, tokens = [], 0
+            yield from self._reader.read_all(waiting, top_k)
         except torch.OutOfMemoryError:
             if self._prefixes is not None:
                 self._prefixes.clear()
             raise
 
-    def _score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
+    def _prepared(self, batch: Sequence[Sequenced]) -> _Prepared:
         shared = batch[0].shared if self._prefixes is not None else 0
         longest = max(map(len, batch)) - shared
         input_ids_BL = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -175,16 +202,26 @@ class HFTeacher:
                 "position_ids": torch.arange(shared, shared + longest, device=self._device)[None],
             }
         gold_T = torch.from_numpy(np.concatenate([item.sequence.answer_ids for item in batch]).astype(np.int64))
-        sampling = joined([item.sampling for item in batch])
-        if self._reader is None:
-            logits_TV = self._answer_logits(input_ids_BL, keep_BL, options)
-            excluded = torch.tensor(self._excluded, device=logits_TV.device) if self._excluded else None
-            gold_T = gold_T.to(logits_TV.device)
-            return rows_of_logits(logits_TV, gold_T, top_k, self._tokenizer_size, excluded, sampling)
-        places_T = keep_BL.flatten().nonzero()[:, 0]  # found here: a mask on the device would have to be waited for
-        hidden_BLD = backbone_of(self._model)(input_ids=self._sent(input_ids_BL), **options).last_hidden_state
+        return _Prepared(input_ids_BL, keep_BL, options, gold_T, joined([item.sampling for item in batch]))
+
+    @torch.inference_mode()
+    def _read_logits(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
+        """The rows of a batch from logits that the model makes itself."""
+        made = self._prepared(batch)
+        logits_TV = self._answer_logits(made.input_ids_BL, made.keep_BL, made.options)
+        excluded = torch.tensor(self._excluded, device=logits_TV.device) if self._excluded else None
+        gold_T = made.gold_T.to(logits_TV.device)
+        return rows_of_logits(logits_TV, gold_T, top_k, self._tokenizer_size, excluded, made.sampling)
+
+    @torch.inference_mode()
+    def _last_hidden(self, batch: Sequence[Sequenced]) -> Unread:
+        """What the `lm_head` is given for the answer tokens of a batch."""
+        made = self._prepared(batch)
+        # Found here: a mask on the device would have to be waited for.
+        places_T = made.keep_BL.flatten().nonzero()[:, 0]
+        hidden_BLD = backbone_of(self._model)(input_ids=self._sent(made.input_ids_BL), **made.options).last_hidden_state
         places_T = places_T.to(hidden_BLD.device, non_blocking=True)
-        return self._reader.read(hidden_BLD.flatten(0, 1)[places_T], gold_T, top_k, sampling)
+        return Unread(hidden_BLD.flatten(0, 1)[places_T], made.gold_T, made.sampling)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor where the model reads; a GPU copies it while the processor goes on."""

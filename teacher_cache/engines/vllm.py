@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,8 +148,12 @@ class VllmTeacher:
             },
         }
 
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        """See `TeacherEngine.score_batches`."""
+        return (self.score(batch, top_k) for batch in batches)
+
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        """See `TeacherEngine.score`.
+        """Teacher rows of one batch.
 
         Nothing is kept from one call to the next: the rows are a function of the batch alone.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,18 +54,24 @@ class BareBeside:
         """See `TeacherEngine.identity`."""
         return self._teacher.identity()
 
-    def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
-        """See `TeacherEngine.score`."""
-        self._batches += 1
-        self.first = self.first or time.process_time()
-        if self._batches % 2:
-            self._run_bare(batch)
-        started = self._now()
-        rows = self._teacher.score(batch, top_k)
-        self.scoring += self._now() - started
-        if not self._batches % 2:
-            self._run_bare(batch)
-        return rows
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        """See `TeacherEngine.score_batches`."""
+        started, bare = self._now(), self.bare
+        for rows in self._teacher.score_batches(self._beside(batches), top_k):
+            self.scoring += self._now() - started - (self.bare - bare)
+            yield rows
+            started, bare = self._now(), self.bare
+
+    def _beside(self, batches: Iterable[Sequence[Sequenced]]) -> Iterator[Sequence[Sequenced]]:
+        """The batches, each run bare when it is asked for or when the next is."""
+        for batch in batches:
+            self._batches += 1
+            self.first = self.first or time.process_time()
+            if self._batches % 2:
+                self._run_bare(batch)
+            yield batch
+            if not self._batches % 2:
+                self._run_bare(batch)
 
     def _run_bare(self, batch: Sequence[Sequenced]) -> None:
         started = self._now()

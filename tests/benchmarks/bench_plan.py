@@ -20,7 +20,7 @@ import re
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ class RandomTeacher:
     def identity(self) -> Mapping[str, Any]:
         return {"model": "random", "prefix_reuse": self.reuses_prefixes}
 
-    def score(self, batch: Sequence[Any], top_k: int) -> Any:
+    def score_batches(self, batches: Iterable[Sequence[Any]], top_k: int) -> Iterator[Any]:
+        return (self._rows(batch, top_k) for batch in batches)
+
+    def _rows(self, batch: Sequence[Any], top_k: int) -> Any:
         from logitbank.storage import TeacherRows
 
         gold = np.concatenate([item.sequence.answer_ids for item in batch])

@@ -33,7 +33,7 @@ from logitbank.models.head import Head
 from logitbank.models.huggingface import lm_head_rows
 from logitbank.registry import TEACHER_ENGINES
 from logitbank.sequences import AnsweredSequence
-from logitbank.teacher_cache.answer_rows import AnswerReader
+from logitbank.teacher_cache.answer_rows import AnswerReader, Unread
 from logitbank.teacher_cache.engines.base import Opening, Sequenced
 from tests.benchmarks.proxy import SHARED, proxy_settings
 
@@ -109,7 +109,7 @@ def own_head(config: Config) -> Callable[[Batch, list[torch.Tensor]], object]:
     def read(batch: Batch, hidden: list[torch.Tensor]) -> object:
         states = [part[sequence.logit_positions] for part, sequence in zip(hidden, batch, strict=True)]
         gold = np.concatenate([sequence.answer_ids for sequence in batch]).astype(np.int64)
-        return reader.read(torch.cat(states), torch.from_numpy(gold), TOP_K)
+        return reader.read(Unread(torch.cat(states), torch.from_numpy(gold)), TOP_K)
 
     return read
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +73,9 @@ class FakeTeacher:
 
     def identity(self) -> Mapping[str, Any]:
         return {"model": "fake", "prefix_reuse": self.reuses_prefixes}
+
+    def score_batches(self, batches: Iterable[Sequence[Sequenced]], top_k: int) -> Iterator[TeacherRows]:
+        return (self.score(batch, top_k) for batch in batches)
 
     def score(self, batch: Sequence[Sequenced], top_k: int) -> TeacherRows:
         assert len({item.prefix for item in batch}) == 1

@@ -10,7 +10,7 @@ import torch
 
 from logitbank.models.head import Head, unchanged
 from logitbank.teacher_cache import answer_rows
-from logitbank.teacher_cache.answer_rows import AnswerReader
+from logitbank.teacher_cache.answer_rows import AnswerReader, Unread
 from logitbank.teacher_cache.sampling import Sampling
 
 VOCAB, TOKENIZER, WIDTH, TOP_K, TOKENS = 3000, 2905, 8, 8, 23
@@ -45,8 +45,8 @@ def test_rows_are_those_of_all_logits_in_float64(
     hidden, weight, gold = made()
     bias = torch.arange(VOCAB).remainder(7) / 4 if biased else None
     reader = AnswerReader(Head.of_weight(weight, bias, transform), VOCAB, TOKENIZER, excluded)
-    reader.read(hidden[:3] * 2, gold[:3], TOP_K)  # what memory holds from the last call does not matter
-    rows = reader.read(hidden, gold, TOP_K)
+    reader.read(Unread(hidden[:3] * 2, gold[:3]), TOP_K)  # what memory holds from the last call does not matter
+    rows = reader.read(Unread(hidden, gold), TOP_K)
 
     logits = transform(hidden.double() @ weight.double().T + (0 if bias is None else bias.double()))
     logsumexp = logits.logsumexp(dim=1)
@@ -72,8 +72,8 @@ def test_a_head_that_is_no_matrix_is_called() -> None:
         calls.append(len(given))
         return given @ weight.T
 
-    apart = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(hidden, gold, TOP_K)
-    called = AnswerReader(Head(project), VOCAB, TOKENIZER).read(hidden, gold, TOP_K)
+    apart = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(Unread(hidden, gold), TOP_K)
+    called = AnswerReader(Head(project), VOCAB, TOKENIZER).read(Unread(hidden, gold), TOP_K)
     assert calls == [8, 8, 7]
     np.testing.assert_array_equal(called.logits, apart.logits)
     np.testing.assert_allclose(called.logsumexp, apart.logsumexp, rtol=1e-6)
@@ -84,7 +84,7 @@ def test_draws_are_those_from_all_logits() -> None:
     numbers = np.random.default_rng(0).random(TOKENS)
     excluded = (1, 2, 3)
     together = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER, excluded)
-    rows = together.read(hidden, gold, TOP_K, Sampling(20, False, numbers))
+    rows = together.read(Unread(hidden, gold, Sampling(20, False, numbers)), TOP_K)
     logits = hidden @ weight.T
     whole = answer_rows.rows_of_logits(
         logits, gold, TOP_K, TOKENIZER, torch.tensor(excluded), Sampling(20, False, numbers)
@@ -101,7 +101,7 @@ def test_logits_of_minus_infinity_add_nothing(ruled_out: slice) -> None:
     bias = torch.zeros(VOCAB)
     bias[ruled_out] = -torch.inf
     gold = torch.full((TOKENS,), 2999)
-    rows = AnswerReader(Head.of_weight(weight, bias), VOCAB, VOCAB).read(hidden, gold, 1)
+    rows = AnswerReader(Head.of_weight(weight, bias), VOCAB, VOCAB).read(Unread(hidden, gold), 1)
     logits = hidden.double() @ weight.double().T + bias.double()
     logsumexp = logits.logsumexp(dim=1)
     np.testing.assert_allclose(rows.logsumexp, logsumexp, rtol=1e-6)
@@ -113,7 +113,7 @@ def test_logits_of_minus_infinity_add_nothing(ruled_out: slice) -> None:
 def test_a_logit_that_is_no_number_is_seen() -> None:
     hidden, weight, gold = made()
     hidden[4, 0] = torch.nan
-    rows = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(hidden, gold, TOP_K)
+    rows = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(Unread(hidden, gold), TOP_K)
     assert np.flatnonzero(np.isnan(rows.logsumexp)).tolist() == [4]
     assert np.flatnonzero(np.isnan(rows.entropy)).tolist() == [4]
 
@@ -121,7 +121,7 @@ def test_a_logit_that_is_no_number_is_seen() -> None:
 def test_bfloat16_heads_give_bfloat16_logits() -> None:
     hidden, weight, gold = made()
     hidden, weight = (hidden / 3).bfloat16(), weight.bfloat16()
-    rows = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(hidden, gold, TOP_K)
+    rows = AnswerReader(Head.of_weight(weight), VOCAB, TOKENIZER).read(Unread(hidden, gold), TOP_K)
     logits = torch.nn.functional.linear(hidden, weight)[:, :TOKENIZER]
     expected = logits.float().sort(dim=1, descending=True).values[:, :TOP_K]
     np.testing.assert_allclose(rows.logits, expected, rtol=2**-7)  # one step: sums may round otherwise in blocks

@@ -75,6 +75,41 @@ def test_a_batch_gives_what_single_sequences_give(make_model: Callable[..., Path
     assert start == len(together)
 
 
+def test_batches_whose_lm_head_is_read_together_give_what_each_gives_alone(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come in the order of the batches, draws included, whether the answers fill one reading or several."""
+    monkeypatch.setattr("logitbank.teacher_cache.answer_rows.CPU_ROWS", 3)
+    model = ModelConfig(str(make_model()))
+    teacher = HFTeacher(
+        model, dtype="float32", tokenizer_size=256, device=torch.device("cpu"), prefix_reuse=True, excluded=(5,)
+    )
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(0, 256, 4)
+
+    def batch(shared: int, *answers: int) -> list[Sequenced]:
+        sequences = [
+            AnsweredSequence.answering(
+                np.concatenate([prefix[:shared], rng.integers(0, 256, 3)]), rng.integers(0, 256, a)
+            )
+            for a in answers
+        ]
+        return [Sequenced(each, shared, Sampling(5, True, rng.random(each.answer_length))) for each in sequences]
+
+    batches = [batch(0, 2), batch(4, 1, 1, 3), batch(0, 30), batch(4, 2, 2), batch(0, 1)]
+    asked = []
+    together = teacher.score_batches((asked.append(each) or each for each in batches), 10)
+    first = next(together)
+    assert asked == batches[:3], "the first twelve answer tokens are read at once"
+    for each, rows in zip(batches, [first, *together], strict=True):
+        alone = teacher.score(each, 10)
+        assert len(rows) == len(alone)
+        for field in ("logits", "logsumexp", "entropy", "gold_logit", "sample_log_mass"):
+            np.testing.assert_allclose(getattr(rows, field), getattr(alone, field), atol=1e-4, err_msg=field)
+        for field in ("token_ids", "gold_rank", "sample_ids"):
+            np.testing.assert_array_equal(getattr(rows, field), getattr(alone, field), err_msg=field)
+
+
 @pytest.mark.parametrize("capped", [False, True])
 @pytest.mark.parametrize("shared", [0, 6])
 def test_long_answers_never_have_all_their_logits_at_once(
