@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Containers often set it, and then each of the many processes of the tests compiles what it imports of this package.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm install-quantize test-quantize docs mutants bench bench-gpu clean
 
 help:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,43 @@ STORES = [(version, url) for version in RECORDED for url in RECORDED[version]["s
 each_version = pytest.mark.parametrize("version", list(RECORDED))
 
 
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`unpacked(version)`: the directory of a version's files, to be read."""
+
+    @functools.cache
+    def unpack(version: str) -> Path:
+        folder = tmp_path_factory.mktemp("unpacked")
+        with tarfile.open(make.archive_of(version)) as archive:
+            archive.extractall(folder, filter="data")
+        return folder
+
+    return unpack
+
+
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> Path:
+def files(unpacked: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> Path:
     """A copy of a version's files; commands run in it, for the paths recorded there are relative to it."""
-    with tarfile.open(make.archive_of(version)) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.copytree(unpacked(version), tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
+def originals(unpacked: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, version: str) -> Path:
+    """A version's files for tests that only read; they run in it."""
+    monkeypatch.chdir(unpacked(version))
+    return unpacked(version)
+
+
+@pytest.fixture
 def written_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where stores are built once more."""
+    """Where stores and results are written once more."""
     return tmp_path_factory.mktemp("again")
 
 
 @pytest.mark.parametrize(("version", "url"), STORES)
-def test_a_store_is_sound_and_every_number_is_as_it_was(files: Path, version: str, url: str) -> None:
+def test_a_store_is_sound_and_every_number_is_as_it_was(originals: Path, version: str, url: str) -> None:
     recorded = RECORDED[version]["stores"][url]
     assert verify(url) == []
     store = TeacherStore.open(url)
@@ -71,7 +93,7 @@ def test_a_store_is_sound_and_every_number_is_as_it_was(files: Path, version: st
 
 
 @each_version
-def test_the_template_recorded_in_a_store_is_that_of_its_model(files: Path) -> None:
+def test_the_template_recorded_in_a_store_is_that_of_its_model(originals: Path) -> None:
     from transformers import AutoTokenizer
 
     from logitbank.tasks.prompts import PromptEncoder
@@ -115,11 +137,11 @@ def test_the_command_that_built_a_store_of_format_3_leaves_it_alone(
 
 
 @pytest.mark.parametrize("version", ["0.2.0"])
-def test_the_same_command_builds_what_has_the_same_fingerprints(files: Path) -> None:
+def test_the_same_command_builds_what_has_the_same_fingerprints(originals: Path, written_again: Path) -> None:
     """In format 4 as in format 3: what a student of the old store learnt can be compared with what others learn."""
     views = ("--view", "fewshot", "--view", "zeroshot")
-    build_command.main(["--store", "again", *views, *make.TEACHER, *make.STORES["compact"]])
-    old, new = TeacherStore.open("stores/compact"), TeacherStore.open("again")
+    build_command.main(["--store", str(written_again / "store"), *views, *make.TEACHER, *make.STORES["compact"]])
+    old, new = TeacherStore.open("stores/compact"), TeacherStore.open(str(written_again / "store"))
     assert _decides(new.info.identity) == _decides(old.info.identity)
     for view in old.views:
         assert new.view_attributes(view)["identity"] == old.view_attributes(view)["identity"]
@@ -164,15 +186,15 @@ def test_a_finished_run_is_finished_still(files: Path, capsys: pytest.CaptureFix
 
 
 @each_version
-def test_an_old_checkpoint_gets_the_scores_that_it_got(files: Path) -> None:
+def test_an_old_checkpoint_gets_the_scores_that_it_got(originals: Path, written_again: Path) -> None:
     evaluate_command.main(
-        ["--results", "new", "--condition", "distilled", "--checkpoint", "distilled/final", *make.EVALUATE]
+        ["--results", str(written_again), "--condition", "distilled", "--checkpoint", "distilled/final", *make.EVALUATE]
     )
     question = "SELECT example_id, task, language, parsed, gold, score FROM predictions {} ORDER BY ALL"
-    found = query(["new"], question.format(""))
+    found = query([str(written_again)], question.format(""))
     assert len(found) == 18
     assert found == query(["results"], question.format("WHERE condition = 'distilled' AND step = 6"))
-    (run,) = query(["new"], "SELECT condition, step, seed, view, lambda_distill, strategy FROM runs")
+    (run,) = query([str(written_again)], "SELECT condition, step, seed, view, lambda_distill, strategy FROM runs")
     assert run == {
         **{"condition": "distilled", "step": 6, "seed": 42},
         **{"view": "fewshot", "lambda_distill": 0.5, "strategy": "fixed"},
@@ -181,7 +203,7 @@ def test_an_old_checkpoint_gets_the_scores_that_it_got(files: Path) -> None:
 
 @each_version
 @pytest.mark.parametrize("name", list(make.QUERIES))
-def test_old_results_answer_as_they_did(files: Path, version: str, name: str) -> None:
+def test_old_results_answer_as_they_did(originals: Path, version: str, name: str) -> None:
     assert query(["results"], make.QUERIES[name]) == RECORDED[version]["queries"][name]
 
 

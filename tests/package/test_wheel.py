@@ -156,41 +156,10 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_every_command_runs_beside_strangers(bare: Path, folder: Path) -> None:
-    """The study, and then each command on what is finished, in one interpreter; as a module what launchers start."""
-    small = ["tasks=[nli]", "languages=[en]", "data.max_validation_per_task=2", "teacher.top_k=8"]
-    batch = ["training.global_batch_size=4", "training.micro_batch_size=4", "training.max_steps=2"]
-    settings = ["model.name=model", "data.mirror=hub", *small, *batch, "training.warmup_steps=0"]
-    settings += ["data.max_train_per_task=6", "evaluation.max_samples=2"]
-    store, results = ["--store", "out/demo/store"], ["--results", "out/results"]
-    shared = ["--config", "demo", *settings]
-    student = [*store, "--view", "none", "--output", "out/demo/finetuned", *results, "--resume", *shared]
-    commands = [
-        ["study", "xtreme", "--output", "out", *shared],
-        ["build-teacher-cache", *store, *shared],
-        ["evaluate-model", "--condition", "base", *results, *shared],
-        ["query-results", *results, "tables"],
-        ["inspect-cache", *store, "--verify"],
-        ["slurm", "--output", "out", "--dry-run", *shared],
-        ["completion", "bash"],
-    ]
-    program = (
-        f"import logitbank, logitbank.__main__ as m; print(logitbank.__file__)\nfor argv in {commands}: m.main(argv)"
-    )
-    printed = run(folder, str(bare / "python"), "-c", program)
-    assert Path(printed.splitlines()[0]).is_relative_to(bare.parent)
-    for said in ("report ", "complete", "skipped", "nli (accuracy)", "sound", "teacher tokens", "complete -o"):
-        assert said in printed
-    weights = folder / "out/demo/finetuned/final/model.safetensors"
-    before = weights.stat().st_mtime_ns
-    run(folder, str(bare / "python"), "-m", "logitbank", "train-student", *student)
-    assert weights.stat().st_mtime_ns == before
-
-
-def test_a_task_of_one_s_own_needs_no_edit_of_what_is_installed(bare: Path, folder: Path) -> None:
-    """By file in a study, by name from a package that is put beside the wheel."""
+@pytest.fixture
+def of_my_own(bare: Path, folder: Path) -> None:
+    """Tasks of the user: in a file of the working directory, and in a package that is put beside the wheel."""
     (rows,), code = shown("json"), shown("python")[0]
-    (folder / "mine").mkdir()
     packages = Path(subprocess.check_output([bare / "python", "-c", PACKAGES], text=True).strip())
     package = packages / "my_reviews"
     for place, name in ((folder / "mine", "reviews"), (package, "tasks")):
@@ -202,21 +171,50 @@ def test_a_task_of_one_s_own_needs_no_edit_of_what_is_installed(bare: Path, fold
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-reviews\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[logitbank.tasks]\nmy-reviews = my_reviews.tasks:Reviews\n")
-    batch = ["training.global_batch_size=4", "training.micro_batch_size=4", "training.max_steps=1"]
-    shared = ["model.name=model", "teacher.top_k=8", *batch, "training.warmup_steps=0", "training.use_lora=false"]
-    shared += ["evaluation.max_samples=2"]
-    by_file = ["--output", "out", "--steps", "1", "--samples", "2", "--train", "6", "--model", "model", *shared]
+
+
+@pytest.mark.usefixtures("of_my_own")
+def test_every_command_and_tasks_of_one_s_own_run_beside_strangers(bare: Path, folder: Path) -> None:
+    """Studies of our tasks and of one's own, and each command on what is finished, in one interpreter.
+
+    Another one, a module as launchers start it, finds everything finished.
+    """
+    batch = ["training.global_batch_size=4", "training.micro_batch_size=4", "training.warmup_steps=0"]
+    every = ["teacher.top_k=8", *batch, "evaluation.max_samples=2"]
+    small = ["tasks=[nli]", "languages=[en]", "data.max_validation_per_task=2", "data.max_train_per_task=6"]
+    shared = ["--config", "demo", "model.name=model", "data.mirror=hub", *small, *every, "training.max_steps=2"]
+    own = ["model.name=model", *every, "training.max_steps=1", "training.use_lora=false"]
+    store, results = ["--store", "out/demo/store"], ["--results", "out/results"]
+    student = [*store, "--view", "none", "--output", "out/demo/finetuned", *results, "--resume", *shared]
+    mine = ["study", "xtreme", "--output", "mine/out", "--steps", "1", "--samples", "2", "--train", "6"]
+    mine += ["--model", "model", *own, "tasks=[./mine/reviews.py:Reviews]"]
     commands = [
-        ["study", "xtreme", *by_file, "tasks=[./mine/reviews.py:Reviews]"],
-        ["build-teacher-cache", "--store", "store", "--view", "zeroshot", *shared, "tasks=[my-reviews]"],
-        ["query-results", "--results", "out/results", "tables"],
+        ["study", "xtreme", "--output", "out", *shared],
+        ["build-teacher-cache", *store, *shared],
+        ["train-student", *student],
+        ["evaluate-model", "--condition", "base", *results, *shared],
+        ["query-results", *results, "tables"],
+        ["inspect-cache", *store, "--verify"],
+        ["slurm", "--output", "out", "--dry-run", *shared],
+        ["completion", "bash"],
+        mine,
+        ["build-teacher-cache", "--store", "mine/store", "--view", "zeroshot", *own, "tasks=[my-reviews]"],
+        ["query-results", "--results", "mine/out/results", "tables"],
     ]
-    program = f"import logitbank.__main__ as m\nfor argv in {commands}: m.main(argv)"
+    program = (
+        f"import logitbank, logitbank.__main__ as m; print(logitbank.__file__)\nfor argv in {commands}: m.main(argv)"
+    )
     printed = run(folder, str(bare / "python"), "-c", program)
+    assert Path(printed.splitlines()[0]).is_relative_to(bare.parent)
+    for said in ("report ", "complete", "skipped", "nli (accuracy)", "sound", "teacher tokens", "complete -o"):
+        assert said in printed
     assert "reviews (accuracy)" in printed
     assert "8 examples, 16 answer tokens; zeroshot complete" in printed
-    again = run(folder, str(bare / "python"), "-m", "logitbank", "study", *commands[0][1:])
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
+    assert len(written) == 1 + 2 * 3
+    again = run(folder, str(bare / "python"), "-m", "logitbank", *mine)
     assert "1 of 1 cells are finished already" in again
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == written
 
 
 @pytest.mark.parametrize("command", [*GROUP.members, *(f"study {name}" for name in STUDIES.members)])

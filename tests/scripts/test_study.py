@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from logitbank.__main__ import main
 from logitbank.command import Terminated
@@ -18,6 +22,7 @@ from logitbank.scripts.ending import duration
 from logitbank.scripts.stages import Stages, run_process
 from logitbank.storage import TeacherStore
 from logitbank.storage.results.catalogue import Catalogue
+from tests import processes
 
 SMALL = ["--train", "6", "--steps", "2", "--samples", "3"]
 ENDING = ["where", "took", "averages", "resolved", "report"]
@@ -127,25 +132,35 @@ def test_the_demo_ends_in_its_table(world: Path, tmp_path: Path, capsys: pytest.
 def test_stages_of_several_processes_are_one_launch_each(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real thing for the students; the teacher's command line is read by its own parser."""
+    """What is launched is read by the launcher's own parser, and run by as many processes; the teacher's, dry."""
     small = ["training.max_steps=2", "data.max_train_per_task=6"]
     stages = Stages("m", ["demo"], [*settings, *small], str(tmp_path / "store"), tmp_path / "results")
     stages.build(["fewshot"])
     launched = dataclasses.replace(stages, processes=2)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    launched.train("fewshot", tmp_path / "student", ["training.micro_batch_size=2"])
-    rows = Catalogue([tmp_path / "results"]).rows("SELECT condition FROM runs")
-    assert [row["condition"] for row in rows] == ["distilled"]
     started: list[list[str]] = []
     monkeypatch.setattr("logitbank.scripts.stages.run_process", started.append)
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none"))
+    launched.train("fewshot", tmp_path / "student", ["training.micro_batch_size=2"])
     launched.build(["fewshot", "zeroshot"])
-    command = started[0]
-    assert command[command.index("--num_processes") + 1] == "2"
-    monkeypatch.setattr("logitbank.scripts.stages.run_process", run_process)
-    own = command[command.index("logitbank") :]
-    assert own[1:3] == ["build-teacher-cache", "--store"]
+    train, build = map(ranks_and_arguments, started)
+    assert (train[0], build[0]) == (2, 2)
+    done = processes.run_ranks(*train)
+    assert [run.returncode for run in done] == [0, 0], done[0].stderr
+    rows = Catalogue([tmp_path / "results"]).rows("SELECT condition FROM runs")
+    assert [row["condition"] for row in rows] == ["distilled"]
+    assert build[1:3] == ("build-teacher-cache", "--store")
     monkeypatch.chdir(tmp_path)
-    main([*own[1:], "--dry-run"])
+    main([*build[1:], "--dry-run"])
+
+
+def ranks_and_arguments(command: Sequence[str]) -> tuple[Any, ...]:
+    """How many processes a launcher is asked to start, and the command of ours that each is."""
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args(command[3:])
+    assert parsed.module
+    assert parsed.training_script == "logitbank"
+    assert parsed.multi_gpu  # else the launcher starts a single process where there is no GPU
+    return parsed.num_processes, *parsed.training_script_args
 
 
 def test_a_stage_that_fails_ends_the_study(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,20 +57,13 @@ def test_building_again_changes_nothing_and_a_view_can_be_added(store: Path, arg
 def test_processes_of_accelerate_launch_write_what_one_process_writes(
     store: Path, arguments: list[str], tmp_path: Path
 ) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [
-        *launcher,
-        "--main_process_port",
-        "0",
-        "-m",
-        "logitbank",
-        "build-teacher-cache",
-        "--store",
-        str(tmp_path / "launched"),
-    ]
-    run = subprocess.run([*command, "--view", "zeroshot", *arguments], capture_output=True, text=True, check=True)
-    assert "zeroshot complete" in run.stdout  # says the last one
-    assert all(f"worker {i} of 2 (RANK and WORLD_SIZE)" in run.stdout + run.stderr for i in (0, 1))
+    """As the launcher starts them, which tests of sharded students run whole."""
+    command = ["build-teacher-cache", "--store", str(tmp_path / "launched"), "--view", "zeroshot", *arguments]
+    done = processes.run_ranks(2, *command)
+    assert [run.returncode for run in done] == [0, 0], done[0].stderr
+    assert "zeroshot complete" in done[0].stdout + done[1].stdout  # says the last one
+    for i, run in enumerate(done):
+        assert f"worker {i} of 2 (RANK and WORLD_SIZE)" in run.stdout + run.stderr
     launched, of_one = _objects(tmp_path / "launched"), _objects(store)  # to which other tests add views
     assert {name: of_one.get(name) for name in launched} == launched
 
