@@ -11,33 +11,24 @@ is not done again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from logitbank.evaluation import evaluate_command
+import logitbank
 from logitbank.evaluation.report.likelihood_table import likelihood_sentences, likelihood_tables
 from logitbank.evaluation.report.markdown import markdown_section
 from logitbank.evaluation.report.results import Results
 from logitbank.storage.results import Catalogue
-from logitbank.student_train import train_command
-from logitbank.teacher_cache import build_command
 from tests.benchmarks.proxy import SHARED
-
-
-def run_command(main: Callable[[Sequence[str]], None], *arguments: str) -> None:
-    """Run one of our commands; in this process, for its imports take longer than its work here."""
-    print(f"== {main.__module__.rpartition('.')[2]} {' '.join(arguments)}", flush=True)
-    main(arguments)
 
 
 def make_teacher(output: Path, settings: Sequence[str], steps: int, batch: int) -> Path:
     """The proxy after some steps with all its weights, on a store whose teacher says nothing that counts."""
-    where, teacher = str(output / "examples"), output / "teacher"
-    run_command(build_command.main, "--store", where, "--view", "zeroshot", "teacher.top_k=1", *settings)
-    places = ["--store", where, "--view", "none", "--output", str(teacher), "--results", str(output / "teacher-log")]
-    how = ["training.use_lora=false", "training.learning_rate=1e-3", f"training.max_steps={steps}", "--resume"]
-    run_command(train_command.main, *places, *how, f"training.global_batch_size={batch}", *settings)
-    return teacher / "final"
+    examples, teacher = output / "examples", output / "teacher"
+    logitbank.build(["teacher.top_k=1", *settings], store=examples, views=["zeroshot"])
+    how = ["training.use_lora=false", "training.learning_rate=1e-3", f"training.max_steps={steps}"]
+    config = [*how, f"training.global_batch_size={batch}", *settings]
+    return logitbank.train(config, store=examples, view=None, output=teacher, results=output / "teacher-log")
 
 
 def run(got: argparse.Namespace) -> None:
@@ -55,19 +46,20 @@ def run(got: argparse.Namespace) -> None:
     ]
     teacher = make_teacher(output, settings, got.teacher_steps, got.batch)
     taught = [f"teacher.model={teacher}", "teacher.top_k=64", *settings]
-    store, test, results = str(output / "store"), str(output / "test"), str(output / "results")
-    run_command(build_command.main, "--store", store, "--view", "zeroshot", *taught)
-    run_command(build_command.main, "--store", test, "--split", "test", "--view", "zeroshot", *taught)
+    store, test, results = output / "store", output / "test", output / "results"
+    logitbank.build(taught, store=store, views=["zeroshot"])
+    logitbank.build(taught, store=test, views=["zeroshot"], split="test")
     how = ["training.learning_rate=3e-3", f"training.max_steps={got.steps}", f"training.global_batch_size={got.batch}"]
     for seed in got.seeds:
         for value in (0.0, *got.lambdas):
             student = output / f"lambda-{value:g}-seed-{seed}"
+            print(f"== {student.name}", flush=True)
             kd = [f"distillation.lambda_distill={value:g}", "distillation.loss=forward_kl"] if value else []
-            places = ["--store", store, "--view", "zeroshot" if value else "none", "--output", str(student), "--resume"]
-            run_command(train_command.main, *places, "--results", results, f"seed={seed}", *how, *kd, *settings)
-            compared = ["--checkpoint", str(student / "final"), "--store", test, "--results", results]
-            run_command(evaluate_command.main, *compared, *settings)
-    run_command(evaluate_command.main, "--condition", "base", "--store", test, "--results", results, *settings)
+            config = [f"seed={seed}", *how, *kd, *settings]
+            view = "zeroshot" if value else None
+            final = logitbank.train(config, store=store, view=view, output=student, results=results)
+            logitbank.evaluate(settings, checkpoint=final, store=test, results=results)
+    logitbank.evaluate(settings, condition="base", store=test, results=results)
     found = Results.load(Catalogue([results]))
     print("\n".join([*map(markdown_section, likelihood_tables(found)), *likelihood_sentences(found)]))
 
