@@ -1,16 +1,18 @@
-"""A student trained from a bucket is the student trained from a directory."""
+"""A student trained from a bucket or a web server is the student trained from a directory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
-from logitbank.storage.objects import open_objects
+from logitbank.storage.objects import open_objects, pack_objects
 from logitbank.student_train.train_command import main
+from tests.servers import FileServer, serving
 
 SMALL = [
     "tasks=[nli,pos]",
@@ -23,18 +25,42 @@ SMALL = [
 
 
 @pytest.fixture
-def remote(bucket: Callable[[], str], small_store: SimpleNamespace) -> str:
-    """The small store's objects, copied to S3."""
+def local(small_store: SimpleNamespace, tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
+    """The weights of a student trained from disk, without threads."""
+    return student(small_store.url, tiny_model, tmp_path / "local", threads=0)
+
+
+def student(url: str, model: Path, output: Path, *, threads: int) -> dict[str, Any]:
+    """The weights of a student trained from the store at this URL."""
+    options = ["--store", url, "--view", "fewshot", "--output", str(output)]
+    main([*options, f"model.name={model}", *SMALL, f"training.num_workers={threads}"])
+    return load_file(output / "final" / "model.safetensors")
+
+
+def assert_same(weights: dict[str, Any], others: dict[str, Any]) -> None:
+    assert all((weights[name] == others[name]).all() for name in weights.keys() | others.keys())
+
+
+def test_a_student_from_a_bucket(
+    bucket: Callable[[], str], small_store: SimpleNamespace, tiny_model: Path, tmp_path: Path, local: dict[str, Any]
+) -> None:
     source, target = open_objects(small_store.url), open_objects(bucket())
     for key in source.sizes():
         target.put(key, source.get(key))
-    return target.url
+    assert_same(student(target.url, tiny_model, tmp_path / "remote", threads=2), local)
 
 
-def test_a_student_from_a_bucket(remote: str, small_store: SimpleNamespace, tiny_model: Path, tmp_path: Path) -> None:
-    """Two threads read from S3; the weights are those of a run from disk, without threads."""
-    for name, url, workers in (("remote", remote, 2), ("local", small_store.url, 0)):
-        options = ["--store", url, "--view", "fewshot", "--output", str(tmp_path / name)]
-        main([*options, f"model.name={tiny_model}", *SMALL, f"training.num_workers={workers}"])
-    weights, same = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("remote", "local"))
-    assert all((weights[name] == same[name]).all() for name in weights.keys() | same.keys())
+def test_a_student_from_a_web_server_that_fails_now_and_then(
+    small_store: SimpleNamespace,
+    tiny_model: Path,
+    tmp_path: Path,
+    local: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("logitbank.storage.objects.web.FIRST_PAUSE", 0.0)
+    pack_objects(open_objects(small_store.url), tmp_path / "packed")
+    site = FileServer(tmp_path / "packed")
+    with serving(site) as url:
+        site.statuses = [200, 503, 206, 503, 429]
+        assert_same(student(url, tiny_model, tmp_path / "remote", threads=2), local)
+    assert not site.statuses
