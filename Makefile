@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # Containers often set it, and then each of the many processes of the tests compiles what it imports of this package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test static lint types imports pytest pytest-numeric test-vllm install-quantize test-quantize docs mutants bench bench-gpu clean
+.PHONY: help install demo test static lint types imports pytest pytest-numeric examples test-vllm install-quantize test-quantize docs mutants bench bench-gpu clean
 
 help:
 	@echo "make demo   install, then the whole path on a tiny model (no download)"
 	@echo "make test   install, then lint, types, import contract and tests"
 	@echo "make pytest-numeric  the numeric tests with the arithmetic of older processors"
+	@echo "make examples  the examples as their page shows them, with the built wheel in an environment of its own"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make test-quantize  the tests of GPTQ, in an environment of their own (CPU build)"
 	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
@@ -65,6 +66,18 @@ pytest-numeric: install
 		ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric \
 			--numprocesses $(WORKERS) --dist loadfile || exit 1; \
 	done
+
+# What a user gets: an environment that has the wheel and what it needs, made anew, and nothing of this checkout.
+EXAMPLES_VENV ?= .venv-examples
+
+examples: install
+	rm -rf $(EXAMPLES_VENV) runs/dist
+	$(BIN)/python -m build --no-isolation --outdir runs/dist . > /dev/null
+	$(PYTHON) -m venv $(EXAMPLES_VENV)
+	$(EXAMPLES_VENV)/bin/pip install --quiet --upgrade pip
+	$(EXAMPLES_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(EXAMPLES_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt runs/dist/*.whl
+	$(EXAMPLES_VENV)/bin/python tests/examples/run.py
 
 # An environment of its own, $(1), for what pins other versions than ours. No dependencies are resolved after torch's: the
 # list $(2) is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU

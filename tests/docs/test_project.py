@@ -43,7 +43,7 @@ def leaves(target: str) -> set[str]:
 def test_every_page_is_in_the_navigation_once() -> None:
     listed = pages_of(read("mkdocs.yml")["nav"])
     here = [page.relative_to(ROOT / "docs").as_posix() for page in DOCS]
-    assert sorted(listed) == sorted([*here, "index.md", "contributing.md", "changelog.md"])
+    assert sorted(listed) == sorted([*here, "index.md", "contributing.md", "changelog.md", "examples.md"])
 
 
 def test_a_warning_ends_the_build_of_the_site() -> None:

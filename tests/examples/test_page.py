@@ -1,0 +1,38 @@
+"""The page of the examples shows how to run each of them; `make examples` runs the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.docs.pages import ROOT
+from tests.examples.run import blocks
+
+EXAMPLES = ROOT / "examples"
+PROGRAMS = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".ipynb"))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_page_runs_every_example(name: str) -> None:
+    assert re.search(rf"(python|sh|jupyter execute --inplace) {re.escape(name)}\b", "\n".join(blocks()))
+
+
+def test_the_page_counts_the_conversations() -> None:
+    rows = [
+        json.loads(line)
+        for path in sorted((EXAMPLES / "conversations").glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert f"on {len(rows)} conversations" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_saved_notebook_ran_without_an_error() -> None:
+    text = (EXAMPLES / "explore.ipynb").read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds <= {"stream", "display_data", "execute_result"}
+    assert "/home/" not in text
+    assert "/tmp/" not in text
