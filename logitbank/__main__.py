@@ -19,6 +19,8 @@ GROUP = CommandGroup(
         "query-results": ("logitbank.evaluation.query_command", "tables, SQL and reports over results"),
         "push": ("logitbank.teacher_cache.sharing.push_command", "share a store: pack it, and put it on the hub"),
         "pull": ("logitbank.teacher_cache.sharing.pull_command", "copy a shared store into a directory"),
+        "import": ("logitbank.teacher_cache.exchange.import_command", "take over a cache that another toolkit wrote"),
+        "export": ("logitbank.teacher_cache.exchange.export_command", "give a store to another toolkit"),
         "demo": ("logitbank.scripts.demo", "the whole path on a tiny model, with no download"),
         "study": ("logitbank.scripts.study", "a whole experiment, from teachers to tables"),
         "slurm": ("logitbank.scripts.slurm.command", "the study on a Slurm cluster"),

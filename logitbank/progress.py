@@ -20,12 +20,12 @@ class Progress:
     single step takes.
     """
 
-    def __init__(self, what: str, total: float, unit: str, *, quiet: bool = False) -> None:
+    def __init__(self, what: str, total: float | None, unit: str, *, quiet: bool = False) -> None:
         """Describe the work.
 
         Args:
             what: what is done (`teacher`, `base`).
-            total: how much there is to do, in units.
+            total: how much there is to do, in units; None where nobody knows.
             unit: plural name of what is counted (`tokens`, `answers`).
             quiet: show nothing, as all processes but one should.
         """
@@ -43,11 +43,11 @@ class Progress:
                 total=self._total,
                 desc=self._what,
                 unit=f" {self._unit}",
-                unit_scale=self._total >= 100_000,
+                unit_scale=self._total is not None and self._total >= 100_000,
                 leave=False,
                 dynamic_ncols=True,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}<{remaining}]"
-                if self._total < 100_000
+                if self._total is not None and self._total < 100_000
                 else None,
             )
         elif not self._quiet:
@@ -79,6 +79,8 @@ class Progress:
 
     def line(self) -> str:
         """How far the work is, in words: `base: 1,200 of 14,000 answers (9%), 3:20 left`."""
+        if self._total is None:
+            return f"{self._what}: {self._done:,.0f} {self._unit}"
         done = f"{self._what}: {self._done:,.0f} of {self._total:,.0f} {self._unit}"
         if not 0 < self._done <= self._total:
             return done

@@ -177,3 +177,20 @@ EVALUATION_ENGINES: Registry[Any] = Registry(
         "vllm": "logitbank.evaluation.engines.vllm:open_vllm_engine",
     },
 )
+# -> a `Layout` of `teacher_cache.exchange.layouts`: rows of other toolkits, as `logitbank import` reads them
+IMPORT_LAYOUTS: Registry[Any] = Registry(
+    "--format",
+    {
+        "plain": "logitbank.teacher_cache.exchange.plain:LAYOUT",
+        "axolotl": "logitbank.teacher_cache.exchange.axolotl:LAYOUT",
+        "distillkit": "logitbank.teacher_cache.exchange.distillkit:LAYOUT",
+    },
+)
+# -> an `ExportLayout` of `teacher_cache.exchange.export_layouts`: rows as `logitbank export` writes them
+EXPORT_LAYOUTS: Registry[Any] = Registry(
+    "--format",
+    {
+        "plain": "logitbank.teacher_cache.exchange.export_layouts:PLAIN",
+        "axolotl": "logitbank.teacher_cache.exchange.export_layouts:AXOLOTL",
+    },
+)

@@ -22,6 +22,7 @@ __all__ = [
     "data",
     "demonstrations",
     "encoding",
+    "files",
     "ner",
     "nli",
     "outside",

@@ -62,6 +62,9 @@ class Row:
         return f"{self.file}, {self.unit} {self.number:,}"
 
 
+ParquetReader = Callable[[str, "io.BufferedReader[Any]"], Iterator[Row]]  # given a file's name and content
+
+
 class _File(NamedTuple):
     """A file to be read: its name in messages, and whether that says that it is CSV."""
 
@@ -70,7 +73,9 @@ class _File(NamedTuple):
     is_csv: bool
 
 
-def open_rows(key: str, name: str, *, split: str, mirror: str | None = None) -> Iterator[Row]:
+def open_rows(
+    key: str, name: str, *, split: str, mirror: str | None = None, parquet: ParquetReader | None = None
+) -> Iterator[Row]:
     """The rows of all files that a name stands for, in order; memory does not grow with them.
 
     Args:
@@ -78,12 +83,14 @@ def open_rows(key: str, name: str, *, split: str, mirror: str | None = None) -> 
         name: path, glob, URL or hub id; a path that exists comes before a hub id.
         split: of a hub id that names none.
         mirror: directory of local clones of hub repositories; None for the hub.
+        parquet: reads the rows of a Parquet file, for rows too large to become Python objects 256 at a time.
 
     Raises:
         TaskError: nothing of that name, a file that cannot be read or has no rows, a row that is no JSON object.
     """
     source = _hub_source(name, split)
-    rows = _file_rows(key, _find(key, name)) if source is None else _hub_rows(key, source, mirror)
+    read = parquet or _parquet_rows
+    rows = _file_rows(key, _find(key, name), read) if source is None else _hub_rows(key, source, mirror, read)
     empty = True
     for row in rows:
         empty = False
@@ -100,7 +107,7 @@ def _hub_source(name: str, split: str) -> HubSource | None:
     return HubSource(found["path"], found["config"], found["split"] or split)
 
 
-def _hub_rows(key: str, source: HubSource, mirror: str | None) -> Iterator[Row]:
+def _hub_rows(key: str, source: HubSource, mirror: str | None, read: ParquetReader) -> Iterator[Row]:
     """Rows of a hub split: from its files where they are of a kind that is read here, else by `datasets`."""
     try:
         files = split_files(source, mirror)
@@ -112,18 +119,18 @@ def _hub_rows(key: str, source: HubSource, mirror: str | None) -> Iterator[Row]:
         names = [f"{source.path}: {PurePosixPath(name).name}" for name in files.names]
         openers = [_opener(fsspec.filesystem("file"), str(path)) for path in files.paths]
         csvs = map(_is_csv, files.names)
-        yield from _file_rows(key, [_File(*file) for file in zip(names, openers, csvs, strict=True)])
+        yield from _file_rows(key, [_File(*file) for file in zip(names, openers, csvs, strict=True)], read)
         return
     for number, values in enumerate(rows or (), start=1):
         yield Row(_without_null(values), str(source), number, "row")
 
 
-def _file_rows(key: str, files: list[_File]) -> Iterator[Row]:
+def _file_rows(key: str, files: list[_File], read: ParquetReader) -> Iterator[Row]:
     for file in files:
         with _one_line(key, file.name), file.open() as opened:
             plain = _decompressed(opened)
             if plain.peek(len(_PARQUET)).startswith(_PARQUET):
-                yield from _parquet_rows(file.name, plain)
+                yield from read(file.name, plain)
             elif file.is_csv:
                 yield from _csv_rows(key, file.name, plain)
             else:

@@ -65,6 +65,7 @@ class StoreWriter:
         encoding: str = StoreConfig().encoding,
         shard_tokens: int = StoreConfig().shard_tokens,
         identity: Mapping[str, Any] | None = None,
+        view_identity: Mapping[str, Any] | None = None,
         worker: tuple[int, int] | None = None,
     ) -> None:
         """What to write; nothing is opened yet.
@@ -84,6 +85,7 @@ class StoreWriter:
             encoding: how rows are stored: `compact`, `float16` or `exact`.
             shard_tokens: answer tokens of a shard.
             identity: whatever else changes ids or numbers.
+            view_identity: whatever else changes the numbers of this view alone.
             worker: (i, n) where n processes write the store, each every n-th shard.
 
         Raises:
@@ -112,6 +114,7 @@ class StoreWriter:
         self._url = url
         self._view = view
         self._bounded = tuple(name for name in BOUNDABLE if name in bounded)
+        self._view_identity = {**({"bounded": list(self._bounded)} if bounded else {}), **(view_identity or {})}
         self._examples = examples
         self._validation = validation
         self._worker = worker
@@ -130,7 +133,11 @@ class StoreWriter:
         """
         objects = open_writable(self._url)
         if objects.exists(BASE_KEY):
-            self._open(None)
+            try:
+                self._open(None)
+            except BaseException:
+                self._stack.close()  # or this process would hold the store until it ends
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -192,7 +199,7 @@ class StoreWriter:
             logits: (T, K) their logits, or log-probabilities in nats over all V tokens.
             logsumexp: (T,) over all V tokens, nats.
             entropy: (T,) of the full distribution, nats.
-            gold_logit: (T,) needed only where the gold token may be outside the K.
+            gold_logit: (T,) needed only where the gold token may be outside the K; NaN where it is not known.
             gold_rank: (T,) likewise.
 
         Raises:
@@ -218,16 +225,18 @@ class StoreWriter:
             scalars["entropy"] = _least_entropy(values, whole)
         is_gold = ids == gold[:, None]
         inside, rank = is_gold.any(axis=1), is_gold.argmax(axis=1)
-        if not inside.all() and not {"gold_logit", "gold_rank"} <= scalars.keys():
+        said = {"gold_logit", "gold_rank"} <= scalars.keys() and not np.isnan(scalars["gold_logit"][~inside]).any()
+        if not inside.all() and not said:
             self._require_bounded(example, "gold", "gold_logit and gold_rank")
         most = np.minimum(values[:, -1], whole + log_tail_of(values, whole))  # outside the K
+        known = scalars.get("gold_logit", np.full(len(gold), np.nan, np.float32))
         beyond = scalars.get("gold_rank", np.full(len(gold), self._spec.top_k))
         rows = TeacherRows(
             token_ids=ids,
             logits=values,
             logsumexp=whole,
             entropy=scalars["entropy"],
-            gold_logit=np.where(inside, values[np.arange(len(gold)), rank], scalars.get("gold_logit", most)),
+            gold_logit=np.where(~np.isnan(known), known, np.where(inside, values[np.arange(len(gold)), rank], most)),
             gold_rank=np.where(inside, rank, beyond).astype(np.int32),
         )
         self._take(example, rows)
@@ -282,7 +291,7 @@ class StoreWriter:
             self._url, self._spec, self._examples, self._validation, vocabulary=learn, worker=index, workers=count
         )
         self._builder = self._stack.enter_context(opened)
-        self._builder.add_view(self._view, {"bounded": list(self._bounded)} if self._bounded else {}, {})
+        self._builder.add_view(self._view, self._view_identity, {})
         self._done = set(range(self._plan.shards)) - set(self._builder.missing_shards(self._view))
         return self._builder
 

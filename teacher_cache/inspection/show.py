@@ -69,6 +69,8 @@ def show_summary(inspection: Inspection, output: str) -> None:
             f"view {view}: {state}, {about.get('demonstrations', 0):,} demonstrations, {dropped:,} dropped for length\n"
             f"  fingerprint {about['fingerprint']}"
         )
+        if about["bounded"]:
+            print(f"  bounded: {', '.join(about['bounded'])} (what needs these exactly refuses the view)")
     if inspection.views:
         print()
         _print_content(facts, inspection.views)

@@ -69,6 +69,7 @@ class Inspection:
                 "bytes": view_bytes,
                 "bytes_per_token": float(bytes_of[view].sum()) / done if done else None,
                 "fingerprint": attributes["fingerprint"],
+                "bounded": list(store.bounded(view)),
                 **attributes["details"],
                 **totals.get(view, {}),
             }

@@ -76,6 +76,8 @@ def test_contributing_says_how_to_add_to_every_registry() -> None:
         (registry.STRATEGIES, ("configuration.md", "training.md")),
         (registry.TEACHER_ENGINES, ("configuration.md",)),
         (registry.EVALUATION_ENGINES, ("configuration.md",)),
+        (registry.IMPORT_LAYOUTS, ("commands.md", "sharing.md")),
+        (registry.EXPORT_LAYOUTS, ("commands.md", "sharing.md")),
     ],
     ids=lambda value: getattr(value, "key", ""),
 )

@@ -1,0 +1,1 @@
+"""Caches of other toolkits: imported into a store, and stores exported for them."""
