@@ -22,5 +22,6 @@ __all__ = [
     "load_config",
     "schema",
     "shipped_configs",
+    "training_data",
     "value_of",
 ]

@@ -239,6 +239,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Answers to the training examples that a model writes, for `sample-answers` and `--answers generate`."""
+
+    model: str | None = key(None, decides=STORE)
+    temperature: float = key(1.0, decides=STORE)
+    top_p: float = key(1.0, decides=STORE)
+    n: int = key(1, decides=STORE)
+    max_new_tokens: int | None = key(None, decides=STORE)
+    seed: int | None = key(None, decides=STORE)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything one experiment is: the same file serves all commands."""
 
@@ -257,6 +269,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
     def is_preference(self) -> bool:

@@ -92,6 +92,10 @@ AT_LEAST: dict[str, float] = {
     "evaluation.sample_seed": 0,
     "evaluation.batch_tokens": 1,
     "evaluation.max_prompt_tokens": 8,
+    "sampling.temperature": 0,
+    "sampling.n": 1,
+    "sampling.max_new_tokens": 1,
+    "sampling.seed": 0,
 }
 
 _OTHERWISE = {"tasks": "; name a task of your own by its file: tasks=[./FILE.py:NAME]"}  # for a value like no other
@@ -143,6 +147,12 @@ def validate(config: Config, *, any_task: bool = False) -> None:
     if config.vllm.gpu_memory_utilization > 1:
         raise ConfigError(
             f"vllm.gpu_memory_utilization: expected a share of at most 1, got {config.vllm.gpu_memory_utilization:g}"
+        )
+    if not 0 < config.sampling.top_p <= 1:
+        raise ConfigError(f"sampling.top_p: expected a share above 0 and at most 1, got {config.sampling.top_p:g}")
+    if config.sampling.temperature == 0 and config.sampling.n > 1:
+        raise ConfigError(
+            f"sampling.n: at temperature 0 every answer to a prompt is the same; expected 1, got {config.sampling.n}"
         )
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")

@@ -64,21 +64,25 @@ class Checkpoint:
         return ModelConfig(name=str(self.path.resolve()))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, option: str = "--checkpoint") -> Checkpoint:
     """Recognise a checkpoint directory.
+
+    Args:
+        path: the directory.
+        option: what names it, for messages.
 
     Raises:
         ConfigError: no such directory, no model in it, or an unreadable `training.json`.
     """
     if not path.is_dir():
-        raise ConfigError(f"--checkpoint: no directory {path}; expected an adapter or a model that training wrote")
+        raise ConfigError(f"{option}: no directory {path}; expected an adapter or a model that training wrote")
     is_adapter = (path / ADAPTER_CONFIG).is_file()
     if not is_adapter and not (path / "config.json").is_file():
         near = [child.name for child in sorted(path.glob("checkpoint-*"), key=lambda child: _step_of_name(child) or 0)]
         near += [FINAL] if (path / FINAL).is_dir() else []
         hint = f"; it holds {', '.join(near[-6:])}: give one of them" if near else ""
         raise ConfigError(
-            f"--checkpoint: {path} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a model){hint}"
+            f"{option}: {path} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a model){hint}"
         )
     return Checkpoint(path, is_adapter, TrainingRecord.read(path))
 

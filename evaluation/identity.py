@@ -24,7 +24,7 @@ from logitbank.evaluation.questions import is_forced, shows_demonstrations
 from logitbank.experiment import TrainingRecord, flatten
 from logitbank.models.huggingface import load_tokenizer
 from logitbank.models.vllm import vllm_version
-from logitbank.models.weights import weights_hash
+from logitbank.models.weights import adapted_weights_hash, weights_hash
 from logitbank.preference import TASK as PREFERENCE
 
 PACKAGES = ("logitbank", "torch", "transformers", "peft", "datasets", "numpy")
@@ -99,7 +99,7 @@ def examine(config: Config, checkpoint: Checkpoint | None, encoding: Encoding) -
     """
     base = weights_hash(opened_models(config.model, checkpoint)[0])
     adapter = checkpoint is not None and checkpoint.is_adapter
-    whole = _hash([base, weights_hash(checkpoint.model)]) if checkpoint is not None and adapter else base
+    whole = adapted_weights_hash(base, weights_hash(checkpoint.model)) if checkpoint is not None and adapter else base
     return Model(base, whole, encoding)
 
 

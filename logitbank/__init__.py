@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from logitbank import losses
     from logitbank.configs import Config, DistillationConfig, load_config
     from logitbank.errors import ConfigError, LogitbankError, StoreError, TaskError
+    from logitbank.evaluation.sampling import sample_answers
     from logitbank.evaluation.stage import evaluate
     from logitbank.storage import ExampleRecord, TeacherStore, open_store
     from logitbank.storage.results import Catalogue
@@ -48,6 +49,7 @@ __all__ = [
     "load_config",
     "losses",
     "open_store",
+    "sample_answers",
     "train",
 ]
 
@@ -68,6 +70,7 @@ _ROOMS = {
     "evaluate": "logitbank.evaluation.stage",
     "load_config": "logitbank.configs",
     "open_store": "logitbank.storage",
+    "sample_answers": "logitbank.evaluation.sampling",
     "train": "logitbank.student_train.stage",
 }
 _MODULES = ("losses",)

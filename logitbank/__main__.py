@@ -16,6 +16,7 @@ GROUP = CommandGroup(
         "train-student": ("logitbank.student_train.train_command", "train a student from a store"),
         "export-model": ("logitbank.student_train.export.command", "average, merge and quantise what training wrote"),
         "evaluate-model": ("logitbank.evaluation.evaluate_command", "let a model answer, and score the answers"),
+        "sample-answers": ("logitbank.evaluation.sample_command", "let a model answer the training examples"),
         "query-results": ("logitbank.evaluation.query_command", "tables, SQL and reports over results"),
         "push": ("logitbank.teacher_cache.sharing.push_command", "share a store: pack it, and put it on the hub"),
         "pull": ("logitbank.teacher_cache.sharing.pull_command", "copy a shared store into a directory"),

@@ -39,6 +39,11 @@ def weights_hash(model: ModelConfig) -> str:
     return digest.hexdigest()
 
 
+def adapted_weights_hash(base: str, adapter: str) -> str:
+    """Short hash of a model with an adapter on top, from the `weights_hash` of each."""
+    return hashlib.sha256(json.dumps([base, adapter]).encode()).hexdigest()[:10]
+
+
 def _folder(model: ModelConfig) -> Path:
     folder = Path(model.name).expanduser()
     if folder.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import logitbank
 from logitbank.cluster import RayOptions
-from logitbank.command import Terminated
 from logitbank.configs import Config, load_config
-from logitbank.errors import LogitbankError
 from logitbank.experiment import CONDITIONS, DEFAULT_VIEWS, NO_VIEW
+from logitbank.processes import run_process
 
 logger = logging.getLogger(__name__)
 
@@ -137,24 +135,6 @@ def run_here(words: Sequence[str]) -> None:
     launched = words[:2] == ["accelerate", "launch"]
     module = ["accelerate.commands.launch", *words[2:]] if launched else ["logitbank", *words]
     run_process([sys.executable, "-m", *module])
-
-
-def run_process(command: Sequence[str]) -> None:
-    """Run a command to its end; a signal that ends this process ends that one first.
-
-    Raises:
-        LogitbankError: the command failed; it has said why.
-    """
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt as stop:
-        if isinstance(stop, Terminated):  # Ctrl-C reaches it by itself
-            process.terminate()
-        process.wait()
-        raise
-    if code:
-        raise LogitbankError(f"a stage ended with exit code {code}, and said why above; run the same command to resume")
 
 
 def heading(text: str) -> None:

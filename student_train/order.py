@@ -18,7 +18,7 @@ from logitbank.configs import Config
 from logitbank.storage import ExampleTable, TeacherStore
 
 SHARDS_PER_WINDOW = 8
-PART_OF_CONVERSATION = re.compile(r"#\d+$")  # ends the id of an example that holds one turn of a conversation
+PART_OF_CONVERSATION = re.compile(r"#\d+(~\d+)?$")  # ends the id of an example that holds one turn of a conversation
 
 Positions = NDArray[np.int64]  # in a store's example table
 

@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "Task",
     "TaskError",
+    "answers",
     "common",
     "conversations",
     "data",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.common import Example, Task
 from logitbank.tasks.conversations.conversation import Conversation
 from logitbank.tasks.conversations.encoder import ConversationEncoder
-from logitbank.tasks.encoded import StudentSequence, TeacherSequence
+from logitbank.tasks.encoded import AnswerPrompt, StudentSequence, TeacherSequence
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
 from logitbank.tasks.settings import ChatSettings
 
@@ -61,6 +64,16 @@ class ExampleEncoder:
         answer = self.encoder.encode_answer(example.answer)
         prompt = self.encoder.encode_prompt(task, example, [], max_tokens=max_tokens - len(answer))
         return [] if prompt is None else [StudentSequence(AnsweredSequence.answering(prompt.ids, answer))]
+
+    def prompts(self, task: Task, example: Example) -> list[AnswerPrompt]:
+        """The prompts that lead to an example's answers, of any length: one, or one for each turn that is learnt.
+
+        Each stands behind the messages that the example gives, the assistant's included.
+        """
+        if _is_conversation(example):
+            return self._conversations.prompts(example)
+        prompt = self.encoder.encode_prompt(task, example, [], max_tokens=sys.maxsize)
+        return [] if prompt is None else [AnswerPrompt(np.asarray(prompt.ids, dtype=np.int32))]
 
     def teacher(
         self,

@@ -15,13 +15,15 @@ from logitbank.teacher_cache.scoring import Tally
 from logitbank.teacher_cache.session import open_session
 
 
-def estimate_store(config: Config, views: Sequence[str] = DEFAULT_VIEWS, *, split: str = TRAIN) -> Estimate:
+def estimate_store(
+    config: Config, views: Sequence[str] = DEFAULT_VIEWS, *, split: str = TRAIN, answers: str | None = None
+) -> Estimate:
     """What `build_store` would do: tokens, bytes and examples, per task and language.
 
     Raises:
         ConfigError, TaskError: see `prepare`.
     """
-    with prepare(config, views, split) as prepared:
+    with prepare(config, views, split, answers) as prepared:
         return estimate(config, prepared.questions)
 
 
@@ -31,6 +33,7 @@ def build_store(
     views: Sequence[str] = DEFAULT_VIEWS,
     *,
     split: str = TRAIN,
+    answers: str | None = None,
     worker: Worker | None = None,
 ) -> Tally:
     """Write every shard that a store still lacks; one that is complete is left as it is.
@@ -40,6 +43,7 @@ def build_store(
         url: directory or fsspec URL of the store.
         views: which to fill.
         split: whose examples; see `prepare`.
+        answers: file of answers that a model wrote; see `prepare`.
         worker: which of several processes that fill one store this is; None for one on its own.
 
     Raises:
@@ -47,5 +51,5 @@ def build_store(
         StoreError: a store that cannot be written, or was begun with other settings.
         MemoryExhaustedError: not even single sequences fit in memory.
     """
-    with open_session(config, url, views, split=split, worker=worker) as session:
+    with open_session(config, url, views, split=split, answers=answers, worker=worker) as session:
         return fill_share(session, worker)

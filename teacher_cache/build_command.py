@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,16 @@ from logitbank.command import CommandParser, run_command
 from logitbank.configs.arguments import add_config_arguments, load, overrides_of
 from logitbank.errors import ConfigError, counted
 from logitbank.experiment import DEFAULT_VIEWS, NO_VIEW, VIEWS
+from logitbank.processes import run_process
 
 if TYPE_CHECKING:
     from logitbank.configs import Config
+    from logitbank.models.workers import Worker
     from logitbank.teacher_cache.estimate import Estimate
     from logitbank.teacher_cache.scoring import Tally
+
+GENERATE = "generate"  # of --answers
+SAMPLE_FIRST = "run logitbank sample-answers first, and give --answers its file"
 
 
 def make_parser() -> CommandParser:
@@ -59,6 +65,12 @@ def make_parser() -> CommandParser:
         help="whose examples: train, or another for evaluate-model --store (default: train)",
     )
     parser.add_argument(
+        "--answers",
+        metavar="FILE|generate",
+        help="learn from these answers, which a model wrote to the training examples (sample-answers), or generate "
+        "them first with sampling.model",
+    )
+    parser.add_argument(
         "--worker",
         metavar="I/N",
         help="this process is worker I (from 0) of N that fill one store (default: as torchrun or Slurm says)",
@@ -90,17 +102,22 @@ def perform(arguments: argparse.Namespace) -> None:
             _print_expected(config, arguments)
             return
         if ray is not None:
+            if arguments.answers == GENERATE:
+                raise ConfigError(f"--answers: {GENERATE} is of one process; {SAMPLE_FIRST}")
             if worker is not None:
                 raise ConfigError(f"--ray: expected one process, got {worker}; start the command without a launcher")
             _print_done(arguments.store, _build_on_ray(arguments, arguments.view or DEFAULT_VIEWS, ray))
             return
         if worker is not None:
             print(f"{worker}; --worker 0/1 would do all shards", flush=True)
+    if arguments.answers == GENERATE:
+        arguments.answers = _generated(arguments, worker)
     tally = build(
         config,
         store=arguments.store,
         views=arguments.view,
         split=arguments.split,
+        answers=arguments.answers,
         worker=worker,
         dry_run=arguments.dry_run,
         **comparisons,
@@ -109,11 +126,28 @@ def perform(arguments: argparse.Namespace) -> None:
         _print_done(arguments.store, tally)
 
 
+def _generated(arguments: argparse.Namespace, worker: Worker | None) -> str:
+    """Have `sample-answers` write the answers, in a process of its own: the model's memory is free when it ends."""
+    if worker is not None:
+        raise ConfigError(f"--answers: {GENERATE} is of one process; {SAMPLE_FIRST}")
+    if "://" in arguments.store:
+        raise ConfigError(
+            f"--answers: {GENERATE} writes beside a directory, got --store {arguments.store}; {SAMPLE_FIRST}"
+        )
+    path = f"{arguments.store.rstrip('/')}.answers.jsonl"
+    files = ["--config", *arguments.config] if arguments.config else []
+    run_process(
+        [sys.executable, "-m", "logitbank", "sample-answers", "--output", path, *files, *overrides_of(arguments)]
+    )
+    return path
+
+
 def _build_on_ray(arguments: argparse.Namespace, views: Sequence[str], options: RayOptions) -> Tally:
     from logitbank.teacher_cache.on_ray import Recipe, build_on_ray
 
     return build_on_ray(
-        Recipe(arguments.config, overrides_of(arguments), arguments.store, views, arguments.split), options
+        Recipe(arguments.config, overrides_of(arguments), arguments.store, views, arguments.split, arguments.answers),
+        options,
     )
 
 
@@ -122,7 +156,10 @@ def _print_expected(config: Config, arguments: argparse.Namespace) -> None:
     from logitbank.teacher_cache.build import estimate_store
 
     open_objects(arguments.store)  # an URL that no file system knows is an error here too
-    _print_estimate(estimate_store(config, arguments.view or DEFAULT_VIEWS, split=arguments.split))
+    if arguments.answers == GENERATE:
+        raise ConfigError(f"--dry-run: {GENERATE}d answers are not known yet; {SAMPLE_FIRST}")
+    views = arguments.view or DEFAULT_VIEWS
+    _print_estimate(estimate_store(config, views, split=arguments.split, answers=arguments.answers))
 
 
 def _print_done(url: str, tally: Tally) -> None:

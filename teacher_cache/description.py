@@ -25,7 +25,9 @@ def languages_of(config: Config, plan: TeacherPlan) -> tuple[str, ...]:
 
 def spec_of(config: Config, questions: Questions, plan: TeacherPlan, engine: TeacherEngine) -> StoreSpec:
     """What a store is built from."""
-    told = {"split": questions.split} if questions.split != TRAIN else {}
+    told: dict[str, Any] = {"split": questions.split} if questions.split != TRAIN else {}
+    if questions.answers is not None:
+        told["answers"] = dict(questions.answers)
     encoder, sources = questions.encoder, source_hashes(config.tasks)
     return StoreSpec(
         model=config.model.name,

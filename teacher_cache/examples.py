@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from logitbank.configs import data_settings
 from logitbank.configs.schema import Config
+from logitbank.configs.training_data import training_examples
 from logitbank.tasks import Example
-from logitbank.tasks.data import draw_examples, draw_training_examples
+from logitbank.tasks.data import draw_examples
 from logitbank.tasks.spool import Spool
 
 Cell = tuple[str, str]
@@ -75,24 +76,12 @@ def open_examples(config: Config, split: str, present: Sequence[Cell]) -> Iterat
     """
     with contextlib.closing(Spool()) as spool:
         if split == TRAIN:
-            groups = [_train(config, task, spool) for task in config.tasks]
+            groups = [training_examples(config, task, spool) for task in config.tasks]
         else:
             groups = _asked(config, split, present, spool)
         cells = tuple(sorted(spool.cells))
         held_out = _held_out(config, present, spool) if split == TRAIN else _joined([])
         yield StoreExamples(_spread(groups, config.seed), held_out, cells, spool)
-
-
-def _train(config: Config, task: str, into: Spool) -> Positions:
-    return draw_training_examples(
-        task,
-        config.languages,
-        data_settings(config),
-        into,
-        train_languages=config.data.train_languages,
-        limit=config.data.max_train_per_task,
-        limited_by="data.max_train_per_task",
-    )
 
 
 def _asked(config: Config, split: str, present: Sequence[Cell], into: Spool) -> list[Positions]:

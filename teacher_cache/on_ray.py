@@ -40,6 +40,7 @@ class Recipe:
         url: of the store.
         views: to fill.
         split: whose examples.
+        answers: file of answers that a model wrote; None for the examples' own.
     """
 
     files: Sequence[str]
@@ -47,6 +48,7 @@ class Recipe:
     url: str
     views: Sequence[str]
     split: str = TRAIN
+    answers: str | None = None
 
     @property
     def config(self) -> Config:
@@ -81,7 +83,9 @@ class TeacherActor:
 def open_teacher(recipe: Recipe, number: int) -> TeacherActor:
     """The engine of an actor."""
     worker = actor_worker(number)
-    return TeacherActor(open_session(recipe.config, recipe.url, recipe.views, split=recipe.split, worker=worker))
+    return TeacherActor(
+        open_session(recipe.config, recipe.url, recipe.views, split=recipe.split, answers=recipe.answers, worker=worker)
+    )
 
 
 def actor_worker(number: int) -> Worker:

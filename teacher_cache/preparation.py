@@ -11,6 +11,7 @@ from logitbank.configs import Config, ConfigError
 from logitbank.configs.schema import ModelConfig
 from logitbank.experiment import DEFAULT_VIEWS
 from logitbank.registry import TEACHER_ENGINES
+from logitbank.tasks.answers import AnswersFile
 from logitbank.tasks.data import cells
 from logitbank.teacher_cache.engines.base import TeacherOpener
 from logitbank.teacher_cache.examples import TRAIN, open_examples
@@ -34,29 +35,40 @@ class Prepared:
 
 
 @contextlib.contextmanager
-def prepare(config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = TRAIN) -> Iterator[Prepared]:
+def prepare(
+    config: Config, views: Sequence[str] = DEFAULT_VIEWS, split: str = TRAIN, answers: str | None = None
+) -> Iterator[Prepared]:
     """Check that the teacher fits, and read the examples that it will be asked about.
 
     Args:
         config: of the build.
         views: which to fill.
         split: whose examples: `train`, or `validation` or `test` for evaluation.
+        answers: file of answers that a model wrote, which take the place of those that the examples give.
 
     Raises:
         ConfigError: a key that the engine cannot honour, a tokenizer or model configuration that cannot be
             opened or does not fit the student's, an unknown view, or one that a task does not have.
-        TaskError: a requested task or language that does not exist, or data that cannot be opened.
+        TaskError: a requested task or language that does not exist, or data or answers that cannot be opened.
     """
     opener = opener_of(config)
     opener.check(config)
     pairing = pair(config)
     _check_ranks(config, pairing.rankable)
     check_views(config, views)
+    if answers is not None and split != TRAIN:
+        raise ConfigError(
+            f"--answers: students learn from them, so they are of the training split; expected --split {TRAIN}, got "
+            f"{split}"
+        )
+    file = None if answers is None else AnswersFile(answers)
     present, absent = cells(config.tasks, config.languages)
     if absent:
         logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
     with open_examples(config, split, present) as examples:
-        questions = ConfiguredQuestions(config, examples, pairing, tuple(dict.fromkeys(views)), split)
+        if file is not None:
+            file.require_examples({examples[number].example_id for number in range(len(examples))})
+        questions = ConfiguredQuestions(config, examples, pairing, tuple(dict.fromkeys(views)), split, file)
         for line in questions.remarks():
             logger.info("%s", line)
         yield Prepared(pairing.teacher, questions)

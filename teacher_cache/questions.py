@@ -16,6 +16,7 @@ from logitbank.experiment import CONVERSATION_VIEWS, QUESTION_VIEWS, VIEWS
 from logitbank.sequences import AnsweredSequence
 from logitbank.storage import ExampleRecord
 from logitbank.tasks import TASKS, Example
+from logitbank.tasks.answers import AnsweredExamples, AnswersFile
 from logitbank.tasks.data import demonstration_pool, get_task
 from logitbank.tasks.demonstrations import draw_demonstrations, shuffle_answers
 from logitbank.tasks.encoding import ExampleEncoder, StudentSequence, TeacherSequence
@@ -59,6 +60,8 @@ class Questions(Protocol):
         excluded: ids below the tokenizer's length that are another token for the teacher, or none: never ranked.
         teacher_template: hash of the teacher's chat template, where it is another than the student's.
         teacher_tokenizer: hash of the teacher's tokenizer, for information, where it is another model.
+        answers: which model wrote the answers, and how, where they are not the examples' own; its `model` is None where
+            nothing says it.
         left_out: examples that do not fit, or that a chat template refuses, per (task, language), so far.
         notes: what was left out or changed so far, in words.
     """
@@ -70,6 +73,7 @@ class Questions(Protocol):
     excluded: tuple[int, ...]
     teacher_template: str | None
     teacher_tokenizer: str | None
+    answers: Mapping[str, Any] | None
     left_out: Counter[Cell]
     notes: Counter[str]
 
@@ -100,7 +104,13 @@ class ConfiguredQuestions:
     """The `Questions` of a configuration."""
 
     def __init__(
-        self, config: Config, examples: StoreExamples, pairing: Pairing, views: Sequence[str], split: str = TRAIN
+        self,
+        config: Config,
+        examples: StoreExamples,
+        pairing: Pairing,
+        views: Sequence[str],
+        split: str = TRAIN,
+        answers: AnswersFile | None = None,
     ) -> None:
         """Take everything together; see `preparation.prepare`."""
         self.views = tuple(views)
@@ -116,6 +126,8 @@ class ConfiguredQuestions:
         self._config, self._examples, self._pairing = config, examples, pairing
         self._encoding = ExampleEncoder(self.encoder, own, data_settings(config).chat)
         self.notes: Counter[str] = self._encoding.counts
+        self._answered = None if answers is None else AnsweredExamples(answers, self._encoding)
+        self.answers: Mapping[str, Any] | None = None if answers is None else told_of(answers.record)
         self._pools: dict[Cell, list[Example]] = {}
         self._latest: tuple[int, Example, list[tuple[ExampleRecord, StudentSequence]]] | None = None
 
@@ -147,7 +159,7 @@ class ConfiguredQuestions:
     def held_out(self) -> Iterator[ExampleRecord]:
         """See `Questions.held_out`."""
         for example in self._examples.validation():
-            for record, _ in self._records(example):
+            for record, _ in self._records(example, given=True):
                 yield record
 
     def again(self, view: str, source: int, part: int) -> tuple[ExampleRecord, AnsweredSequence]:
@@ -181,6 +193,7 @@ class ConfiguredQuestions:
             "split": self.split,
             "encoders": [[it.tokenizer_hash, it.template_hash] for it in (self.encoder, own) if it is not None],
             "other tokens": [] if tokens is None else tokens.ids.tolist(),
+            **({} if self._answered is None else {"answers": self._answered.file.digest}),
         }
 
     def _shown(self) -> dict[str, Any]:
@@ -217,11 +230,19 @@ class ConfiguredQuestions:
             if asked is not None and most is not None and asked > most:
                 yield f"data.max_{name}_tokens: {most:,}, all that the model reads; got {asked:,}"
 
-    def _records(self, example: Example) -> list[tuple[ExampleRecord, StudentSequence]]:
-        """What students learn from an example; nothing, counted, where not even the query fits."""
-        limit = self.student_limit(example.task)
-        students = self._encoding.student(TASKS[example.task], example, max_tokens=limit)
-        if not students:
+    def _records(self, example: Example, *, given: bool = False) -> list[tuple[ExampleRecord, StudentSequence]]:
+        """What students learn from an example; nothing, counted, where not even the query fits.
+
+        Args:
+            example: asked, or held out.
+            given: whether its own answer is meant, whatever a model wrote.
+        """
+        task, limit = TASKS[example.task], self.student_limit(example.task)
+        if self._answered is not None and not given:
+            students = self._answered.students(task, example, max_tokens=limit)
+        else:
+            students = self._encoding.student(task, example, max_tokens=limit)
+        if not students and (given or self._answered is None):  # what becomes of answers is in the notes
             self.left_out[(example.task, example.language)] += 1
         return [
             (ExampleRecord(example.example_id + it.suffix, example.task, example.language, it.sequence), it)
@@ -274,6 +295,11 @@ class ConfiguredQuestions:
         if cell not in self._pools:
             self._pools[cell] = demonstration_pool(*cell, data_settings(self._config), stage="train")
         return self._pools[cell]
+
+
+def told_of(record: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a store keeps of the record of a file of answers: all but what decides nothing."""
+    return {"model": None, **{name: value for name, value in (record or {}).items() if name != "versions"}}
 
 
 def check_views(config: Config, views: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ Shape letters: T answer tokens, V rows of the `lm_head`, K ranks, M draws.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -48,13 +47,6 @@ def joined(parts: Sequence[Sampling | None]) -> Sampling | None:
     if parts[0] is None:
         return None
     return replace(parts[0], uniforms=np.concatenate([part.uniforms for part in parts if part is not None]))
-
-
-def uniforms(seed: int, example_id: str, length: int) -> NDArray[np.float64]:
-    """(length,) float64 in [0, 1), a function of (seed, example id, position) alone, the same for ever."""
-    keys = (f"{seed}\n{example_id}\n{position}".encode() for position in range(length))
-    bits = [int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11 for key in keys]
-    return np.asarray(bits, dtype=np.float64) / (1 << 53)
 
 
 def add_samples(

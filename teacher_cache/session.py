@@ -27,8 +27,9 @@ from logitbank.teacher_cache.plan import TeacherPlan, check_of, check_of_shard, 
 from logitbank.teacher_cache.plan_documents import PlanKeys, read_objects_of_plan, read_plan, write_plan
 from logitbank.teacher_cache.preparation import opener_of, prepare
 from logitbank.teacher_cache.questions import Questions
-from logitbank.teacher_cache.sampling import Sampling, uniforms
+from logitbank.teacher_cache.sampling import Sampling
 from logitbank.teacher_cache.scoring import Tally, score
+from logitbank.uniforms import uniforms
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ def open_session(
     views: Sequence[str] = DEFAULT_VIEWS,
     *,
     split: str = TRAIN,
+    answers: str | None = None,
     worker: Worker | None = None,
 ) -> Iterator[Session]:
     """Plan a build, or find its plan in the store; load the teacher; create the store's base, or check it.
@@ -148,6 +150,7 @@ def open_session(
         url: directory or fsspec URL of the store.
         views: which to fill.
         split: whose examples: `train`, or `validation` or `test` for evaluation.
+        answers: file of answers that a model wrote, in place of those that the examples give.
         worker: which of several processes that fill one store this is; None for one on its own, which excludes all
             others.
 
@@ -160,7 +163,7 @@ def open_session(
     opener.check(config)
     opener.require(config, os.environ)
     open_writable(url)  # before prompts are encoded and a large model is loaded for nothing
-    with prepare(config, views, split) as prepared:
+    with prepare(config, views, split, answers) as prepared:
 
         def open_engine(longest: int) -> TeacherEngine:
             return opener.open(

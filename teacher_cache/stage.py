@@ -22,6 +22,7 @@ def build(
     store: str | os.PathLike[str],
     views: Sequence[str] | None = None,
     split: str = "train",
+    answers: str | os.PathLike[str] | None = None,
     folds: Sequence[int] | None = None,
     checkpoint: Path | None = None,
     logits: str | None = None,
@@ -36,6 +37,8 @@ def build(
         views: which to fill; None for `fewshot` and `zeroshot`. For comparisons (`tasks=[preference]`) one teacher's
             name, or `none` for rows and folds alone.
         split: whose examples: `train`, or `validation` or `test` for evaluation.
+        answers: a file of answers that a model wrote (docs/on-policy.md); students learn from these and not from those
+            that the examples give. `logitbank.sample_answers` writes one.
         folds: of comparisons: score these; None for all that the teacher's training left out.
         checkpoint: of comparisons: the trained teacher.
         logits: of comparisons: import raw logits from these `.npy` files.
@@ -54,11 +57,14 @@ def build(
     url = os.fspath(store)
     own = Worker(*worker, "worker") if isinstance(worker, tuple) else worker
     if settings.is_preference:
+        if answers is not None:
+            raise ConfigError("--answers: comparisons have labels and no answers; leave it out")
         request = read_request(settings, views=views, folds=folds, checkpoint=checkpoint, logits=logits, split=split)
         run_preference(settings, url, request, worker=own, dry_run=dry_run)
         return None
     refuse_options_of_comparisons(settings, folds=folds, checkpoint=checkpoint, logits=logits)
-    return build_store(settings, url, tuple(views or DEFAULT_VIEWS), split=split, worker=own)
+    file = None if answers is None else os.fspath(answers)
+    return build_store(settings, url, tuple(views or DEFAULT_VIEWS), split=split, answers=file, worker=own)
 
 
 def refuse_options_of_comparisons(

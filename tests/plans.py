@@ -27,6 +27,7 @@ class ListedQuestions:
     excluded: tuple[int, ...] = ()
     teacher_template: str | None = None
     teacher_tokenizer: str | None = None
+    answers: Mapping[str, Any] | None = None
 
     def __init__(
         self, encoder: Any, records: Sequence[ExampleRecord], views: Mapping[str, Sequence[TeacherSequence]]

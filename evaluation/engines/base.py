@@ -30,6 +30,49 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """One answer to be sampled: its tokens are a function of what stands here, whatever else is sampled with it.
+
+    Attributes:
+        request: its prompt.
+        seed: of all answers.
+        name: of this one.
+    """
+
+    request: Request
+    seed: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_p: from the smallest set of tokens that has this probability.
+        vocabulary: ids below it are tokens; rows of the `lm_head` above it are never drawn.
+    """
+
+    temperature: float
+    top_p: float
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens as a model drew them.
+
+    Attributes:
+        token_ids: the stop token that ended the answer included.
+        cut_short: no stop token ended it.
+    """
+
+    token_ids: Sequence[int]
+    cut_short: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a model wrote.
 
@@ -79,7 +122,7 @@ class Teacher:
 
 
 class Engine(Protocol):
-    """Greedy generation and likelihoods with one model.
+    """Generation and likelihoods with one model.
 
     Attributes:
         context_tokens: longest prompt and answer together that the model can take, where known.
@@ -92,6 +135,15 @@ class Engine(Protocol):
 
         Args:
             requests: prompts, of any lengths, in any order.
+            progress: called with the number of answers that have just become ready.
+        """
+
+    def sample(self, draws: Sequence[Draw], sampling: Sampling, *, progress: Callable[[int], object]) -> list[Sample]:
+        """Sampled answers in the order of the draws.
+
+        Args:
+            draws: prompts, of any lengths, in any order.
+            sampling: how tokens are drawn.
             progress: called with the number of answers that have just become ready.
         """
 
@@ -117,6 +169,16 @@ class Engine(Protocol):
         Raises:
             ConfigError: a teacher, where the engine cannot compare.
         """
+
+
+def sample_of(ids: Sequence[int], stop_ids: Sequence[int], vocabulary: int) -> Sample:
+    """The sample in generated ids: up to and with the first stop token, or up to the first id that is no token."""
+    for position, token in enumerate(ids):
+        if token in stop_ids:
+            return Sample(list(ids[: position + 1]), cut_short=False)
+        if token >= vocabulary:
+            return Sample(list(ids[:position]), cut_short=True)
+    return Sample(list(ids), cut_short=True)
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Answer:

@@ -1,4 +1,4 @@
-"""Greedy generation and answer likelihoods with transformers.
+"""Generation and answer likelihoods with transformers.
 
 Shape legend: B rows of a batch, S (padded on the left) or L positions of the longest row, T answer tokens of a batch,
 D hidden size, V rows of the `lm_head`.
@@ -13,11 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from logitbank.configs import Config, ConfigError
 from logitbank.evaluation.checkpoints import Checkpoint, opened_models
-from logitbank.evaluation.engines.base import Answer, Likelihood, Request, Teacher, decode_answer
+from logitbank.evaluation.engines.base import (
+    Answer,
+    Draw,
+    Likelihood,
+    Request,
+    Sample,
+    Sampling,
+    Teacher,
+    decode_answer,
+    sample_of,
+)
+from logitbank.evaluation.engines.drawing import DrawnTokens
 from logitbank.evaluation.engines.likelihood import TokenScores, token_scores
 from logitbank.models.batches import batches_by_length
 from logitbank.models.devices import local_device
@@ -76,6 +87,21 @@ class HfEngine:
             answers.update(zip(batch, self._generate_batch([requests[index] for index in batch]), strict=True))
             progress(len(batch))
         return [answers[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def sample(self, draws: Sequence[Draw], sampling: Sampling, *, progress: Callable[[int], object]) -> list[Sample]:
+        """See `Engine.sample`."""
+        found: dict[int, Sample] = {}
+        lengths = [len(draw.request.prompt_ids) + draw.request.max_new_tokens for draw in draws]
+        for batch in batches_by_length(lengths, self.batch_tokens, batch_cost=GENERATION_COST):
+            own = [draws[index] for index in batch]
+            rows = self._generated([draw.request for draw in own], DrawnTokens(own, sampling, self.model.device))
+            found.update(
+                (index, sample_of(row, self.stop_ids, sampling.vocabulary))
+                for index, row in zip(batch, rows, strict=True)
+            )
+            progress(len(batch))
+        return [found[index] for index in range(len(draws))]
 
     @torch.inference_mode()
     def answer_logprobs(
@@ -147,16 +173,23 @@ class HfEngine:
         return lambda part: transform(head(hidden_TD[part])), int(head.weight.shape[0])
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        return [decode_answer(self.tokenizer, row, self.stop_ids) for row in self._generated(requests)]
+
+    def _generated(self, requests: Sequence[Request], *changes: LogitsProcessor) -> list[list[int]]:
+        """The tokens that follow each prompt, padded behind the stop token; the likeliest after the changes."""
         ids_BS, mask_BS = self._left_pad([request.prompt_ids for request in requests])
         longest = max(request.max_new_tokens for request in requests)
         settings = GenerationConfig(
             do_sample=False, num_beams=1, max_new_tokens=longest, eos_token_id=self.stop_ids, pad_token_id=self.pad_id
         )
-        generated = self.model.generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
-        return [
-            decode_answer(self.tokenizer, row[: request.max_new_tokens], self.stop_ids)
-            for request, row in zip(requests, generated[:, ids_BS.shape[1] :].tolist(), strict=True)
-        ]
+        generated = self.model.generate(
+            input_ids=ids_BS,
+            attention_mask=mask_BS,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(changes),
+        )
+        new = generated[:, ids_BS.shape[1] :].tolist()
+        return [row[: request.max_new_tokens] for request, row in zip(requests, new, strict=True)]
 
     def _left_pad(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,S) int64 ids and mask, padded on the left so that every row ends at the same place."""

@@ -1,14 +1,25 @@
-"""Greedy generation and answer likelihoods with vLLM."""
+"""Generation and answer likelihoods with vLLM."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from logitbank.configs import Config, ConfigError
 from logitbank.evaluation.checkpoints import ADAPTER_CONFIG, Checkpoint, opened_models
-from logitbank.evaluation.engines.base import Answer, Likelihood, Request, Teacher, decode_answer
+from logitbank.evaluation.engines.base import (
+    Answer,
+    Draw,
+    Likelihood,
+    Request,
+    Sample,
+    Sampling,
+    Teacher,
+    decode_answer,
+    sample_of,
+)
 from logitbank.models.huggingface import load_tokenizer, text_config
 from logitbank.models.vllm import open_vllm
 from logitbank.sequences import AnsweredSequence
@@ -83,6 +94,27 @@ class VllmEngine:
         progress(len(requests))
         return [decode_answer(self.tokenizer, list(output.outputs[0].token_ids), self.stop_ids) for output in outputs]
 
+    def sample(self, draws: Sequence[Draw], sampling: Sampling, *, progress: Callable[[int], object]) -> list[Sample]:
+        """See `Engine.sample`; vLLM draws by a seed of each answer."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=_seed_of(draw),
+                max_tokens=draw.request.max_new_tokens,
+                stop_token_ids=self.stop_ids,
+                ignore_eos=True,
+                detokenize=False,
+            )
+            for draw in draws
+        ]
+        outputs = self._run([draw.request.prompt_ids for draw in draws], parameters)
+        progress(len(draws))
+        ids = [list(output.outputs[0].token_ids) for output in outputs]
+        return [sample_of(row, self.stop_ids, sampling.vocabulary) for row in ids]
+
     def answer_logprobs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, progress: Callable[[int], object]
     ) -> list[float]:
@@ -155,6 +187,12 @@ class VllmEngine:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"--checkpoint: vLLM cannot use the adapter {self._adapter.path}: {reason}") from error
         return outputs
+
+
+def _seed_of(draw: Draw) -> int:
+    """A number below 2⁶³ for each answer."""
+    digest = hashlib.blake2b(f"{draw.seed}\n{draw.name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _room_for_rank(checkpoint: Checkpoint) -> int:

@@ -104,6 +104,15 @@ class StoreInfo(StoreFields):
         return self._text(self.identity.get("identity", {}).get("split")) or "train"
 
     @property
+    def answers(self) -> Mapping[str, Any] | None:
+        """Which model wrote the answers, and how: the record of their file; None where they are the examples' own.
+
+        `model` is None where nothing says it.
+        """
+        found = self.identity.get("identity", {}).get("answers")
+        return found if isinstance(found, Mapping) else None
+
+    @property
     def teacher_model(self) -> str:
         """Hub id or path of the teacher; the student's base model where the builder recorded none."""
         return self._text(self.teacher.get("model")) or self.model

@@ -15,7 +15,7 @@ from logitbank.tasks.common import Example, TaskError
 from logitbank.tasks.conversations.conversation import Conversation, Message, Tool
 from logitbank.tasks.conversations.template import ConversationTemplate, Refused, thinks
 from logitbank.tasks.conversations.turns import RenderedConversation, Turn
-from logitbank.tasks.encoded import StudentSequence, TeacherSequence
+from logitbank.tasks.encoded import AnswerPrompt, StudentSequence, TeacherSequence
 from logitbank.tasks.prompts import EncodedPrompt, PromptEncoder
 from logitbank.tasks.settings import ChatSettings
 
@@ -74,6 +74,27 @@ class ConversationEncoder:
             self._counts["conversations cut for length"] += 1
             self._counts["assistant turns cut for length"] += lost
         return fitting
+
+    def prompts(self, example: Example) -> list[AnswerPrompt]:
+        """The prompt of every turn that is learnt, in their order; see `ExampleEncoder.prompts`.
+
+        Raises:
+            TaskError: see `student`.
+        """
+        conversation = example.fields["conversation"]
+        try:
+            rendered = self._own(conversation)
+            numbers = self._learnt_turns(rendered)
+            found = [(number, rendered.ids(number).prompt) for number in numbers]
+        except Refused as reason:
+            self._counts[f"conversations left out, because {reason}"] += 1
+            return []
+        except TaskError as error:
+            raise TaskError(f"{example.example_id}: {error}") from error
+        if not found:
+            self._counts["conversations without a turn to learn"] += 1
+        alone = len(found) == 1
+        return [AnswerPrompt(ids, "" if alone else _suffix(rendered, number), number) for number, ids in found]
 
     def teacher(
         self,
@@ -153,8 +174,7 @@ class ConversationEncoder:
     def _groups(self, conversation: Conversation) -> tuple[RenderedConversation, list[Group]]:
         """Which turns share a sequence under every template and context that they are read in."""
         rendered = self._own(conversation)
-        wanted = rendered.numbers if self._turns == "all" else rendered.numbers[-1:]
-        numbers = [number for number in wanted if rendered.turn(number).marked]
+        numbers = self._learnt_turns(rendered)
         groups = rendered.groups(numbers)
         readings = []
         if self._teacher is not self._student:
@@ -166,6 +186,10 @@ class ConversationEncoder:
                 groups = [(number,) for number in numbers]  # nothing stands behind an end of turn of one's own
             groups = _common(groups, reading.groups(numbers))
         return rendered, groups
+
+    def _learnt_turns(self, rendered: RenderedConversation) -> list[int]:
+        wanted = rendered.numbers if self._turns == "all" else rendered.numbers[-1:]
+        return [number for number in wanted if rendered.turn(number).marked]
 
     def _read(
         self, reading: RenderedConversation, conversation: Conversation, student: StudentSequence
@@ -181,6 +205,8 @@ class ConversationEncoder:
             self._check_same(sequence, student.sequence)
             return sequence
         (number,) = student.turns
+        if student.sampled:  # other than the turn that the template renders there
+            return AnsweredSequence.answering(reading.ids(number).prompt, student.sequence.answer_ids)
         own, theirs = self._own(conversation).turn(number), reading.turn(number)
         if own.said != theirs.said or not self._end_alike(own, theirs):
             self._check_same(reading.sequence(student.turns), student.sequence)
@@ -244,8 +270,11 @@ class ConversationEncoder:
 
 
 def _learnt(rendered: RenderedConversation, group: Group, *, alone: bool) -> StudentSequence:
-    suffix = "" if alone else f"#{rendered.assistant_turns + group[-1] + 1}"
-    return StudentSequence(rendered.sequence(group), suffix, group)
+    return StudentSequence(rendered.sequence(group), "" if alone else _suffix(rendered, group[-1]), group)
+
+
+def _suffix(rendered: RenderedConversation, turn: int) -> str:
+    return f"#{rendered.assistant_turns + turn + 1}"
 
 
 def _cut(sequence: StudentSequence, max_tokens: int) -> StudentSequence | None:

@@ -28,8 +28,9 @@ from logitbank.student_train.batch import sample_weights
 from logitbank.student_train.losses.answer_logits import read_logits
 from logitbank.student_train.losses.base import TeacherLogits, make_loss
 from logitbank.tasks.prompts import PromptEncoder
-from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
+from logitbank.teacher_cache.sampling import Sampling, add_samples
 from logitbank.teacher_cache.signal import signal
+from logitbank.uniforms import uniforms
 from tests.benchmarks.proxy import SHARED, proxy_settings
 from tests.plans import Gathered, gather
 

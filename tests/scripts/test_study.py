@@ -16,10 +16,11 @@ from logitbank.__main__ import main
 from logitbank.command import Terminated
 from logitbank.errors import LogitbankError
 from logitbank.experiment import CONDITIONS, STUDENTS, STUDY_CONDITIONS
+from logitbank.processes import run_process
 from logitbank.scripts import demo
 from logitbank.scripts.demo_world import Pretraining, World
 from logitbank.scripts.ending import duration
-from logitbank.scripts.stages import Stages, run_process
+from logitbank.scripts.stages import Stages
 from logitbank.storage import TeacherStore
 from logitbank.storage.results.catalogue import Catalogue
 from tests import processes

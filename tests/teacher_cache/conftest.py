@@ -21,14 +21,17 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_model(template=CHATML, padding_rows=8, control=())` saves a random model with one token for each byte."""
+    """`make_model(template=CHATML, padding_rows=8, control=(), seed=0)` saves a random model of bytes."""
 
-    def make(template: str = CHATML, padding_rows: int = PADDING_ROWS, control: Sequence[str] = ()) -> Path:
+    def make(
+        template: str = CHATML, padding_rows: int = PADDING_ROWS, control: Sequence[str] = (), seed: int = 0
+    ) -> Path:
         tokenizer = tiny.byte_tokenizer(template, control=control)
         return tiny.save_model(
             tmp_path_factory.mktemp("model"),
             tokenizer,
             rows=len(tokenizer) + padding_rows,
+            seed=seed,
             architecture="llama",
             hidden_size=16,
             intermediate_size=24,

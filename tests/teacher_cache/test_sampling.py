@@ -15,8 +15,9 @@ from logitbank.configs import ConfigError, load_config
 from logitbank.registry import ENCODINGS
 from logitbank.storage import StoreError, StoreSpec, TeacherRows, TeacherStore, concatenate, open_builder, verify
 from logitbank.storage.teacher_store.samples import decode_samples, encode_samples, sample_problems
-from logitbank.teacher_cache.sampling import Sampling, add_samples, uniforms
+from logitbank.teacher_cache.sampling import Sampling, add_samples
 from logitbank.teacher_cache.signal import signal
+from logitbank.uniforms import uniforms
 from tests.storage import stores
 
 V, TOKENS = 40, 37  # rows of the lm_head, three of them padding
