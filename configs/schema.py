@@ -147,9 +147,10 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """The distillation term L = CE + λ·KD: which divergence, and how λ is decided."""
+    """The loss L = w·CE + λ·KD: which divergence, and how λ is decided."""
 
     lambda_distill: float = key(0.5, decides=STUDENT)
+    ce_weight: float = key(1.0, decides=STUDENT)
     strategy: str = key("fixed", decides=STUDENT)
     lambda_per_task: dict[str, float] = key(
         factory=lambda: {"nli": 0.5, "pa": 0.3, "qa": 0.2, "ner": 0.05, "pos": 0.05}, decides=STUDENT
@@ -189,6 +190,7 @@ class LoraConfig:
 class TrainingConfig:
     """The optimizer loop of one student."""
 
+    init_from: str | None = key(None, decides=STUDENT)
     max_steps: int = key(1000, decides=STUDENT)
     epochs: float | None = key(None, decides=STUDENT)
     global_batch_size: int = key(32, decides=STUDENT)

@@ -60,6 +60,7 @@ AT_LEAST: dict[str, float] = {
     "store.shard_tokens": 1,
     "store.chunk_tokens": 1,
     "distillation.lambda_distill": 0,
+    "distillation.ce_weight": 0,
     "distillation.n_top_logits": 1,
     "distillation.schedule_steps": 1,
     "distillation.temperature": 1e-3,
@@ -188,6 +189,10 @@ def _check_preference(config: Config) -> None:
     if (config.head == "lm") == config.is_preference:
         able = "classifier or letters" if config.is_preference else "lm"
         raise ConfigError(f"model.head: expected {able} for {', '.join(config.tasks)}, got {config.head}")
+    if config.is_preference and config.training.init_from is not None:
+        raise ConfigError(
+            "training.init_from: students of comparisons begin with model.name; expected null, got a path"
+        )
     if config.training.patience is not None and config.training.eval_steps is None:
         raise ConfigError("training.patience: counts evaluations; set training.eval_steps too")
     for length in config.evaluation.tta_tokens:
@@ -213,6 +218,17 @@ def _check_distillation(config: Config) -> None:
         claiming = [part for part, strategy in asked.items() if getattr(strategy, trait)]
         if len(claiming) > 1:
             raise ConfigError(f"distillation.strategy: {' and '.join(claiming)} all {does}; choose one of them")
+    making = [part for part, strategy in asked.items() if strategy.makes_gradients]
+    if making and distillation.ce_weight != 1:
+        raise ConfigError(
+            f"distillation.ce_weight: {making[0]} weighs the gradients itself; expected 1, got "
+            f"{distillation.ce_weight:g}"
+        )
+    if config.is_preference and distillation.ce_weight != 1:
+        raise ConfigError(
+            "distillation.ce_weight: of comparisons, distillation.alpha divides the loss; expected 1, got "
+            f"{distillation.ce_weight:g}"
+        )
     for task, value in distillation.lambda_per_task.items():
         if value < 0:
             raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")

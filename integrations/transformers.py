@@ -97,7 +97,9 @@ class DistillationMixin(_Trainer):
         ce_T, kd_T = token_terms(logits, teacher, self.distillation)
         step, steps = self.state.global_step, self.state.max_steps
         lambda_T = token_weights(self.distillation, teacher, step=step, steps=steps)
-        total = (ce_T + lambda_T * kd_T).sum() / self._step_tokens(num_items_in_batch, len(ce_T))
+        total = (self.distillation.ce_weight * ce_T + lambda_T * kd_T).sum() / self._step_tokens(
+            num_items_in_batch, len(ce_T)
+        )
         self._add(ce_T, kd_T)
         return (total, outputs) if return_outputs else total
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
+from logitbank.authorship import Learner, remarks_on_answers
 from logitbank.configs import Config, ConfigError
+from logitbank.configs.schema import ModelConfig
 from logitbank.models.huggingface import context_tokens
+from logitbank.models.weights import adapted_weights_hash, weights_hash
 from logitbank.registry import LOSSES, STRATEGIES
 from logitbank.storage import StoreError, TeacherStore
 from logitbank.student_train.losses.base import make_loss
 from logitbank.student_train.strategies.gate import GATE_NEEDS
+from logitbank.student_train.student import initial_weights
 from logitbank.student_train.tokens import check_tokens
 from logitbank.tasks.prompts import PromptEncoder
+
+logger = logging.getLogger(__name__)
 
 
 def check_output(output: Path) -> None:
@@ -74,6 +81,25 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
             f"model.name: {config.model.name} reads at most {most:,} tokens, but the store at {store.url} has an "
             f"example of {longest:,}; build a store for this model, or with data.max_student_tokens={most}"
         )
+
+
+def warn_of_answers(store: TeacherStore, config: Config) -> None:
+    """Say where another model than this student wrote a store's answers, or another teacher taught their writer."""
+    if store.info.answers is None:
+        return
+    for remark in remarks_on_answers(store.info.answers, store.info.teacher_model, _learner(config)):
+        logger.warning("warning: %s: %s", store.url, remark)
+
+
+def _learner(config: Config) -> Learner:
+    """What a run begins with."""
+    initial = initial_weights(config)
+    if initial is None:
+        return Learner(config.model.name, weights_hash(config.model))
+    own = weights_hash(ModelConfig(name=str(initial)))
+    if config.training.use_lora:
+        own = adapted_weights_hash(weights_hash(config.model), own)
+    return Learner(str(initial), own)
 
 
 def _check_signal(store: TeacherStore, config: Config) -> None:

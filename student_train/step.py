@@ -57,6 +57,7 @@ class Stepper:
         self._optimizer = optimizer
         self._kd_term: Loss | None = None
         self._weights: TokenWeights | None = None
+        self._ce_weight = run.config.distillation.ce_weight
         if run.view is not None:
             self._kd_term = make_loss(run.config.distillation, store.info.vocab_size, store.info.signal)
             self._weights = TokenWeights(Setting(run.config, order.tasks, store, accelerator, student))
@@ -97,6 +98,7 @@ class Stepper:
             lambda_T=lambda_T,
             step_tokens=batch.step_tokens,
             weight_T=batch.weight_T,
+            ce_weight=self._ce_weight,
         )
 
     def _backward(self, forward: Forward, batches: Sequence[Batch], lambdas: Sequence[torch.Tensor]) -> list[StepLoss]:

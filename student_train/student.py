@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from logitbank.configs.schema import ALL_LINEAR, Config, ConfigError
+from logitbank.experiment import TrainingRecord, is_same_model
 from logitbank.models.huggingface import load_causal_lm, require_quantization
 
 
@@ -28,12 +29,15 @@ def build_student(
     Args:
         config: `model`, `lora` and `training` are used.
         device: where to train.
-        resume_from: a checkpoint directory to take the trained weights from.
+        resume_from: a checkpoint directory to take the trained weights from; None for `training.init_from`, or the
+            base model where that is null.
         stay_on_host: leave the weights in host memory (quantised ones never do): they are about to be sharded.
 
     Raises:
         ConfigError: no such model, target modules that it lacks, or 4 bits without bitsandbytes.
     """
+    if resume_from is None:
+        resume_from = initial_weights(config)
     if not config.training.use_lora:
         source = config.model if resume_from is None else dataclasses.replace(config.model, name=str(resume_from))
         model = load_causal_lm(source, dtype="float32", device=device, stay_on_host=stay_on_host)
@@ -52,6 +56,38 @@ def build_student(
             model = add_adapter(base, config, task_type="CAUSAL_LM")
     checkpoint_activations(model, config)
     return model.train()
+
+
+def initial_weights(config: Config) -> Path | None:
+    """The checkpoint that `training.init_from` names; None where a run begins with the base model.
+
+    Raises:
+        ConfigError: no such directory, an adapter where a whole model is trained or the other way round, or a
+            checkpoint of another model or of another size of adapter.
+    """
+    if config.training.init_from is None:
+        return None
+    path = Path(config.training.init_from)
+    wanted, what = ("adapter_config.json", "an adapter") if config.training.use_lora else ("config.json", "a model")
+    if not (path / wanted).is_file():
+        raise ConfigError(
+            f"training.init_from: expected the directory of {what} (training.use_lora={config.training.use_lora}), but "
+            f"{path} has no {wanted}; give a checkpoint that train-student wrote, such as DIR/final"
+        )
+    record = TrainingRecord.read(path)
+    if record is not None and not is_same_model(record.model, config.model.name):
+        raise ConfigError(f"training.init_from: {path} was trained from {record.model}; expected {config.model.name}")
+    if config.training.use_lora:
+        _require_same_adapter(path, config)
+    return path
+
+
+def _require_same_adapter(path: Path, config: Config) -> None:
+    """Refuse an adapter of another size than the run's record would say."""
+    found = peft.LoraConfig.from_pretrained(str(path))
+    for key, value, asked in (("r", found.r, config.lora.r), ("alpha", found.lora_alpha, config.lora.alpha)):
+        if value != asked:
+            raise ConfigError(f"lora.{key}: expected {value}, as in training.init_from ({path}), got {asked}")
 
 
 def checkpoint_activations(model: Any, config: Config) -> None:

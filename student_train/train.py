@@ -15,7 +15,7 @@ from logitbank.models.huggingface import load_tokenizer
 from logitbank.storage import TeacherStore
 from logitbank.student_train import checkpoints
 from logitbank.student_train.batch import Batch
-from logitbank.student_train.checks import check_store_fits
+from logitbank.student_train.checks import check_store_fits, warn_of_answers
 from logitbank.student_train.loop import TrainingLoop, train_with
 from logitbank.student_train.module import StudentModule
 from logitbank.student_train.order import ExampleOrder, example_order
@@ -57,6 +57,8 @@ class Training(TrainingLoop):
         accelerator = make_accelerator(config.training, self._plan)
         if run.view is not None:
             refuse_sharding(accelerator, config.distillation.strategy)
+        if accelerator.is_main_process:
+            warn_of_answers(self._store, config)
         super().__init__(run, accelerator, describe_run(run, self._store, encoder.template_hash), tokenizer)
         self._build()
         self.take_up()
@@ -113,6 +115,7 @@ class Training(TrainingLoop):
             config.training.max_steps,
             every=config.training.logging_steps,
             has_teacher=run.view is not None,
+            ce_weight=config.distillation.ce_weight,
             trackers=start_trackers(config.training, run.output, self.record, self.start),
         )
 

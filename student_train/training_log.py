@@ -42,11 +42,13 @@ class TrainingLog(StepLog):
         *,
         every: int,
         has_teacher: bool,
+        ce_weight: float = 1.0,
         trackers: Sequence[GeneralTracker],
     ) -> None:
         """Args: `start` and `stop` are steps; `trackers` are told every log step."""
         super().__init__(accelerator, tasks, start, stop, every=every, trackers=trackers)
         self._has_teacher = has_teacher
+        self._ce_weight = ce_weight if has_teacher else 1.0
         self._crossed: dict[str, int] = {}
 
     def add(self, batch: Batch, loss: StepLoss, lambda_T: torch.Tensor) -> None:
@@ -55,7 +57,7 @@ class TrainingLog(StepLog):
         terms = [zeros_T] * SUMS
         terms[:LAMBDA] = [zeros_T + 1, loss.ce_T, loss.kd_T, lambda_T * loss.kd_T]
         terms[LAMBDA] = zeros_T + lambda_T
-        terms[LOSS] = weighted(loss.ce_T + lambda_T * loss.kd_T, batch.weight_T)
+        terms[LOSS] = weighted(self._ce_weight * loss.ce_T + lambda_T * loss.kd_T, batch.weight_T)
         if batch.teacher is not None:
             taught_T = zeros_T + 1 if batch.teacher.taught_T is None else batch.teacher.taught_T.to(zeros_T)
             terms[TAUGHT] = taught_T

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from logitbank.authorship import remarks_on_answers
 from logitbank.configs import Config
 from logitbank.errors import StoreError
 from logitbank.experiment import DEFAULT_VIEWS
@@ -164,6 +165,8 @@ def open_session(
     opener.require(config, os.environ)
     open_writable(url)  # before prompts are encoded and a large model is loaded for nothing
     with prepare(config, views, split, answers) as prepared:
+        for remark in remarks_on_answers(prepared.questions.answers, prepared.teacher.name):
+            logger.warning("warning: %s", remark)
 
         def open_engine(longest: int) -> TeacherEngine:
             return opener.open(

@@ -1,9 +1,10 @@
 """The loss of a step: per-token terms → one division by the step's answer tokens.
 
-    L = (Σ_t w_t CE_t + Σ_t w_t λ_t KD_t) / N,   N = answer tokens of the whole optimizer step
+    L = (c Σ_t w_t CE_t + Σ_t w_t λ_t KD_t) / N,   N = answer tokens of the whole optimizer step
 
 N counts all ranks and all accumulation steps, so L is never a mean of micro-batch means. w_t is 1, or with
-`training.loss_weight=conversation` what makes each conversation count the same; its mean over the step is 1.
+`training.loss_weight=conversation` what makes each conversation count the same; its mean over the step is 1. c is
+`distillation.ce_weight`, and 1 without a teacher.
 
 Shapes: T answer tokens. Everything is in nats.
 """
@@ -51,6 +52,7 @@ def step_loss(
     lambda_T: torch.Tensor,
     step_tokens: int,
     weight_T: torch.Tensor | None = None,
+    ce_weight: float = 1.0,
 ) -> StepLoss:
     """One micro-batch's share of the step's loss.
 
@@ -61,6 +63,7 @@ def step_loss(
         lambda_T: weight of each token's KD term; carries no gradient.
         step_tokens: N, answer tokens of the whole optimizer step over all ranks.
         weight_T: w, see above; None where all are 1.
+        ce_weight: c, see above.
     """
     ce_T = cross_entropy(student)
     if teacher is None:
@@ -69,5 +72,5 @@ def step_loss(
     kd_T = kd_term(student, teacher)
     if teacher.taught_T is not None:
         kd_T = torch.where(teacher.taught_T > 0, kd_T, 0.0)
-    total = (weighted(ce_T, weight_T).sum() + weighted(lambda_T * kd_T, weight_T).sum()) / step_tokens
+    total = (ce_weight * weighted(ce_T, weight_T).sum() + weighted(lambda_T * kd_T, weight_T).sum()) / step_tokens
     return StepLoss(total, ce_T, kd_T, student.argmax_T)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from logitbank.authorship import describe_answers, remarks_on_answers
 from logitbank.progress import Progress
 from logitbank.storage import LabelStore, StoreError, is_label_store, parts_to_verify, verify, verify_labels
 from logitbank.teacher_cache.inspection.labels import unproven_folds
@@ -62,6 +63,11 @@ def show_summary(inspection: Inspection, output: str) -> None:
         f"teacher {facts['teacher'].get('model', facts['model'])} ({facts['teacher'].get('dtype', '?')})\n"
         f"fingerprint {facts['fingerprint']}"
     )
+    if facts["answers"] is not None:
+        print(describe_answers(facts["answers"]))
+        teacher = facts["teacher"].get("model", facts["model"])
+        for remark in remarks_on_answers(facts["answers"], teacher):
+            print(f"warning: {remark}")
     for view, about in facts["views"].items():
         state = "complete" if about["complete"] else f"{about['missing_shards']} of {about['shards']} shards missing"
         dropped = sum(about.get("demonstrations_dropped", {}).values())

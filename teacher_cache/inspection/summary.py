@@ -87,6 +87,7 @@ class Inspection:
             "signal": info.signal,
             "draws": info.draws,
             "split": info.split,
+            "answers": None if info.answers is None else dict(info.answers),
             "examples": len(store.examples),
             "validation_examples": len(store.validation),
             "answer_tokens": info.answer_tokens,
