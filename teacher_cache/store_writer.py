@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from logitbank.configs.schema import StoreConfig
 from logitbank.errors import StoreError, counted
+from logitbank.registry import ENCODINGS
 from logitbank.storage import (
     BOUNDABLE,
     ExampleRecord,
@@ -34,6 +35,7 @@ from logitbank.teacher_cache.signal import signal
 
 logger = logging.getLogger(__name__)
 
+SAME_LOGIT = 5e-4  # nats between two roundings of one number
 Values = torch.Tensor | NDArray[Any] | Sequence[Any]
 
 
@@ -236,7 +238,7 @@ class StoreWriter:
             logits=values,
             logsumexp=whole,
             entropy=scalars["entropy"],
-            gold_logit=np.where(~np.isnan(known), known, np.where(inside, values[np.arange(len(gold)), rank], most)),
+            gold_logit=self._gold_logit(np.where(inside, values[np.arange(len(gold)), rank], np.nan), known, most),
             gold_rank=np.where(inside, rank, beyond).astype(np.int32),
         )
         self._take(example, rows)
@@ -250,6 +252,15 @@ class StoreWriter:
             name = self._examples[example].example_id
             raise StoreError(f"example {example} ({name}): has its rows already; write those that missing() names")
         return self._examples[example].answer_ids
+
+    def _gold_logit(
+        self, ranked: NDArray[np.float32], known: NDArray[np.float32], most: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(T,) what is known of each gold token, as finely as the encoding keeps it beside the value of its rank."""
+        slack = ENCODINGS[self._spec.encoding].slack.logits + SAME_LOGIT
+        finer = np.isnan(ranked) | (np.abs(known - ranked) <= slack)
+        found = np.where(finer & ~np.isnan(known), known, ranked)
+        return np.where(np.isnan(found), most, found)
 
     def _require_shape(self, example: int, what: str, got: Sequence[int], expected: tuple[int, ...]) -> None:
         if tuple(got) != expected:

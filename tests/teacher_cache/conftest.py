@@ -9,6 +9,8 @@ import pytest
 
 from logitbank.scripts.demo_world import World, write_mirror
 from tests import tiny
+from tests.teacher_cache import foreign
+from tests.teacher_cache.imports import Import, importer
 
 PADDING_ROWS = 8
 
@@ -49,3 +51,15 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mirror")
     write_mirror(path, World(train_rows=24, eval_rows=12))
     return path
+
+
+@pytest.fixture(scope="session")
+def foreign_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model of students that learn from caches of other toolkits."""
+    return foreign.save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def take(foreign_base: Path, tmp_path: Path) -> Import:
+    """Import files into a store below the test's directory, and open it."""
+    return importer(foreign_base, tmp_path)

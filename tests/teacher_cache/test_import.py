@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,43 +13,10 @@ import pytest
 
 from logitbank import TeacherDataset, TeacherStore, open_store
 from logitbank.__main__ import main
-from logitbank.storage import verify
 from tests import tiny
 from tests.teacher_cache import foreign
 from tests.teacher_cache.foreign import ALL, TOP_K, Row, write
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return foreign.save_base(tmp_path_factory.mktemp("base"))
-
-
-Import = Callable[..., TeacherStore]
-
-
-@pytest.fixture
-def take(base: Path, tmp_path: Path) -> Import:
-    """Import files, and open what came of them."""
-
-    def run(*files: str, store: str = "store", encoding: str = "exact", options: tuple[str, ...] = ()) -> TeacherStore:
-        place = ["--store", str(tmp_path / store), "--view", "theirs", "--model", str(base), "--teacher", "org/teacher"]
-        main(["import", *files, *place, "--encoding", encoding, *options])
-        assert verify(str(tmp_path / store)) == []
-        return open_store(str(tmp_path / store))
-
-    return run
-
-
-def refused(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> str:
-    """What a command says that ends with a user error: one line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run()
-    assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: "), said
-    assert said.count("\n") == 1, said
-    return said.strip()
+from tests.teacher_cache.imports import Import, refused
 
 
 def check(store: TeacherStore, *, shift: str = "probabilities", rtol: float = 2e-6) -> None:
@@ -133,6 +101,19 @@ def test_padded_rows_lose_their_padding(take: Import, tmp_path: Path) -> None:
 
 
 @pytest.mark.numeric
+def test_a_sum_slightly_above_1_is_scaled(take: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [foreign.plain(example) for example in ALL]
+    values = np.log([0.9, *[0.105 / 7] * 7])
+    rows[4]["top_logprobs"][0] = values.tolist()
+    store = take(write(tmp_path / "rows.parquet", rows))
+    assert "1 answer token with a probability above 1 in all: scaled to 1" in capsys.readouterr().out
+    found = store.read([4], "theirs")
+    np.testing.assert_allclose(found.logits[0], values, rtol=1e-6)
+    np.testing.assert_allclose(found.logsumexp[0], np.log(1.005), rtol=1e-6)
+    assert (store.read([3], "theirs").logsumexp == 0).all()
+
+
+@pytest.mark.numeric
 def test_what_was_divided_by_its_sum_is_said_to_be(
     take: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +125,8 @@ def test_what_was_divided_by_its_sum_is_said_to_be(
     assert "sum to 1 over the ranks of each row" in capsys.readouterr().out
     main(["inspect-cache", "--store", store.url])
     assert "bounded: logits, logsumexp, entropy, gold (what needs" in capsys.readouterr().out
+    main(["inspect-cache", "--store", store.url, "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["views"]["theirs"]["bounded"] == list(store.bounded("theirs"))
     assert "logsumexp" not in take(path, store="other", options=("--normalized", "vocabulary")).bounded("theirs")
 
 
@@ -173,9 +156,11 @@ def test_entries_beyond_the_ranks_are_cut_and_the_fewest_decide(
     assert not (tmp_path / "eight").exists()
 
 
-def test_a_dry_run_writes_nothing(take: Import, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(
+    take: Import, tmp_path: Path, foreign_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "rows.parquet", [foreign.plain(example) for example in ALL])
-    place = ["--store", str(tmp_path / "store"), "--view", "theirs", "--model", str(base), "--teacher", "x"]
+    place = ["--store", str(tmp_path / "store"), "--view", "theirs", "--model", str(foreign_base), "--teacher", "x"]
     main(["import", path, *place, "--dry-run"])
     assert "plain: 12 examples, 54 answer tokens, top 8" in capsys.readouterr().out
     assert not (tmp_path / "store").exists()
@@ -339,11 +324,11 @@ def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_a_student_is_trained_from_it_and_what_lacks_is_refused(
-    take: Import, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+    take: Import, tmp_path: Path, foreign_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = take(write(tmp_path / "rows.parquet", [foreign.plain(example) for example in ALL]))
     train = ["train-student", "--store", store.url, "--view", "theirs", "--output", str(tmp_path / "student")]
-    keys = [f"model.name={base}", "tasks=[chat]", *tiny.FOUR_STEPS]
+    keys = [f"model.name={foreign_base}", "tasks=[chat]", *tiny.FOUR_STEPS]
     refusal = refused(capsys, lambda: main([*train, *keys]))
     assert "distillation.loss: mse needs the exact logits, of which the view theirs" in refusal
     main([*train, *keys, "distillation.loss=forward_kl"])
