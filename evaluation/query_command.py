@@ -77,6 +77,10 @@ def make_parser() -> CommandParser:
     report = commands.add_parser("report", help="write tables, pictures and examples to FILE.md and FILE.html")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
+    figure = commands.add_parser("figure", help="draw what each condition scores in every task, with intervals")
+    figure.add_argument("--model", metavar="NAME", help="whose conditions, as in the tables; default: the only one")
+    figure.add_argument("--output", required=True, type=Path, metavar="FILE.svg", help="or .png, or .pdf")
+
     submission = commands.add_parser("submission", help="write class probabilities of the test comparisons as CSV")
     submission.add_argument(
         "--ensemble",
@@ -135,6 +139,13 @@ def perform(arguments: argparse.Namespace) -> None:
         _tables(catalogue, arguments)
     elif arguments.command == "submission":
         _submission(catalogue, arguments)
+    elif arguments.command == "figure":
+        from logitbank.evaluation.report.figure import write_figure
+        from logitbank.evaluation.report.results import Results
+
+        write_figure(Results.load(catalogue), arguments.output, arguments.model)
+        _warn(catalogue)
+        print(f"wrote {arguments.output}")
     elif arguments.command == "report":
         from logitbank.evaluation.report.write import write_report
 

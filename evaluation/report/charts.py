@@ -105,7 +105,7 @@ def _bars(results: Results, model: str, number: int) -> Chart:
     series = []
     for colour, column in enumerate(columns):
         rows = {row["task"]: row for row in own if results.labels.column(row) == column}
-        bounds = [_bounds(results.task_interval(row)) for row in rows.values()]
+        bounds = [bounds_of(results.task_interval(row)) for row in rows.values()]
         heights = [100 * row["language_mean"] for row in rows.values()]
         series.append(Series(column, list(rows), heights, bounds, colour))
     caption = f"{results.labels.models[model]}: mean over languages, by task"
@@ -135,7 +135,7 @@ def _gaps(results: Results, model: str, number: int) -> list[Chart]:
         if not any(heights):
             equal.append(name.replace("−", " and "))
             continue
-        bounds = [_bounds(results.gap_interval(row)) for row in by_task.values()]
+        bounds = [bounds_of(results.gap_interval(row)) for row in by_task.values()]
         series.append(Series(name, list(by_task), heights, bounds, colour))
     caption = f"{label}: gaps in points, with paired 95% intervals where there are predictions." if series else ""
     same = f"{label}: {', '.join(equal)} have the same score in every task." if equal else ""
@@ -153,7 +153,7 @@ def _models(results: Results) -> list[Chart]:
     for colour, column in enumerate(ordered_columns(shown, labels)):
         rows = [row for row in shown if labels.column(row) == column]
         places = [labels.models[row["model"]] for row in rows]
-        bounds = [_bounds(results.mean_interval(row, "task_language_mean")) for row in rows]
+        bounds = [bounds_of(results.mean_interval(row, "task_language_mean")) for row in rows]
         series.append(Series(column, places, [100 * row["task_language_mean"] for row in rows], bounds, colour))
     categories = [labels.models[model] for model in models]
     return [Chart("models", "All models: task_language_mean, in %", "bars", categories, series)]
@@ -229,7 +229,7 @@ def _primary(results: Results, rows: Sequence[Row], model: str) -> list[Row]:
     ]
 
 
-def _bounds(found: Interval | None) -> tuple[float, float] | None:
+def bounds_of(found: Interval | None) -> tuple[float, float] | None:
     """Of an interval, in points."""
     return None if found is None else (100 * found.low, 100 * found.high)
 

@@ -53,7 +53,7 @@ def write_report(catalogue: Catalogue, output: Path) -> list[Path]:
     files[output] = markdown(report, folder.name, set(pictures)).encode()
     files[output.with_suffix(".html")] = html_page(report.facts, report.tables, report.charts, report.examples).encode()
     for path, content in files.items():
-        _write(path, content)
+        write_whole(path, content)
     return list(files)
 
 
@@ -91,7 +91,12 @@ def _pictures(charts: Sequence[Chart]) -> dict[str, bytes]:
     return {f"{chart.name}.png": draw_png(chart) for chart in charts if chart.drawn}
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: a place that cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
