@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 
 from logitbank.command import CommandParser, positive, run_command
-from logitbank.configs.schema import ModelConfig, StoreConfig
 from logitbank.registry import ENCODINGS, IMPORT_LAYOUTS
 
 
@@ -38,9 +37,9 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--vocab-size", type=positive(int), metavar="V", help="rows of the teacher's lm_head (default: of --model)"
     )
-    parser.add_argument("--encoding", choices=ENCODINGS, default=StoreConfig().encoding)
+    parser.add_argument("--encoding", choices=ENCODINGS, help="how rows are stored (default: compact)")
     parser.add_argument(
-        "--shard-tokens", type=positive(int), default=StoreConfig().shard_tokens, metavar="N", help="of a shard"
+        "--shard-tokens", type=positive(int), metavar="N", help="answer tokens of a shard (default: 4,096)"
     )
     parser.add_argument("--task", default="chat", help="task of rows that name none (default: chat)")
     parser.add_argument("--language", default="und", help="language of rows that name none (default: und)")
@@ -70,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def perform(arguments: argparse.Namespace) -> None:
     """What the command does."""
+    from logitbank.configs.schema import ModelConfig, StoreConfig
     from logitbank.models.huggingface import lm_head_rows, load_tokenizer  # torch and the rest: not for --help
     from logitbank.teacher_cache.exchange.importing import Target, describe, import_rows
     from logitbank.teacher_cache.exchange.layouts import LayoutOptions
@@ -91,8 +91,8 @@ def perform(arguments: argparse.Namespace) -> None:
         tokenizer=load_tokenizer(model),
         vocab_size=int(arguments.vocab_size or lm_head_rows(model)),
         top_k=arguments.top_k,
-        encoding=arguments.encoding,
-        shard_tokens=arguments.shard_tokens,
+        encoding=arguments.encoding or StoreConfig().encoding,
+        shard_tokens=arguments.shard_tokens or StoreConfig().shard_tokens,
         task=arguments.task,
         language=arguments.language,
         normalized=arguments.normalized,
