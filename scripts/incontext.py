@@ -13,7 +13,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from logitbank.command import CommandParser, make_directory, positive, run_command
@@ -31,7 +31,6 @@ SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primar
 def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """One world with its store and students; returns scores as fractions by condition and task."""
     from logitbank.scripts.demo_world import SCHEMES, World, make_mirror  # torch: not for --help
-    from logitbank.storage.results import Catalogue
 
     work = output / f"seed-{seed}"
     make_mirror(work / "hub", World(seed=seed, scheme=seed % SCHEMES))
@@ -40,9 +39,17 @@ def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dic
     stages.build()
     stages.students(STUDENTS, work)
     stages.conditions(STUDY_CONDITIONS, work)
-    scores: dict[str, dict[str, float]] = {condition: {} for condition in STUDY_CONDITIONS}
-    for row in Catalogue([work / "results"]).rows(SCORES):
-        scores[row["condition"]][row["task"]] = row["value"]
+    return scores_of(work / "results", STUDY_CONDITIONS)
+
+
+def scores_of(results: Path, conditions: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores as fractions by condition and task, means over languages."""
+    from logitbank.storage.results import Catalogue  # not for --help
+
+    scores: dict[str, dict[str, float]] = {condition: {} for condition in conditions}
+    for row in Catalogue([results]).rows(SCORES):
+        if row["condition"] in scores:
+            scores[row["condition"]][row["task"]] = row["value"]
     return scores
 
 
@@ -54,8 +61,18 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), float(stdtrit(len(values) - 1, 0.975)) * error
 
 
-def table(by_seed: Sequence[dict[str, dict[str, float]]]) -> str:
-    """Markdown: conditions and their paired differences, by task and as the mean over tasks."""
+def table(
+    by_seed: Sequence[Mapping[str, Mapping[str, float]]],
+    conditions: Sequence[str] = STUDY_CONDITIONS,
+    gaps: Sequence[tuple[str, str]] = GAPS,
+) -> str:
+    """Markdown: conditions and their paired differences, by task and as the mean over tasks.
+
+    Args:
+        by_seed: for each seed, scores as fractions by condition and task.
+        conditions: a row each.
+        gaps: a row for each difference: what is subtracted from, and what is subtracted.
+    """
     tasks = list(by_seed[0]["base"])
     lines = [f"| | {' | '.join(tasks)} | task_mean |", f"|:--|{'--:|' * (len(tasks) + 1)}"]
 
@@ -71,8 +88,8 @@ def table(by_seed: Sequence[dict[str, dict[str, float]]]) -> str:
             cells.append(f"{mean:{sign}.1f} ±{half:.1f}")
         return f"| {name} | {' | '.join(cells)} |"
 
-    lines += [row(condition, condition, None) for condition in STUDY_CONDITIONS]
-    lines += [row(f"{first} − {second}", first, second) for first, second in GAPS]
+    lines += [row(condition, condition, None) for condition in conditions]
+    lines += [row(f"{first} − {second}", first, second) for first, second in gaps]
     return "\n".join(lines)
 
 

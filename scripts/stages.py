@@ -47,14 +47,23 @@ class Stages:
         """
         return load_config(self.files, self.overrides)
 
-    def build(self, views: Sequence[str] = DEFAULT_VIEWS) -> None:
-        """Fill the store's views."""
+    def sample(self, output: Path, overrides: Sequence[str] = ()) -> Path:
+        """Have `sampling.model` answer the training examples; returns the file of its answers."""
+        heading(f"{self.name}: answers for {output.parent.name}")
+        if self.config.evaluation.engine == "vllm":
+            self._launch("sample-answers", ["--output", str(output)], [*self.overrides, *overrides])
+            return output
+        return logitbank.sample_answers([*self.files, *self.overrides, *overrides], output=output)
+
+    def build(self, views: Sequence[str] = DEFAULT_VIEWS, answers: Path | None = None) -> None:
+        """Fill the store's views, with the answers of a file where there is one."""
         heading(f"{self.name}: teacher cache ({', '.join(views)})")
         if self.processes is not None or self.config.teacher.engine == "vllm":  # vLLM keeps its memory to the end
             shown = [item for view in views for item in ("--view", view)]
-            self._launch("build-teacher-cache", ["--store", self.store, *shown], self.overrides)
+            written = [] if answers is None else ["--answers", str(answers)]
+            self._launch("build-teacher-cache", ["--store", self.store, *shown, *written], self.overrides)
             return
-        logitbank.build(self.config, store=self.store, views=views)
+        logitbank.build(self.config, store=self.store, views=views, answers=answers)
 
     def build_on_ray(self, views: Sequence[str], options: RayOptions) -> None:
         """Fill the store's views with actors on the cluster of these options, as many as fit."""
@@ -75,25 +84,35 @@ class Stages:
         config = [*self.files, *self.overrides, *overrides]
         logitbank.train(config, store=self.store, view=view, output=output, results=self.results)
 
-    def evaluate(self, condition: str | None, student: Path | None = None, steps: Sequence[int] = ()) -> None:
+    def evaluate(
+        self, condition: str | None, student: Path | None = None, steps: Sequence[int] = (), *, new: bool = False
+    ) -> None:
         """Evaluate the model before training, or a student: its end, or each of the given steps.
 
         Args:
             condition: its name in the tables; None for what the student was trained for.
             student: directory that it was trained into.
             steps: of its checkpoints.
+            new: whether the condition is a name of the study's own.
         """
         what = f"student {student.name}" if student is not None else condition
         heading(f"{self.name}: evaluate {what}" + (f" at steps {', '.join(map(str, steps))}" if steps else ""))
         if self.config.evaluation.engine == "vllm":
             where = [] if student is None else ["--checkpoint", str(student if steps else student / "final")]
             asked = ["--steps", *map(str, steps)] if steps else []
-            named = [] if condition is None else ["--condition", condition]
+            named = [] if condition is None else ["--condition", condition, *(["--new-condition"] if new else [])]
             own = [*named, *where, *asked, "--results", str(self.results)]
             self._launch("evaluate-model", own, self.overrides)
             return
         checkpoint = None if student is None else student if steps else student / "final"
-        logitbank.evaluate(self.config, results=self.results, checkpoint=checkpoint, steps=steps, condition=condition)
+        logitbank.evaluate(
+            self.config,
+            results=self.results,
+            checkpoint=checkpoint,
+            steps=steps,
+            condition=condition,
+            new_condition=new,
+        )
 
     def students(self, conditions: Sequence[str], work: Path) -> None:
         """Train the students of the given conditions, each into the directory of its name."""
@@ -110,7 +129,7 @@ class Stages:
 
     def _launch(self, command: str, own: Sequence[str], overrides: Sequence[str]) -> None:
         files = ["--config", *self.files] if self.files else []
-        launch = [] if command == "evaluate-model" else launcher(self.processes)
+        launch = [] if command in ("evaluate-model", "sample-answers") else launcher(self.processes)
         run_here([*launch, command, *own, *files, *overrides])
 
 

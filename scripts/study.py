@@ -14,6 +14,7 @@ GROUP = CommandGroup(
         "gsm8k": ("logitbank.scripts.gsm8k", "GSM8K at every checkpoint, with both ablations of the teacher"),
         "lambda-sweep": ("logitbank.scripts.lambda_sweep", "many students from one store: λ, strategy, view, seed"),
         "preference": ("logitbank.scripts.preference", "teachers out of fold into one calibrated model of preferences"),
+        "on-policy": ("logitbank.scripts.on_policy", "answers that the student samples, against given ones"),
         "incontext": ("logitbank.scripts.incontext", "what demonstrations are worth, over many synthetic worlds"),
     },
 )
