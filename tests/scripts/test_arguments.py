@@ -81,6 +81,8 @@ def test_a_study_says_in_one_line_what_is_wrong(
         (["study", "lambda-sweep", "--config", "demo", "--strategy", "fixed", "entropi"], "did you mean entropy?"),
         (["study", "lambda-sweep", "--config", "demo", "--store", "none"], "--store none: no teacher store there"),
         (["study", "incontext", "--seeds", "1"], "--seeds: expected at least 2"),
+        (["study", "on-policy", "--seeds", "1"], "--seeds: expected at least 2"),
+        (["study", "on-policy", "sampling.model=x"], "sampling.model: each round begins with the one before"),
         (["study", "incontext", "training.step=3"], "did you mean training.max_steps?"),
         (["slurm", "--teacher-rate", "0.0"], "--teacher-rate: expected a number above 0, got 0.0"),
         (["slurm", "--teacher-rate", "nan"], "--teacher-rate: expected a number above 0, got nan"),
@@ -94,9 +96,11 @@ def test_values_are_checked_before_anything_runs(
     assert says in refused([*arguments, "--output", "out"], capsys)
 
 
-@pytest.mark.parametrize("command", [*STUDIES[:3], ("study", "incontext"), ("demo",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [*STUDIES[:3], ("study", "incontext"), ("study", "on-policy"), ("demo",)], ids=" ".join
+)
 def test_a_place_that_cannot_be_made_is_refused(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    model = [] if command[-1] in ("incontext", "demo") else ["--config", "demo"]
+    model = [] if command[-1] in ("incontext", "on-policy", "demo") else ["--config", "demo"]
     said = refused([*command, "--output", "/proc/x", *model], capsys)
     assert "--output: cannot create the directory /proc/x" in said
 
@@ -119,7 +123,7 @@ def test_a_world_says_in_one_line_what_is_wrong(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [*STUDIES, ("study", "incontext")], ids=" ".join)
+@pytest.mark.parametrize("command", [*STUDIES, ("study", "incontext"), ("study", "on-policy")], ids=" ".join)
 def test_help_shows_how_to_call_it(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])

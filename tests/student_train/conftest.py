@@ -146,7 +146,7 @@ def small_store(make_store: Callable[..., SimpleNamespace]) -> SimpleNamespace:
     return make_store(top_k=16)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure(tiny_model: Path) -> Callable[..., Config]:
     """`configure("training.max_steps=3", …)`: full fine-tuning of the tiny model in float32."""
 

@@ -16,7 +16,7 @@ import transformers
 from logitbank.configs import Config, ConfigError, load_config
 from logitbank.evaluation import evaluate_command
 from logitbank.evaluation.checkpoints import Checkpoint, open_checkpoint
-from logitbank.evaluation.engines.base import Answer, Request, Teacher, open_engine
+from logitbank.evaluation.engines.base import Answer, Draw, Request, Sampling, Teacher, open_engine
 from logitbank.evaluation.engines.huggingface import HfEngine
 from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
@@ -119,3 +119,24 @@ def test_an_adapter_that_vllm_cannot_take_is_one_line(settings: list[str], tmp_p
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 600}))
     with pytest.raises(ConfigError, match=r"--checkpoint: vLLM takes adapters up to rank 512, .* has 600"):
         open_engine(_config(settings, "evaluation.engine=vllm"), open_checkpoint(tmp_path))
+
+
+def test_samples_are_drawn_by_numbers_of_their_own(settings: list[str]) -> None:
+    """The same whatever else is asked; the likeliest tokens at temperature 0, as transformers has them."""
+    ours = open_engine(_config(settings, "evaluation.engine=vllm"), None)
+    theirs = open_engine(_config(settings, "evaluation.engine=hf"), None)
+    assert isinstance(theirs, HfEngine)
+    vocabulary = len(theirs.tokenizer)
+    draws = [
+        Draw(Request(prompt, 12), 7, f"{number}/{copy}")
+        for number, prompt in enumerate(_prompts(theirs.tokenizer)[:3])
+        for copy in (1, 2)
+    ]
+    warm, ready = Sampling(1.0, 1.0, vocabulary), []  # type: tuple[Sampling, list[int]]
+    samples = ours.sample(draws, warm, progress=ready.append)
+    assert sum(ready) == len(draws)
+    assert ours.sample(draws[::-2], warm, progress=ready.append) == samples[::-2]
+    assert [list(one.token_ids) for one in samples[::2]] != [list(one.token_ids) for one in samples[1::2]]
+    assert all(sample.cut_short == (sample.token_ids[-1] not in theirs.stop_ids) for sample in samples)
+    cold = Sampling(0.0, 1.0, vocabulary)
+    assert ours.sample(draws, cold, progress=ready.append) == theirs.sample(draws, cold, progress=ready.append)

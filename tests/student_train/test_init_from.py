@@ -1,0 +1,117 @@
+"""Runs that begin with the weights of a checkpoint, and losses in which cross-entropy has another weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from logitbank.configs import Config, ConfigError
+from logitbank.student_train.records import Run
+from logitbank.student_train.student import build_student
+from logitbank.student_train.train import train
+from tests.student_train.test_resume import logged
+
+CPU = torch.device("cpu")
+TWO_STEPS = ("training.max_steps=2", "training.logging_steps=1", "training.warmup_steps=0")
+KINDS = {"adapter": "training.use_lora=true", "model": "training.use_lora=false"}
+
+
+@pytest.fixture(scope="module")
+def trained(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    found: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in found:
+            output = tmp_path_factory.mktemp(kind) / "run"
+            config = configure(*TWO_STEPS, KINDS[kind])
+            found[kind] = train(Run(config, small_store.url, "fewshot", output, output / "results"))
+        return found[kind]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_begins_with_the_weights_of_a_checkpoint(
+    trained: Callable[[str], Path], configure: Callable[..., Config], kind: str
+) -> None:
+    final = trained(kind)
+    student = build_student(configure(KINDS[kind], f"training.init_from={final}"), CPU)
+    (file,) = final.glob("*.safetensors")
+    own = student.state_dict()
+    for name, tensor in load_file(file).items():
+        held = own[name.replace(".weight", ".default.weight") if "lora" in name else name]
+        assert torch.equal(held, tensor), name
+    trainable = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora" in name for name in trainable) == (kind == "adapter")
+
+
+def test_a_run_that_is_resumed_goes_on_with_its_own_weights(
+    trained: Callable[[str], Path], configure: Callable[..., Config], small_store: SimpleNamespace, tmp_path: Path
+) -> None:
+    settings = (KINDS["model"], f"training.init_from={trained('model')}", *TWO_STEPS, "training.max_steps=4")
+    config = configure(*settings, "training.save_steps=2")
+    whole = train(Run(config, small_store.url, "fewshot", tmp_path / "whole", tmp_path / "results"))
+    cut = Run(config, small_store.url, "fewshot", tmp_path / "whole", tmp_path / "results")
+    before = load_file(next(whole.glob("*.safetensors")))
+    for file in whole.iterdir():
+        file.unlink()
+    whole.rmdir()
+    after = load_file(next(train(cut).glob("*.safetensors")))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    record = json.loads((whole / "training.json").read_text())
+    assert record["config"]["training"]["init_from"] == str(trained("model"))
+
+
+def test_what_cannot_be_begun_with_is_one_line(
+    trained: Callable[[str], Path], configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    adapter, model = trained("adapter"), trained("model")
+    for settings, says in (
+        ((KINDS["model"], f"training.init_from={adapter}"), "expected the directory of a model .*has no config.json"),
+        ((KINDS["adapter"], f"training.init_from={model}"), "expected the directory of an adapter"),
+        ((KINDS["adapter"], f"training.init_from={tmp_path}"), "expected the directory of an adapter"),
+        ((KINDS["adapter"], f"training.init_from={adapter}", "lora.r=3"), r"lora\.r: expected \d+, as in training"),
+        ((KINDS["model"], f"training.init_from={model}", "model.name=other"), "was trained from .*; expected other"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            build_student(configure(*settings), CPU)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_cross_entropy_counts_as_its_weight_says(
+    small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path, weight: float
+) -> None:
+    """The logged loss is the sum of its terms; without CE and λ no weight moves."""
+    shared = (*TWO_STEPS, KINDS["model"], f"distillation.ce_weight={weight}")
+    for name, strength in (("taught", 0.5), ("untaught", 0.0)):
+        config = configure(*shared, f"distillation.lambda_distill={strength}", "training.weight_decay=0")
+        run = Run(config, small_store.url, "fewshot", tmp_path / name, tmp_path / name / "results")
+        final = train(run)
+        rows = logged(run.results)
+        for step in (1, 2):
+            ce, kd, loss = (rows[step, "all", metric] for metric in ("ce", "kd", "loss"))
+            assert loss == pytest.approx(weight * ce + strength * kd, rel=1e-5)
+        start = load_file(next(Path(config.model.name).glob("*.safetensors")))
+        end = load_file(next(final.glob("*.safetensors")))
+        assert all(torch.equal(tensor, end[key]) for key, tensor in start.items()) == (weight == strength == 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["distillation.ce_weight=-1"], r"distillation\.ce_weight: expected a number of at least 0, got -1"),
+        (["distillation.ce_weight=0.5", "distillation.strategy=gradient_conflict"], "weighs the gradients itself"),
+    ],
+)
+def test_weights_that_cannot_be(configure: Callable[..., Config], settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        configure(*settings)
