@@ -139,6 +139,7 @@ bench: install
 		data.train_languages=in_language data.max_train_per_task=620 store.encoding=exact
 	$(BIN)/python -m tests.benchmarks.bench_codec $(BENCH_STORE) --top-k 256 128 64 16
 	$(BIN)/python -m tests.benchmarks.bench_store_read $(BENCH_STORE)
+	$(BIN)/python -m tests.benchmarks.bench_exchange $(BENCH_STORE)
 	$(BIN)/python -m tests.benchmarks.bench_student --store $(BENCH_STORE) --model $(SHARED)/models/proxy-qwen3
 	$(BIN)/build-teacher-cache --store $(BENCH_CHAT) --view zeroshot $(PROXY) "tasks=[chat]" teacher.top_k=64 \
 		chat.train=$(SHARED)/chat/train.jsonl chat.validation=$(SHARED)/chat/validation.jsonl \
