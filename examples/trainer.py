@@ -7,6 +7,7 @@ The log has `ce`, cross-entropy on the answers, and `kd`, KL to the teacher, bot
 
 import argparse
 
+import torch
 import transformers
 
 import logitbank
@@ -24,13 +25,14 @@ store = logitbank.open_store(arguments.store)
 model = arguments.model or store.info.model
 tokenizer = transformers.AutoTokenizer.from_pretrained(model)
 trainer = DistillationTrainer(
-    model=transformers.AutoModelForCausalLM.from_pretrained(model),
+    model=transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
     args=transformers.TrainingArguments(
         arguments.output,
         max_steps=arguments.steps,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,  # the loss is a mean over the answer tokens of all eight examples
         learning_rate=arguments.learning_rate,
+        bf16=torch.cuda.is_available(),
         logging_steps=5,
         report_to="none",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 
 FLAT_CHUNK = 1 << 18  # rows of a chunk
+# Each process that opens a store would be told so. We know: docs/store-format.md says what reads pcodec.
+warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
 
 
 def coder(name: str) -> dict[str, Any]:

@@ -34,3 +34,10 @@ def test_importing_it_imports_no_other_package() -> None:
     # `typing` and `importlib` of the standard library may come with it; nothing that is installed does.
     foreign = {name.partition(".")[0] for name in done.stdout.split()} - set(sys.stdlib_module_names)
     assert foreign <= {"logitbank"}
+
+
+def test_opening_stores_warns_of_no_codec() -> None:
+    """In an interpreter of its own: pytest has filters of its own too."""
+    program = "from logitbank.storage.groups import coder; coder('pcodec')"
+    done = subprocess.run([sys.executable, "-W", "default", "-c", program], capture_output=True, text=True, check=True)
+    assert "Numcodecs" not in done.stderr
