@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,21 +42,26 @@ def environment() -> dict[str, str]:
     }
 
 
+def run_all(shown: Sequence[str], folder: Path) -> None:
+    """Run blocks one after the other, each until its first command that fails, and say how long each took."""
+    for block in shown:
+        print(f"\n$ {block.strip()}", flush=True)
+        started = time.monotonic()
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment())
+        if done.returncode != 0:
+            sys.exit(f"examples/README.md: exit code {done.returncode} from\n{block}")
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
 def main() -> None:
-    """Copy, run, say how long each block took."""
+    """Copy the folder, see that the package comes from the environment, run the page."""
     with tempfile.TemporaryDirectory(prefix="logitbank-examples-") as scratch:
         folder = Path(scratch) / "examples"
         shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("runs", "models", ".*"))
         found = subprocess.run(["python", "-c", WHERE], cwd=folder, env=environment(), capture_output=True, text=True)
         if not found.stdout.startswith(sys.prefix):
             sys.exit(f"logitbank: expected the wheel in {sys.prefix}, got {found.stdout or found.stderr}")
-        for block in blocks():
-            print(f"\n$ {block.strip()}", flush=True)
-            started = time.monotonic()
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment())
-            if done.returncode != 0:
-                sys.exit(f"examples/README.md: exit code {done.returncode} from\n{block}")
-            print(f"({time.monotonic() - started:.0f} s)", flush=True)
+        run_all(blocks(), folder)
 
 
 if __name__ == "__main__":

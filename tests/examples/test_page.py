@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import ROOT
-from tests.examples.run import blocks
+from tests.examples.run import blocks, run_all
 
 EXAMPLES = ROOT / "examples"
 PROGRAMS = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".ipynb"))
@@ -36,3 +37,11 @@ def test_the_saved_notebook_ran_without_an_error() -> None:
     assert kinds <= {"stream", "display_data", "execute_result"}
     assert "/home/" not in text
     assert "/tmp/" not in text
+
+
+def test_the_first_command_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run_all(['test -z "${PYTHONPATH-}" && touch first'], tmp_path)
+    with pytest.raises(SystemExit, match="exit code 3 from"):
+        run_all(["(exit 3) | cat; touch second", "touch third"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
