@@ -32,6 +32,7 @@ import numpy as np
 
 from logitbank.evaluation.report.clusters import bootstrap_clusters, cluster_sums
 from logitbank.evaluation.report.labels import Row, key_of
+from logitbank.evaluation.report.quantiles import gamma_quantiles
 from logitbank.evaluation.report.statistics import (
     BOOTSTRAPPED,
     CLASSIFIED,
@@ -198,11 +199,9 @@ def _pair_weights(examples: int) -> FloatArray:
     Gamma(N), Gamma(1/2) and Gamma(1/2): divided by their sum they are Dirichlet's. The draws are an even lattice
     (a Kronecker sequence), and every second one swaps the sides, so that their quantiles are nearly exact.
     """
-    from scipy.special import gammaincinv  # takes longer to import than most tables to print
-
     ratio = 1.2207440846057596  # the root of x^4 = x + 1, which spreads points in three dimensions best
     places = (0.5 + np.outer(np.arange(1, DRAWS // 2 + 1), [ratio**-1, ratio**-2, ratio**-3])) % 1
-    seen, won, lost = (np.asarray(gammaincinv(shape, places[:, i])) for i, shape in enumerate((examples, 0.5, 0.5)))
+    seen, won, lost = (gamma_quantiles(shape, places[:, i]) for i, shape in enumerate((examples, 0.5, 0.5)))
     return np.array([np.tile(seen, 2), np.append(won, lost), np.append(lost, won)])
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, load_replicates, replicate_name
+from logitbank.evaluation.report.intervals import CellKey, Interval, Replicates, replicate_name
 from logitbank.evaluation.report.labels import Labels, Row, is_imported_sweep, key_of, ordered_tasks
+from logitbank.evaluation.report.recalled import recall_replicates
 from logitbank.evaluation.report.statistics import CLASSIFIED, FORCED
 from logitbank.evaluation.report.table import average, difference_with_interval, with_interval
 from logitbank.evaluation.report.units import unit_of
@@ -67,7 +68,7 @@ class Results:
             task_gaps=catalogue.rows(f"SELECT * FROM task_gaps {shown}"),
             gaps=catalogue.rows(f"SELECT * FROM gaps {shown}"),
             labels=Labels.of([*averages, *task_averages]),
-            replicates=load_replicates(catalogue, EXTRA_METRICS),
+            replicates=recall_replicates(catalogue, EXTRA_METRICS),
         )
 
     @cached_property

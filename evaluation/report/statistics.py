@@ -112,8 +112,8 @@ def read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row])
         f"WHERE task = '{task.name}' AND {BOOTSTRAPPED} AND run IN (SELECT unnest($runs))",
         {"runs": sorted({run for row in segments for run in row["runs"]})},
     )
-    hashes, numbers = (_lists(answer[name], kind) for name, kind in (("hashes", np.uint64), ("numbers", np.float64)))
-    clusters = _lists(answer["clusters"], np.uint64)
+    hashes, numbers = (lists_of(answer[name], kind) for name, kind in (("hashes", np.uint64), ("numbers", np.float64)))
+    clusters = lists_of(answer["clusters"], np.uint64)
     places: dict[tuple[str, str], list[int]] = {}
     for place, where in enumerate(zip(answer["run"].to_pylist(), answer["language"].to_pylist(), strict=True)):
         places.setdefault(where, []).append(place)
@@ -122,12 +122,16 @@ def read_statistics(catalogue: Catalogue, task: Scored, segments: Sequence[Row])
     for row in segments:
         own = [place for run in row["runs"] for place in places[run, row["language"]]]
         if len(own) == 1:
-            hashed, values, of = _of(hashes[own[0]]), _of(numbers[own[0]]).reshape(row["size"], -1), clusters[own[0]]
+            hashed, values, of = (
+                array_of(hashes[own[0]]),
+                array_of(numbers[own[0]]).reshape(row["size"], -1),
+                clusters[own[0]],
+            )
         else:  # of several files
-            hashed = np.concatenate([_of(hashes[place]) for place in own])
+            hashed = np.concatenate([array_of(hashes[place]) for place in own])
             order = np.argsort(hashed, kind="stable")
-            values = np.concatenate([_of(numbers[place]) for place in own]).reshape(row["size"], -1)[order]
-            of = _joined([_of(hashes[place]) for place in own], [clusters[place] for place in own], order)
+            values = np.concatenate([array_of(numbers[place]) for place in own]).reshape(row["size"], -1)[order]
+            of = _joined([array_of(hashes[place]) for place in own], [clusters[place] for place in own], order)
             hashed = hashed[order]
         asked = hashed.tobytes() if of is None else hashed.tobytes() + of.tobytes()
         if asked not in digests:
@@ -144,7 +148,7 @@ def _joined(hashes: Sequence[Array], clusters: Sequence[Array | None], order: Ar
     return np.asarray(np.concatenate(alike)[order])
 
 
-def _lists(column: pa.ChunkedArray, kind: type[np.generic]) -> list[Array | None]:
+def lists_of(column: pa.ChunkedArray, kind: type[np.generic] | type[float]) -> list[Array | None]:
     """The numbers of each list of a column, None for a null; pyarrow's own ways import pandas or all its functions."""
     found: list[Array | None] = []
     dtype = np.dtype(kind)
@@ -163,7 +167,7 @@ def _lists(column: pa.ChunkedArray, kind: type[np.generic]) -> list[Array | None
     return found
 
 
-def _of(numbers: Array | None) -> Array:
+def array_of(numbers: Array | None) -> Array:
     """A list that is no null."""
     if numbers is None:
         raise StoreError("predictions: expected the statistics of every example, got none for some")

@@ -3,7 +3,8 @@
 A catalogue reads the files of a table that exist when a query first names it; writers go on meanwhile. A torn
 file is reported and left out; a table without any file is an empty view with the right columns. Many small files
 are read through a few copies of them (`compaction`), which the first query that names their table makes. A view is
-created when a query first names it too, or asks which views there are: DuckDB plans each view that it creates.
+created when a query first names it too, or asks which views there are: DuckDB plans each view that it creates. What
+tables ask of many files is kept (`remembered`), and then DuckDB is asked nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import duckdb
 import pyarrow as pa
 
 from logitbank.errors import StoreError
-from logitbank.storage.results.compaction import Copies, Signature, find_copies, renew, signatures
+from logitbank.storage.results import remembered
+from logitbank.storage.results.compaction import FORMAT, Copies, Signature, find_copies, renew, signatures
 from logitbank.storage.results.label_rows import LABEL_SCHEMA, OOF_SQL, label_rows
 from logitbank.storage.results.memory import Memory
 from logitbank.storage.results.relations import RELATIONS, Relation, duckdb_type, nothing, sql_list
@@ -75,7 +77,6 @@ class Catalogue:
     """An in-memory DuckDB connection with a view for every table, and the tables derived from them.
 
     Attributes:
-        connection: the DuckDB connection.
         memory: what reading may use.
         torn: files that are no whole Parquet files and were left out, of the tables read so far.
     """
@@ -101,24 +102,33 @@ class Catalogue:
         self.memory = Memory.of(memory)
         self.torn: list[Path] = []
         self._listed: dict[Path, dict[str, Signature]] = {}
+        self._digests: dict[Path, str] = {}
+        self._steady = True  # no file has vanished while it was read
+        self._stored = _stored(stores)
         self._read: set[str] = set()  # relations
         self._created: set[str] = set()  # views
         self._kept: set[str] = set()  # views
+        self._to_keep: list[str] = []
         self._sources: dict[str, list[_Source]] = {name: [] for name in RELATIONS}
-        self.connection = self.memory.connect(python_enable_replacements=False)
+
+    @functools.cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """Views that say that they are not read yet."""
+        connection = self.memory.connect(python_enable_replacements=False)
         for relation in RELATIONS.values():
-            self.connection.execute(f"CREATE VIEW {relation.name} AS {relation.unread()}")
+            connection.execute(f"CREATE VIEW {relation.name} AS {relation.unread()}")
         for name, schema, rows in zip(
-            ("cache_tokens", "cache_labels"), (TOKEN_SCHEMA, LABEL_SCHEMA), _stored(stores), strict=True
+            ("cache_tokens", "cache_labels"), (TOKEN_SCHEMA, LABEL_SCHEMA), self._stored, strict=True
         ):
             if rows is None:  # registering rows takes longer than all else here
                 columns = {field.name: duckdb_type(field.type) for field in schema}
-                self.connection.execute(f"CREATE VIEW {name} AS {nothing(columns)}")
+                connection.execute(f"CREATE VIEW {name} AS {nothing(columns)}")
             else:
-                self.connection.register(name, rows)
-        self.connection.execute(f"CREATE VIEW oof AS {OOF_SQL}")
-        self.connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
-        self._close_the_rest_of_the_world()
+                connection.register(name, rows)
+        connection.execute(f"CREATE VIEW oof AS {OOF_SQL}")
+        connection.execute(f"CREATE VIEW cache_examples AS {EXAMPLES_SQL}")
+        self._close_the_rest_of_the_world(connection)
+        return connection
 
     def read(self, *names: str) -> None:
         """Look for the files of the named tables, or of those that the named views are made of, by default of all.
@@ -153,6 +163,7 @@ class Catalogue:
             for statement in statements:
                 if statement.type not in READ_ONLY or WRITES_FILES.match(statement.query):
                     raise StoreError(f"sql: only queries are allowed here, got {statement.query.strip().split()[0]}")
+            self._keep_views()
             self.read(*re.findall(r"\w+", sql.lower()))
             if ASKS_WHAT_THERE_IS.search(sql):
                 self._create_views(VIEWS)
@@ -169,30 +180,56 @@ class Catalogue:
             raise StoreError(f"sql: {one_line(error)}") from None
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
-        """The result of a query as a list of dicts."""
-        answer = self.query(sql)
+        """The result of a query, whose answer follows from the result files alone, as a list of dicts."""
+        answer = self.remembered(sql, re.findall(r"\w+", sql), lambda: self.query(sql))
         names, columns = answer.column_names, [column.to_pylist() for column in answer.columns]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
+    def remembered(self, what: str, names: Collection[str], make: Callable[[], pa.Table]) -> pa.Table:
+        """A table that follows from result files: made, or what was made of the same files in any process.
+
+        Where files are few, stores have a part in it, or files are torn, it is made each time.
+
+        Args:
+            what: the table, as nothing else is called: a query, or a name with all that decides beside the files.
+            names: the tables and views that it is made of; others are passed over.
+            make: what makes it.
+        """
+        tables = sorted({RELATIONS[name].table for name in set().union(*map(_behind, names)) & RELATIONS.keys()})
+        places = [(directory / table, table) for directory in self._directories for table in tables]
+        files = sum(len(self._files(place)) for place, _ in places)
+        if any(rows is not None for rows in self._stored) or files <= remembered.ENOUGH:
+            return make()
+        digests = [(table, self._digest(place)) for place, table in places]
+        key = remembered.key_of(FORMAT, VIEWS, RELATIONS, what, digests)
+        answer = remembered.recall(self._directories[0], key)
+        if answer is None:
+            answer = make()
+            if self._steady and not self.torn:
+                remembered.keep(self._directories[0], key, answer)
+        return answer
+
     def keep(self, *views: str) -> None:
-        """Compute views once, in this order, for many queries that follow."""
+        """Compute views once, in this order, for many queries that follow; not before the first of them."""
+        self._to_keep += views
+
+    def _keep_views(self) -> None:
+        views, self._to_keep = self._to_keep, []
         for name in views:
             if name not in self._kept:
                 self.read(*_named_in(VIEWS[name]))
-                self.connection.execute(f"DROP VIEW IF EXISTS {name}")
-                self.connection.execute(f"CREATE TABLE {name} AS {VIEWS[name]}")
+                self._connection.execute(f"DROP VIEW IF EXISTS {name}")
+                self._connection.execute(f"CREATE TABLE {name} AS {VIEWS[name]}")
                 self._kept.add(name)
 
     def _answer(self, sql: str, parameters: Mapping[str, Any] | None) -> pa.Table:
-        answer = self.connection.sql(sql, params=parameters)
+        answer = self._connection.sql(sql, params=parameters)
         return pa.table({}) if answer is None else answer.to_arrow_table()
 
     def _find(self, results: Path, relation: Relation) -> _Source:
         """The files of a relation in one directory, and their copies."""
         directory = results / relation.table
-        if directory not in self._listed:
-            self._listed[directory] = signatures(directory)
-        files = self._listed[directory]
+        files = self._files(directory)
         copies = find_copies(results, relation, files)
         versions = dict(copies.versions)
         if versions.keys() != files.keys():
@@ -207,11 +244,22 @@ class Catalogue:
         whole = {name: (signature, versions[name]) for name, signature in files.items() if name in versions}
         return _Source(directory, whole, copies)
 
+    def _files(self, directory: Path) -> dict[str, Signature]:
+        if directory not in self._listed:
+            self._listed[directory] = signatures(directory)
+        return self._listed[directory]
+
+    def _digest(self, directory: Path) -> str:
+        """Of the names, sizes and times of all files."""
+        if directory not in self._digests:
+            self._digests[directory] = remembered.key_of(self._files(directory))
+        return self._digests[directory]
+
     def _create_views(self, names: Collection[str]) -> None:
         """Those of the names that are views and are not there yet; what they need is among the names."""
         for name, sql in VIEWS.items():
             if name in names and name not in self._created | self._kept:
-                self.connection.execute(f"CREATE VIEW {name} AS {sql}")
+                self._connection.execute(f"CREATE VIEW {name} AS {sql}")
                 self._created.add(name)
 
     def _create_relation(self, name: str) -> None:
@@ -222,7 +270,7 @@ class Catalogue:
             for file, (_, version) in source.new().items():
                 paths.setdefault(version, []).append(source.directory / file)
         try:
-            self.connection.execute(f"CREATE OR REPLACE VIEW {name} AS {RELATIONS[name].select(copies, paths)}")
+            self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {RELATIONS[name].select(copies, paths)}")
         except duckdb.IOException:
             if not self._pass_over_what_vanished():
                 raise
@@ -232,16 +280,17 @@ class Catalogue:
         before = {name: list(sources) for name, sources in self._sources.items()}
         self._sources = {name: [each.without_what_vanished() for each in own] for name, own in before.items()}
         changed = [name for name in before if self._sources[name] != before[name]]
+        self._steady = self._steady and not changed
         for name in changed:
             self._create_relation(name)
         return bool(changed)
 
-    def _close_the_rest_of_the_world(self) -> None:
+    def _close_the_rest_of_the_world(self, connection: duckdb.DuckDBPyConnection) -> None:
         """No query reads anything but result files and their copies, whatever it says."""
         readable = [directory / name for directory in self._directories for name in (*SCHEMAS, ".cache")]
-        self.connection.execute(f"SET allowed_directories = {sql_list(readable)}")
-        self.connection.execute("SET enable_external_access = false")
-        self.connection.execute("SET lock_configuration = true")
+        connection.execute(f"SET allowed_directories = {sql_list(readable)}")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
 
 
 @functools.cache
