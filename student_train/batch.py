@@ -203,7 +203,7 @@ class MicroBatches:
 
     @cached_property
     def _conversation_tokens(self) -> Positions:
-        return conversation_tokens(self._examples)
+        return conversation_tokens(self._examples, sampled=self.store.info.answers is not None)
 
 
 def collate(

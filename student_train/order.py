@@ -18,7 +18,8 @@ from logitbank.configs import Config
 from logitbank.storage import ExampleTable, TeacherStore
 
 SHARDS_PER_WINDOW = 8
-PART_OF_CONVERSATION = re.compile(r"#\d+(~\d+)?$")  # ends the id of an example that holds one turn of a conversation
+PART_OF_CONVERSATION = re.compile(r"#\d+$")  # ends the id of an example that holds one turn of a conversation
+PART_OF_ANSWERS = re.compile(r"(#\d+)?(~\d+)?$")  # of one that holds one of several answers that a model wrote to it
 
 Positions = NDArray[np.int64]  # in a store's example table
 
@@ -89,7 +90,8 @@ def order_of(store: TeacherStore, tasks: Sequence[str], seed: int, most: int | N
         seed: of the order.
         most: conversations of each task, the first ones; None for all.
     """
-    table, conversation = store.examples, conversations(store.examples)
+    table = store.examples
+    conversation = conversations(table, sampled=store.info.answers is not None)
     per_task = {}
     for task in tasks:
         number = store.info.tasks.index(task) if task in store.info.tasks else -1
@@ -100,21 +102,27 @@ def order_of(store: TeacherStore, tasks: Sequence[str], seed: int, most: int | N
     return ExampleOrder(per_task, shard_of, seed)
 
 
-def conversations(table: ExampleTable) -> Positions:
+def conversations(table: ExampleTable, *, sampled: bool = False) -> Positions:
     """Which conversation each example is of, (N,), numbered as they first appear.
 
-    An example is a conversation of its own, or one of the parts that a conversation was split into by turns.
+    An example is a conversation of its own, one of the parts that a conversation was split into by turns, or one of
+    the answers that a model wrote to it.
+
+    Args:
+        table: of a store.
+        sampled: whether a model wrote its answers.
     """
-    names = (PART_OF_CONVERSATION.sub("", name).encode() for name in table.example_id)
+    part = PART_OF_ANSWERS if sampled else PART_OF_CONVERSATION
+    names = (part.sub("", name, count=1).encode() for name in table.example_id)
     hashes = (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names)
     _, first, group = np.unique(np.fromiter(hashes, np.uint64, len(table)), return_index=True, return_inverse=True)
     numbers: Positions = np.argsort(np.argsort(first))[group]
     return numbers
 
 
-def conversation_tokens(table: ExampleTable) -> Positions:
-    """Answer tokens of the conversation that each example is of, all its parts together, (N,)."""
-    conversation = conversations(table)
+def conversation_tokens(table: ExampleTable, *, sampled: bool = False) -> Positions:
+    """Answer tokens of the conversation that each example is of, all its parts together, (N,); see `conversations`."""
+    conversation = conversations(table, sampled=sampled)
     tokens = np.zeros(len(table), dtype=np.int64)
     np.add.at(tokens, conversation, table.answer_length)
     return tokens[conversation]

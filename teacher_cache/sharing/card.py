@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from logitbank import __version__
+from logitbank.authorship import describe_answers
 from logitbank.storage import TeacherStore
 
 CARD_NAME = "README.md"
@@ -36,6 +37,7 @@ def write_card(store: TeacherStore, url: str, views: Sequence[str], licenses: Se
         "Tasks": ", ".join(info.tasks),
         "Languages": ", ".join(info.languages),
         "Split": info.split,
+        "Answers": None if info.answers is None else describe_answers(info.answers),
         "Examples": f"{len(store.examples):,}",
         "Answer tokens": f"{info.answer_tokens:,}",
         "Per answer token": f"top {info.top_k} logits{draws}, `{info.encoding}`",

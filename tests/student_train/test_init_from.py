@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from logitbank.configs import Config, ConfigError
+from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.records import Run
 from logitbank.student_train.student import build_student
 from logitbank.student_train.train import train
@@ -84,6 +86,19 @@ def test_what_cannot_be_begun_with_is_one_line(
     ):
         with pytest.raises(ConfigError, match=says):
             build_student(configure(*settings), CPU)
+
+
+@pytest.mark.numeric
+def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logsumexp, gold, kd, strength, weight = torch.rand(5, 7, generator=generator)
+    student: Any = SimpleNamespace(logsumexp_T=logsumexp, gold_T=gold, argmax_T=None)
+    teacher: Any = SimpleNamespace(taught_T=None)
+    term: Any = lambda student, teacher: kd  # noqa: E731
+    found = step_loss(student, teacher, kd_term=term, lambda_T=strength, step_tokens=9, weight_T=weight, ce_weight=0.3)
+    ce = logsumexp.double() - gold.double()
+    expected = (weight.double() * (0.3 * ce + strength.double() * kd.double())).sum() / 9
+    assert float(found.total) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])

@@ -172,3 +172,20 @@ def test_strategies_compare_weighted_losses_and_gradients(
         moved = torch.sigmoid(0.1 * of_val @ flat_gradient(model, kd[number])).item()
         assert abs(moved - 0.5) > 1e-3, "a λ that moved"
         assert logged(learnt, "lambda", task)[1] - 0.5 == pytest.approx(moved - 0.5, rel=1e-3)
+
+
+def test_answers_to_one_prompt_are_one_conversation_where_a_model_wrote_them(
+    make_store: Callable[..., SimpleNamespace], configure: Callable[..., Config]
+) -> None:
+    """`x~1`, `x~2`, `x#3~1` are of `x` there; in any other store a name may end so by itself."""
+
+    def name_of(record: ExampleRecord, i: int) -> str:
+        return f"{record.task}/{i // 8}{('', '#1', '#2', '#3')[i % 4]}~{i % 8 // 2 + 1}"
+
+    for identity, kept in (({"answers": {"model": None}}, 8), ({}, 2)):
+        made = make_store(count=16, top_k=4, identity=identity, name_of=name_of)
+        order = example_order(made.store, configure("data.max_train_per_task=2"))
+        assert [len(examples) for examples in order.examples] == [kept, kept]
+    tokens = conversation_tokens(made.store.examples, sampled=True)
+    length = np.asarray(made.store.examples.answer_length)
+    assert tokens[0] == length[[0, 2, 4, 6]].sum()
