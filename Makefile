@@ -58,13 +58,13 @@ imports: install
 WORKERS ?= 2
 
 pytest: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The arithmetic of other processors: float32 sums round otherwise where vectors are narrower.
 pytest-numeric: install
 	for capability in default avx2; do \
 		ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric \
-			--numprocesses $(WORKERS) --dist loadfile || exit 1; \
+			--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder || exit 1; \
 	done
 
 # What a user gets: an environment that has the wheel and what it needs, made anew, and nothing of this checkout.

@@ -22,6 +22,7 @@ def head() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 -- actors have processes of their own
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets want short paths
         before = signal.getsignal(signal.SIGTERM)
         cluster = Cluster()
@@ -51,7 +52,7 @@ def gone() -> Callable[[int], bool]:
     """`gone(pid)`: whether a process ends within some seconds."""
 
     def wait(pid: int) -> bool:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return True

@@ -49,7 +49,7 @@ def test_two_actors_killed_in_the_midst_of_shards_are_replaced(
     tally = build(address, tmp_path, deaths=2)
     assert contents(tmp_path / "store") == alone[0]
     assert (tmp_path / "traces" / "deaths").read_text() == "xx"
-    assert len(processes(tmp_path / "traces")) == 4
+    assert len(processes(tmp_path / "traces")) in (3, 4)  # the last shards may be done before the fourth has begun
     assert tally.tokens == alone[1].tokens  # shards that count are counted once
     assert not verify(str(tmp_path / "store"))
 

@@ -28,7 +28,7 @@ def run(
     done: list[tuple[str, int, int]] = []
     factory = Factory("tests.cluster.engines:make", Settings(folder, tuple(items), **settings))
     job = Job(factory, "test", "seconds", lambda item, value: done.append((item.name, *value)))
-    return run_pool(cluster, Room(actors, 1, 0), job, None if asks else items, seconds=20), done
+    return run_pool(cluster, Room(actors, 1, 0), job, None if asks else items, seconds=120), done
 
 
 def test_the_costliest_come_first_and_all_are_done_once(
@@ -124,7 +124,7 @@ def test_an_engine_with_processes_of_its_own_gets_a_group_of_gpus(cluster: Clust
     factory = Factory("tests.cluster.engines:make", Settings(tmp_path, (Item("item", 1, ("group", 0)),)))
     found: list[Any] = []
     job = Job(factory, "test", "items", lambda item, value: found.append(value))
-    run_pool(cluster, Room(1, 1, 1, bundles=True), job, None, seconds=20)
+    run_pool(cluster, Room(1, 1, 1, bundles=True), job, None, seconds=120)
     assert found == [[{"CPU": 1.0, "GPU": 1.0}]]
 
 

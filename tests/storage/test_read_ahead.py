@@ -17,7 +17,8 @@ from logitbank.errors import CorruptStoreError, StoreError
 from logitbank.storage import TeacherRows, TeacherStore, ViewRead, read_ahead
 from tests.storage import stores
 
-WINDOW = 8  # shards that are read together
+WINDOW = 4  # shards that are read together
+EXAMPLES = 250
 ROW_BYTES = 96 * 8 + 32
 
 
@@ -29,7 +30,7 @@ class Request:
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("store"))
-    stores.build(url, stores.records(500), views=("fewshot", "zeroshot"), shard_tokens=64, chunk_tokens=16)
+    stores.build(url, stores.records(EXAMPLES), views=("fewshot", "zeroshot"), shard_tokens=64, chunk_tokens=16)
     return url
 
 
@@ -80,7 +81,7 @@ def test_rows_are_those_of_read_at_any_number_of_threads_and_bytes(
     url: str, threads: int, top_k: int | None, tokens: int
 ) -> None:
     store = TeacherStore.open(url)
-    requests = [*requests_of(store)[:30], Request([7]), Request([3, 3, 499, 0])]  # also twice in one request
+    requests = [*requests_of(store)[:30], Request([7]), Request([3, 3, EXAMPLES - 1, 0])]  # also twice in one request
     reads = [ViewRead("fewshot", top_k), ViewRead("zeroshot", 1)]
     got = list(rows_of(store, requests, reads, threads=threads, tokens=tokens))
     assert len(got) == len(requests)

@@ -89,7 +89,7 @@ write_rows(directory, "training_log", [row], "shared")
 
 def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(i)]) for i in range(4)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert [writer.wait(timeout=300) for writer in writers] == [0] * 4
     files = list((tmp_path / "training_log").iterdir())
     assert len(files) == 4 * 5 + 1, "temporary files are left or files are missing"
     assert sum(pq.read_metadata(file).num_rows for file in files) == 4 * 5 * 3 + 1

@@ -59,7 +59,8 @@ def url(tmp_path: Path, finished: Path) -> str:
 @pytest.mark.parametrize("top_k", [1, 64, 70, 96])
 def test_reads_what_the_teacher_said(tmp_path: Path, encoding: str, top_k: int) -> None:
     path = str(tmp_path / "store")
-    stores.build(path, EXAMPLES, validation=VALIDATION, encoding=encoding, top_k=top_k)
+    layout = {"shard_tokens": 128, "chunk_tokens": 32}
+    stores.build(path, EXAMPLES, validation=VALIDATION, encoding=encoding, top_k=top_k, **layout)
     assert verify(path) == []
     store = TeacherStore.open(path)
     assert store.views == ("fewshot", "zeroshot")

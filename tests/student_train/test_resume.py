@@ -27,7 +27,8 @@ from logitbank.student_train.train import train
 from logitbank.student_train.train_command import main
 from tests import processes
 
-STEPS = ["training.max_steps=24", "training.save_steps=3", "training.logging_steps=2"]
+MAX_STEPS = 24
+STEPS = [f"training.max_steps={MAX_STEPS}", "training.save_steps=3", "training.logging_steps=2"]
 KINDS = {
     "lora": ["training.use_lora=true", "lora.dropout=0.1", "distillation.strategy=loss_ratio"],
     "full": ["distillation.strategy=meta", "distillation.meta_batch_size=4"],
@@ -48,15 +49,27 @@ def logged(results: Path) -> dict[tuple[int, str, str], float]:
     return {key: row["value"] for key, row in zip(keys, rows, strict=True) if key[2] not in clock}
 
 
+def all_but_the_last(take_step: Callable[..., StepDone]) -> Callable[..., StepDone]:
+    """Steps of a run that waits to be killed before its last, however late that comes."""
+
+    def taken(stepper: Stepper, step: int, *arguments: Any, **options: Any) -> StepDone:
+        while step == MAX_STEPS - 1:
+            signal.pause()
+        return take_step(stepper, step, *arguments, **options)
+
+    return taken
+
+
 def train_and_kill(run: Run, checkpoint: str, seconds: float) -> None:
     """Train in a process of its own and kill it some steps after a checkpoint appeared."""
     child = os.fork()
     if child == 0:
         try:
+            Stepper.take_step = all_but_the_last(Stepper.take_step)  # type: ignore[method-assign]
             train(run)
         finally:
             os._exit(0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (run.output / checkpoint).exists():
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.002)
@@ -243,7 +256,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_resumes(
     running = processes.start(*arguments)
     await_line(running, "step 7/300")
     running.send(number)
-    ended = running.wait(60)
+    ended = running.wait(300)
     code, said = ENDS[number]
     assert ended.returncode == code
     step = saved_step(output)
@@ -258,7 +271,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_resumes(
     await_line(again, f"steps {step + 1} to 300")
     await_line(again, f"step {step + 7 - step % 7}/300")
     again.send(signal.SIGTERM)
-    assert again.wait(60).returncode == 143
+    assert again.wait(300).returncode == 143
 
 
 def test_interrupted_twice_at_any_step_a_run_ends_with_the_same_bits(
@@ -293,14 +306,14 @@ def test_all_ranks_stop_at_the_same_step(small_store: SimpleNamespace, tiny_mode
     ranks = processes.start_ranks(2, *command(small_store, tiny_model, output, "training.num_workers=0"))
     await_line(ranks[0], "step 7/300")
     ranks[1].send(signal.SIGTERM)
-    ended = [rank.wait(60) for rank in ranks]
+    ended = [rank.wait(300) for rank in ranks]
     assert [rank.returncode for rank in ended] == [143, 143]
     assert f"Terminated after step {saved_step(output)}; its checkpoint is saved" in ended[0].stderr
     assert "checkpoint" not in ended[1].stderr  # once
 
 
 def await_line(running: processes.Running, text: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while text not in running.complained():
         assert running.alive, running.complained()[-2000:]
         assert time.monotonic() < deadline

@@ -32,9 +32,9 @@ def test_the_shipped_qwen3_configuration_on_a_cpu_without_bfloat16(
     assert config.model.dtype == "bfloat16"
     build_store(config, str(tmp_path / "store"), ("fewshot",))
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    started = time.monotonic()
+    started = time.process_time()
     final = train(Run(config, str(tmp_path / "store"), "fewshot", tmp_path / "run", tmp_path / "results"))
-    assert time.monotonic() - started < 120
+    assert time.process_time() - started < 120
     assert caplog.text.count("this CPU has no fast bfloat16; the model is opened in float32") == 1
     with safe_open(final / "adapter_model.safetensors", "pt") as adapter:
         assert any(adapter.get_tensor(name).abs().sum() > 0 for name in adapter.keys() if "lora_B" in name)  # noqa: SIM118
