@@ -99,7 +99,7 @@ def perform(arguments: argparse.Namespace) -> None:
     )
     rows = ForeignRows(arguments.format, options)
     imported = import_rows(rows, target, dry_run=arguments.dry_run)
-    print(describe(imported, target, rows))
+    print(describe(imported, rows))
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ class Survey:
         self.least_sum = min(self.least_sum, float(mass.min()))
         self.above += int((mass > 1 + RENORMALIZED).sum())
 
-    def normalized(self, top_k: int) -> Normalized:
-        """Over what the probabilities of a row seem to sum to 1; all entries that there could be leave no doubt."""
+    def normalized(self) -> Normalized:
+        """Over what the probabilities of a row seem to sum to 1."""
         return "top-k" if not self.raw and self.least_sum > 1 - RENORMALIZED else "vocabulary"
 
     def bounded(self, top_k: int, normalized: Normalized) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def import_rows(rows: ForeignRows, target: Target, *, dry_run: bool = False) -> 
         if target.top_k is None:
             target = replace(target, top_k=survey.fewest)
         top_k = target.top_k or 0
-        normalized = target.normalized or survey.normalized(top_k)
+        normalized = target.normalized or survey.normalized()
         imported = Imported(survey, top_k, survey.bounded(top_k, normalized), 0)
         return imported if dry_run else replace(imported, written=_write(rows, records, target, imported))
 
@@ -205,7 +205,7 @@ def _write(rows: ForeignRows, records: Sequence[Any], target: Target, imported: 
     return len(missing)
 
 
-def describe(imported: Imported, target: Target, rows: ForeignRows) -> str:
+def describe(imported: Imported, rows: ForeignRows) -> str:
     """What was found in the rows, and what became of it, for people."""
     survey = imported.survey
     lines = [

@@ -156,6 +156,46 @@ def test_entries_beyond_the_ranks_are_cut_and_the_fewest_decide(
     assert not (tmp_path / "eight").exists()
 
 
+@pytest.mark.numeric
+def test_the_token_that_vllm_adds_is_known_though_its_rank_is_not(take: Import, tmp_path: Path) -> None:
+    rows, outside = [], 0
+    for example in ALL:
+        row = foreign.axolotl(example, ahead=1, entries=True)
+        for place, (entries, token) in enumerate(zip(row["logprobs"], [*example.ids[1:], 0], strict=False)):
+            if token not in example.top()[place]:
+                entries.insert(0, {"token": f"token_id:{token}", "logprob": example.log_p[place, token]})
+        rows.append(row)
+    store = take(write(tmp_path / "rows.jsonl", rows))
+    check(store)
+    assert store.bounded("theirs") == ("logits", "entropy", "gold")
+    for number, example in enumerate(ALL):
+        found, gold = store.read([number], "theirs"), example.ids[example.positions]
+        np.testing.assert_allclose(found.gold_logit, example.log_p[example.positions - 1, gold], rtol=1e-6)
+        outside += int((found.gold_rank == TOP_K).sum())
+    assert outside > 0
+
+
+def test_gold_is_bounded_only_where_some_answer_token_is_not_among_the_ranks(take: Import, tmp_path: Path) -> None:
+    every, latest = foreign.TOKENS, 0
+    rows = []
+    for example in ALL:
+        at, gold = example.positions - 1, example.ids[example.positions]
+        latest = max(latest, int((example.top(every)[at] == gold[:, None]).argmax(axis=1).max()))
+        ranks = {"top_ids": example.top(every)[at].tolist(), "top_logprobs": example.top_log_p(every)[at].tolist()}
+        rows.append(foreign.plain(example, **ranks))
+    path = write(tmp_path / "rows.parquet", rows)
+    for top_k, expected in ((latest, ("logits", "entropy", "gold")), (latest + 1, ("logits", "entropy"))):
+        store = take(path, store=str(top_k), options=("--top-k", str(top_k), "--normalized", "vocabulary"))
+        assert store.bounded("theirs") == expected
+
+
+def test_a_store_of_other_examples_is_refused(take: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [foreign.plain(example) for example in ALL]
+    take(write(tmp_path / "rows.parquet", rows))
+    fewer = write(tmp_path / "fewer.parquet", rows[:-1])
+    assert "examples" in refused(capsys, lambda: take(fewer))
+
+
 def test_a_dry_run_writes_nothing(
     take: Import, tmp_path: Path, foreign_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
