@@ -25,7 +25,7 @@ parser.add_argument("--output", default="runs/sft")
 arguments = parser.parse_args()
 
 store = logitbank.open_store(arguments.store)
-in_store = {example.id.rpartition("/")[2] for example in store.examples}
+in_store = {name.split("/", 3)[3] for name in store.examples.example_id}  # task/language/split/the row's own id
 rows = datasets.load_dataset("json", data_files=arguments.train, split="train")
 # Held-out conversations have no teacher rows. Those of several turns may have several examples: the chat template of
 # Qwen3 renders a turn differently once others follow.

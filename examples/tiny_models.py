@@ -2,8 +2,9 @@
 
     python tiny_models.py            # writes models/teacher and models/student
 
-Both read the same tokens: byte pairs learnt from the conversations. The teacher has had practice on them, the student
-hardly any. Their answers are poor; what the examples show is how a student comes nearer to its teacher.
+Both read the same tokens, byte pairs learnt from the conversations, and have practised on them for some seconds. The
+teacher is twice the size of the student. Their answers are poor; what the examples show is how a student comes nearer to
+its teacher.
 """
 
 import json
@@ -79,7 +80,7 @@ def main() -> None:
     rows = [json.loads(line)["messages"] for line in CONVERSATIONS.read_text(encoding="utf-8").splitlines()]
     tokenizer = make_tokenizer([message["content"] for messages in rows for message in messages])
     sequences = [tokenizer.apply_chat_template(messages, return_dict=False) for messages in rows]
-    for name, width, layers, steps in (("teacher", 96, 2, 100), ("student", 64, 2, 40)):
+    for name, width, layers, steps in (("teacher", 96, 2, 45), ("student", 64, 2, 40)):
         model = make_model(tokenizer, width, layers)
         loss = practise(model, sequences, steps)
         model.save_pretrained(f"models/{name}")

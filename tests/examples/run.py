@@ -1,6 +1,9 @@
 """Runs the page of the examples as it stands: every `bash` block of a copy of the folder, outside this checkout.
 
-    .venv-examples/bin/python tests/examples/run.py      # `make examples` makes that environment, with the wheel alone
+    .venv-examples/bin/python tests/examples/run.py [DIR]
+
+`make examples` makes that environment, with the wheel alone. DIR keeps the copy and what the examples write; without it,
+they are removed.
 
 The interpreter says which environment is tested: commands and `python` are those beside it. It needs the standard
 library only. The first command that fails ends the run.
@@ -53,15 +56,22 @@ def run_all(shown: Sequence[str], folder: Path) -> None:
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
+def run_page(folder: Path) -> None:
+    """Copy the examples there, see that the package comes from the environment, run the page."""
+    shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("runs", "models", ".*"))
+    found = subprocess.run(["python", "-c", WHERE], cwd=folder, env=environment(), capture_output=True, text=True)
+    if not found.stdout.startswith(sys.prefix):
+        sys.exit(f"logitbank: expected the wheel in {sys.prefix}, got {found.stdout or found.stderr}")
+    run_all(blocks(), folder)
+
+
 def main() -> None:
-    """Copy the folder, see that the package comes from the environment, run the page."""
-    with tempfile.TemporaryDirectory(prefix="logitbank-examples-") as scratch:
-        folder = Path(scratch) / "examples"
-        shutil.copytree(ROOT / "examples", folder, ignore=shutil.ignore_patterns("runs", "models", ".*"))
-        found = subprocess.run(["python", "-c", WHERE], cwd=folder, env=environment(), capture_output=True, text=True)
-        if not found.stdout.startswith(sys.prefix):
-            sys.exit(f"logitbank: expected the wheel in {sys.prefix}, got {found.stdout or found.stderr}")
-        run_all(blocks(), folder)
+    """Run the page in the folder that the arguments name, or in one that goes away."""
+    if len(sys.argv) > 1:
+        run_page(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory(prefix="logitbank-examples-") as scratch:
+            run_page(Path(scratch) / "examples")
 
 
 if __name__ == "__main__":
