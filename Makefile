@@ -68,7 +68,9 @@ pytest-numeric: install
 	done
 
 # What a user gets: an environment that has the wheel and what it needs, made anew, and nothing of this checkout.
+# EXAMPLES_OUTPUT=DIR keeps what the examples write.
 EXAMPLES_VENV ?= .venv-examples
+EXAMPLES_OUTPUT ?=
 
 examples: install
 	rm -rf $(EXAMPLES_VENV) runs/dist
@@ -77,7 +79,7 @@ examples: install
 	$(EXAMPLES_VENV)/bin/pip install --quiet --upgrade pip
 	$(EXAMPLES_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt torch
 	$(EXAMPLES_VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt runs/dist/*.whl
-	$(EXAMPLES_VENV)/bin/python tests/examples/run.py
+	$(EXAMPLES_VENV)/bin/python tests/examples/run.py $(EXAMPLES_OUTPUT)
 
 # An environment of its own, $(1), for what pins other versions than ours. No dependencies are resolved after torch's: the
 # list $(2) is complete, and leaves out torchvision, torchaudio, torchcodec and triton, whose CUDA builds break the CPU

@@ -2,8 +2,8 @@
 
     .venv-examples/bin/python tests/examples/run.py [DIR]
 
-`make examples` makes that environment, with the wheel alone. DIR keeps the copy and what the examples write; without it,
-they are removed.
+`make examples` makes that environment, with the wheel alone. DIR keeps the copy and what the examples write. Without
+it, they are removed.
 
 The interpreter says which environment is tested: commands and `python` are those beside it. It needs the standard
 library only. The first command that fails ends the run.
