@@ -25,7 +25,7 @@ from logitbank.scripts.arguments import add_output
 from logitbank.scripts.ending import duration
 from logitbank.scripts.stages import Stages
 
-SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primary GROUP BY ALL"
+SCORES = "SELECT condition, task, avg(value) AS value FROM cells WHERE is_primary GROUP BY ALL ORDER BY ALL"
 
 
 def run_seed(output: Path, seed: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
