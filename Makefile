@@ -15,7 +15,7 @@ help:
 	@echo "make examples  the examples as their page shows them, with the built wheel in an environment of its own"
 	@echo "make test-vllm  the tests of the vLLM engines, in an environment of their own (CPU build)"
 	@echo "make test-quantize  the tests of GPTQ, in an environment of their own (CPU build)"
-	@echo "make docs   the documentation as a site, in runs/site; spelling and links are checked"
+	@echo "make docs   the documentation as a site, in runs/site; spelling, style and links are checked"
 	@echo "make mutants  small wrong changes to the code that no test notices"
 	@echo "make bench  the benchmarks behind docs/benchmarks.md"
 	@echo "make bench-gpu  teacher and student on a GPU, with the packages of GPU_PYTHON, which installs nothing"
@@ -119,10 +119,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
-# Spelling is checked in everything but the tests, which misspell on purpose. The variable silences a notice that
+# Spelling is checked in everything but the tests, which misspell on purpose; style in pages, messages and docstrings. The variable silences a notice that
 # docs/decisions.md has: Material's maintenance ends in 2027. With --quiet, mkdocs would not count warnings.
 docs: $(VENV)/.installed-docs
 	$(BIN)/codespell *.md *.toml *.yml Makefile docs logitbank/*
+	$(BIN)/python -m tests.docs.style
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Hours for all of them; ARGUMENTS="--target losses --sample 60" takes some.

@@ -130,7 +130,7 @@ def _require_port(address: str, where: str, seconds: float) -> None:
             if os.environ.get("RAY_USE_TLS", "0") != "1":
                 connection.sendall(HTTP2_HELLO)
                 if len(connection.recv(9)) < 9:
-                    raise OSError("what listens there is no Ray")
+                    raise OSError("what listens there is not Ray")
     except TimeoutError:
         raise ConfigError(f"{where}: no answer in {seconds:g} s; is Ray running there (ray status)?") from None
     except OverflowError:

@@ -1,6 +1,7 @@
-"""What runs in an actor's process: an engine that a factory made, the item it is at, and what it says meanwhile.
+"""What runs in an actor's process: an engine that a factory made, the item it is at, and what it reports in the
+meantime.
 
-Failures travel as values. What arrives as an exception of Ray's is thereby the death of a process.
+Failures travel as values. What arrives as an exception of Ray's is therefore the death of a process.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Engine(Protocol):
     """What a factory makes, once in each actor."""
 
     def do(self, work: Any, advance: Callable[[float], object]) -> Any:
-        """Do an item and return what the driver wants to know of it, picklable.
+        """Do an item and return what the driver needs to know about it, picklable.
 
         `advance` counts progress in units of cost, and is where the work ends early when it has to.
         """
@@ -53,7 +54,7 @@ class Engine(Protocol):
 
 
 class Planner(Engine, Protocol):
-    """An engine that knows what there is to do, where the driver does not."""
+    """An engine that knows the items, where the driver does not."""
 
     def todo(self) -> Sequence[Item]:
         """All that is not done yet."""
@@ -118,7 +119,7 @@ class Place:
 
 
 class Stopped(KeyboardInterrupt):
-    """The driver wants no more: the item unwinds as by Ctrl-C."""
+    """The driver no longer needs it: the item unwinds as by Ctrl-C."""
 
 
 class Member:
@@ -145,7 +146,7 @@ class Member:
         return Answer(Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid()))
 
     def open(self, factory: Factory, number: int, asked: bool) -> Answer:
-        """Make the engine; where it is `asked`, the value is what is to do."""
+        """Make the engine; if it is `asked`, the value is the list of items."""
 
         def make() -> Any:
             self._engine = factory.make(number)

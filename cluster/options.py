@@ -42,7 +42,7 @@ def add_ray(parser: CommandParser, *, per: str = "actor", what: str) -> None:
         per: what the options call one that works: `--gpus-per-actor`.
         what: what they share, for the help.
     """
-    parser.add_argument("--ray", action="store_true", help=f"{what} are shared by actors of Ray")
+    parser.add_argument("--ray", action="store_true", help=f"distribute {what} to Ray actors")
     parser.add_argument(
         "--ray-address",
         metavar="ADDRESS",
@@ -52,7 +52,7 @@ def add_ray(parser: CommandParser, *, per: str = "actor", what: str) -> None:
         "--ray-timeout",
         type=positive(float),
         metavar="SECONDS",
-        help=f"--ray: wait that long for the cluster, and for room for the first actor (default: {SECONDS:g})",
+        help=f"--ray: how long to wait for the cluster, and for resources for the first actor (default: {SECONDS:g})",
     )
     parser.add_argument(
         f"--{per}s", type=positive(int), metavar="N", help=f"--ray: at most N {per}s at once (default: as many as fit)"
@@ -61,10 +61,13 @@ def add_ray(parser: CommandParser, *, per: str = "actor", what: str) -> None:
         f"--gpus-per-{per}",
         type=_share,
         metavar="G",
-        help="--ray: 0, a share of one such as 0.25, or a whole number (default: 1 where there are any)",
+        help="--ray: 0, a fraction such as 0.25, or a whole number (default: 1 if the cluster has GPUs)",
     )
     parser.add_argument(
-        f"--cpus-per-{per}", type=positive(int), metavar="C", help="--ray: cores of each (default: 1, or a fair share)"
+        f"--cpus-per-{per}",
+        type=positive(int),
+        metavar="C",
+        help=f"--ray: CPU cores per {per} (default: 1, or a fair share)",
     )
 
 
@@ -72,7 +75,7 @@ def ray_options(arguments: argparse.Namespace, *, per: str = "actor") -> RayOpti
     """What `add_ray` was told; None without `--ray`.
 
     Raises:
-        ConfigError: an option that needs `--ray` stands without it, or `--worker` stands beside it.
+        ConfigError: an option that needs `--ray` is given without it, or `--worker` with it.
     """
     given = {
         "--ray-address": arguments.ray_address,
@@ -88,7 +91,7 @@ def ray_options(arguments: argparse.Namespace, *, per: str = "actor") -> RayOpti
         return None
     for option in ("worker", "processes"):
         if getattr(arguments, option, None) is not None:
-            raise ConfigError(f"--{option}: --ray shares the work itself; leave one of the two out")
+            raise ConfigError(f"--{option}: --ray distributes the work itself; use one of the two")
     address, seconds, actors, gpus, cpus = given.values()
     return RayOptions(address, actors, gpus, cpus, seconds or SECONDS, per)
 
@@ -100,5 +103,5 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf or (value > 1 and value != int(value)):
-        raise argparse.ArgumentTypeError(f"expected 0, a share of one GPU or a whole number, got {text}")
+        raise argparse.ArgumentTypeError(f"expected 0, a fraction of one GPU or a whole number, got {text}")
     return value

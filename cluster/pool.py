@@ -95,7 +95,7 @@ class _Pool:
         self._cluster, self._room, self._job, self._seconds = cluster, room, job, seconds
         self._numbers = itertools.count(1)
         self._slots: list[Slot] = []
-        self._waiting: list[Item] | None = None  # None until an engine has said what there is to do
+        self._waiting: list[Item] | None = None  # None until an engine has listed the items
         self._left = 0
         self._kills: Counter[str] = Counter()
         self._said: set[str] = set()
@@ -136,7 +136,7 @@ class _Pool:
         Slot.close_all(self._slots)
 
     def _plan(self, items: Sequence[Item], bar: ExitStack) -> None:
-        """What there is to do is known: take the actors for it."""
+        """The items are known: take the actors for it."""
         self._waiting = sorted(items, key=lambda item: -item.cost)
         self._left = len(items)
         if items:
@@ -194,7 +194,7 @@ class _Pool:
         return 0
 
     def _fail(self, slot: Slot, failure: Failure) -> None:
-        """An engine that says what is wrong would say it again elsewhere; but one bad node is no reason to stop."""
+        """An engine that says what is wrong would say it again elsewhere; but one bad node is not a reason to stop."""
         lines = failure.message.strip().splitlines() or [""]
         where = f"{slot.item.name}: " if slot.item is not None and not failure.expected else ""
         message = f"{f'{slot}: ' if self._several else ''}{where}{lines[-1]}"
@@ -202,30 +202,30 @@ class _Pool:
             logger.info("%s", failure.message.rstrip())
         if slot.phase is not Phase.OPENING or self._first is None:
             raise ClusterError(message)
-        logger.warning("%s; left out, the others go on", message)
+        logger.warning("%s; skipped, the other actors continue", message)
         self._slots.remove(slot)
         Slot.close_all([slot])
         if not self._slots:
-            raise ClusterError(f"no actor is left; the last said: {message}")
+            raise ClusterError(f"all actors failed; the last error was: {message}")
 
     def _replace(self, slot: Slot, died: Died) -> None:
         """A dead actor's item is given out again, and another takes its place."""
         self._deaths += 1
         lost = slot.place is not None and slot.place.node not in {node.name for node in self._cluster.nodes()}
         why = "its node was lost" if lost else str(died)
-        if not died.begun:
+        if not died.started:
             raise ClusterError(f"an actor could not be started: {why}")
         item = slot.item
         if item is not None:
             self._advance(slot, 0.0)
             self._kills[item.name] += not lost
             if self._kills[item.name] >= KILLS:
-                raise ClusterError(f"{item.name}: {KILLS} actors died at it, the last of them {slot}: {why}")
+                raise ClusterError(f"{item.name}: {KILLS} actors died on it, most recently {slot}: {why}")
             assert self._waiting is not None
             self._waiting.insert(0, item)
         deaths = slot.deaths + (not lost)
         if deaths >= DEATHS:
-            raise ClusterError(f"{counted(DEATHS, 'actor')} died one after the other, the last of them {slot}: {why}")
+            raise ClusterError(f"{counted(DEATHS, 'actor')} died in a row, most recently {slot}: {why}")
         again = f", {item.name} is given out again" if item is not None else ""
         logger.warning("%s died (%s): replaced%s", slot, why, again)
         self._retire(slot)

@@ -22,12 +22,12 @@ class Died(Exception):
     """The actor's process or node is gone.
 
     Attributes:
-        begun: whether it ever ran: one that cannot even import this package never did.
+        started: whether it ever ran: one that cannot even import this package never did.
     """
 
-    def __init__(self, why: str, *, begun: bool) -> None:
+    def __init__(self, why: str, *, started: bool) -> None:
         super().__init__(why)
-        self.begun = begun
+        self.started = started
 
 
 class Phase(enum.Enum):
@@ -101,11 +101,11 @@ class Slot:
         try:
             answer: Answer = self.ray.get(self.call)
         except self.ray.exceptions.RayError as error:
-            raise Died(_why(error, self.ray), begun=not getattr(error, "actor_init_failed", False)) from error
+            raise Died(_why(error, self.ray), started=not getattr(error, "actor_init_failed", False)) from error
         return replace(answer, said=(*self._unread(), *answer.said))
 
     def status(self) -> Answer | None:
-        """How far it is, where it has said so since this was last asked; asks again."""
+        """How far it is, if it has reported that since the last call; asks again."""
         answer = None
         if self.asked_status is not None:
             ready, _ = self.ray.wait([self.asked_status], timeout=0)
@@ -131,7 +131,7 @@ class Slot:
         return status.said
 
     def item_ends(self) -> None:
-        """It has none any more."""
+        """It no longer has one."""
         if self.item is not None:
             self.worked += time.monotonic() - self.began
         self.item, self.done = None, 0.0

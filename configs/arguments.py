@@ -11,18 +11,22 @@ from logitbank.configs.schema import Config
 
 
 class Override(str):
-    """A `key=value` that stands behind the values of an option."""
+    """A `key=value` that follows the values of an option."""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE…` and the trailing `key=value…` overrides."""
-    add_values(parser, "--config", metavar="FILE", help="YAML files or names of shipped ones, merged left to right")
+    add_values(
+        parser, "--config", metavar="FILE", help="YAML files or names of shipped configurations, merged left to right"
+    )
     add_overrides(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add the `key=value…` overrides, which may stand anywhere."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys, merged last")
+    """Add the `key=value…` overrides, which may appear anywhere."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides of configuration keys, applied last"
+    )
 
 
 def add_values(
@@ -33,7 +37,7 @@ def add_values(
     default: Sequence[Any] = (),
     **options: Any,
 ) -> None:
-    """Add an option of one or more values; `key=value` behind them is no value but an override.
+    """Add an option of one or more values; `key=value` after them is not a value but an override.
 
     Args:
         parser: of a command with overrides.
@@ -66,7 +70,7 @@ class _Values(argparse.Action):
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """All `key=value` of the command line, those behind options first."""
+    """All `key=value` of the command line, those after options first."""
     return [*getattr(arguments, "behind_options", []), *arguments.overrides]
 
 

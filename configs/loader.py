@@ -61,11 +61,11 @@ def load_config(
     Args:
         files: paths of YAML files, or names of shipped ones (`qwen3-1.7b`, `demo`); or what such a file would hold.
         overrides: `dotted.key=value` strings, values in YAML syntax.
-        any_task: whether a name in `tasks` may be unknown here, because a store says what there is.
+        any_task: whether a name in `tasks` may be unknown here, because a store lists its tasks.
 
     Raises:
-        ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known
-            one), a value of the wrong type or outside its range, a mandatory key not given.
+        ConfigError: a file that is missing or not a mapping, an unknown key (with the nearest known
+            one), a value of the wrong type or outside its range, a required key that is not given.
         TaskError: a task that cannot be opened.
     """
     merged = OmegaConf.structured(Config)
@@ -87,7 +87,7 @@ def load_config(
     try:
         config = cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: mandatory and not given; add {error.full_key}=VALUE") from None
+        raise ConfigError(f"{error.full_key}: required, but not given; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.msg).splitlines()[0]) from None
     if length == "max_steps":
@@ -189,7 +189,7 @@ def _length_given(values: Mapping[str, Any]) -> str | None:
     training = values.get("training")
     given = [name for name in ("max_steps", "epochs") if isinstance(training, dict) and training.get(name) is not None]
     if len(given) > 1:
-        raise ConfigError("training.epochs: training.max_steps is given beside it; expected one of the two")
+        raise ConfigError("training.epochs: expected either this or training.max_steps, got both")
     return given[0] if given else None
 
 

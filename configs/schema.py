@@ -254,7 +254,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything one experiment is: the same file serves all commands."""
+    """The whole configuration of an experiment; the same file serves all commands."""
 
     tasks: list[str] = key(factory=lambda: ["nli", "pa", "qa", "ner", "pos"], decides=STORE | STUDENT)
     languages: list[str] = key(factory=lambda: ["en", "hi", "es", "de", "fr", "zh"], decides=STORE)
@@ -275,10 +275,10 @@ class Config:
 
     @property
     def is_preference(self) -> bool:
-        """Whether it is about comparisons of two answers, which have stores and students of their own kind."""
+        """Whether the task is comparisons of two answers, which have their own kind of store and student."""
         return self.tasks == [PREFERENCE]
 
     @property
     def head(self) -> str:
-        """What a student ends in: `lm`, `classifier` or `letters`."""
+        """The head of a student: `lm`, `classifier` or `letters`."""
         return self.model.head or ("classifier" if self.is_preference else "lm")

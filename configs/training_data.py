@@ -20,7 +20,7 @@ def training_examples(config: Config, task: str, into: Keeper) -> NDArray[np.int
         into: takes the examples.
 
     Returns:
-        Where they stand in `into`.
+        Where they are in `into`.
 
     Raises:
         TaskError: the task exists in none of the languages, or data that cannot be opened.

@@ -125,7 +125,7 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         for name in names:
             _check_choice(key, name, known)
         if len(set(names)) != len(names):
-            raise ConfigError(f"{key}: each at most once, got {', '.join(names)}")
+            raise ConfigError(f"{key}: expected each name at most once, got {', '.join(names)}")
     for key, per_task in (
         ("data.sources", config.data.sources),
         ("fewshot.num_demonstrations", config.fewshot.num_demonstrations),
@@ -142,7 +142,7 @@ def validate(config: Config, *, any_task: bool = False) -> None:
     _check_preference(config)
     _check_distillation(config)
     if config.teacher.load_in_4bit and config.teacher.load_in_8bit:
-        raise ConfigError("teacher.load_in_4bit: expected false, since teacher.load_in_8bit is true; choose one")
+        raise ConfigError("teacher.load_in_4bit: expected false because teacher.load_in_8bit is true; choose one")
     if config.teacher.draws > MOST_DRAWS:
         raise ConfigError(f"teacher.draws: expected at most {MOST_DRAWS}, got {config.teacher.draws}")
     if config.vllm.gpu_memory_utilization > 1:
@@ -153,7 +153,8 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         raise ConfigError(f"sampling.top_p: expected a share above 0 and at most 1, got {config.sampling.top_p:g}")
     if config.sampling.temperature == 0 and config.sampling.n > 1:
         raise ConfigError(
-            f"sampling.n: at temperature 0 every answer to a prompt is the same; expected 1, got {config.sampling.n}"
+            "sampling.n: expected 1 at temperature 0, where every answer to a prompt is the same, got "
+            f"{config.sampling.n}"
         )
     if config.lora.load_in_4bit and not config.training.use_lora:
         raise ConfigError("lora.load_in_4bit: only a frozen base can be in 4 bits; set training.use_lora=true")
@@ -161,7 +162,7 @@ def validate(config: Config, *, any_task: bool = False) -> None:
         raise ConfigError(f"training.epochs: expected a number above 0, got {config.training.epochs:g}")
     if ALL_LINEAR in config.lora.target_modules and len(config.lora.target_modules) > 1:
         raise ConfigError(
-            f"lora.target_modules: {ALL_LINEAR} names every linear layer already; expected it alone, got "
+            f"lora.target_modules: {ALL_LINEAR} already names every linear layer; expected nothing else, got "
             f"{', '.join(config.lora.target_modules)}"
         )
     if not config.lora.target_modules:
@@ -183,7 +184,7 @@ def _check_preference(config: Config) -> None:
             raise ConfigError(f"{key}: expected a share of at most 1, got {value}")
     if PREFERENCE in config.tasks and not config.is_preference:
         raise ConfigError(
-            f"tasks: {PREFERENCE} has stores and students of its own kind; expected it alone, got "
+            f"tasks: {PREFERENCE} cannot be combined with other tasks; expected nothing else, got "
             f"{', '.join(config.tasks)}"
         )
     if (config.head == "lm") == config.is_preference:
@@ -209,8 +210,8 @@ def _check_distillation(config: Config) -> None:
     for part in parts:
         _check_choice("distillation.strategy", part, STRATEGIES)
     if len(set(parts)) != len(parts):
-        raise ConfigError(f"distillation.strategy: each part at most once, got {distillation.strategy}")
-    # what a part refuses stands in its class, and loading one loads torch: the default has nothing to refuse
+        raise ConfigError(f"distillation.strategy: expected each part at most once, got {distillation.strategy}")
+    # what a part refuses is in its class, and loading one loads torch: the default has nothing to refuse
     asked = {part: STRATEGIES[part] for part in parts if part != DistillationConfig().strategy}
     for strategy in asked.values():
         strategy.check(config)
@@ -233,7 +234,9 @@ def _check_distillation(config: Config) -> None:
         if value < 0:
             raise ConfigError(f"distillation.lambda_per_task.{task}: expected at least 0, got {value}")
     if distillation.schedule == "warmup_then_sft" and distillation.schedule_steps is None:
-        raise ConfigError("distillation.schedule_steps: expected the steps to distil for (warmup_then_sft), got none")
+        raise ConfigError(
+            "distillation.schedule_steps: expected the number of steps to distil for (warmup_then_sft), got none"
+        )
     for key, plain, takes in (
         ("temperature", 1, "takes_temperature"),
         ("normalize_logits", "none", "takes_normalize_logits"),

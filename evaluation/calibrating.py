@@ -83,7 +83,7 @@ def calibrate(opened: Opened, opener: ScorerOpener) -> None:
         and known.holds_for == opened.protocol
         and (known.calibration.examples_hash, known.holdout.examples_hash) == hashes
     ):
-        print("calibration: fitted already on the same rows, weights and settings")
+        print("calibration: already fitted on the same rows, weights and settings")
         return
     log_p_NC = np.concatenate([_scored(opened.job.condition, group) for group in groups])
     temperature = fit_temperature(log_p_NC[fits_N], fitted.targets_NC)
@@ -99,7 +99,7 @@ def calibrate(opened: Opened, opener: ScorerOpener) -> None:
 
 
 def applied(opened: Opened) -> Calibration | None:
-    """The temperature beside the checkpoint, after a look at what it was fitted with; None where none is applied.
+    """The temperature beside the checkpoint, after a look at what it was fitted with; None if none is applied.
 
     Raises:
         ConfigError: it was fitted with something else, or cannot be read.
@@ -183,19 +183,20 @@ def _scored(condition: str, group: _Group) -> Floats:
 def _warn(found: Calibration) -> None:
     if found.is_bound:
         print(
-            f"warning: the temperature is an end of its range, {LOWEST:g} to {HIGHEST:g}: "
+            f"warning: the temperature is at the limit of its range, {LOWEST:g} to {HIGHEST:g}: "
             f"{counted(found.calibration.rows, 'row')} cannot tell one for these probabilities"
         )
     if found.harms_holdout:
         before, after = (figures["log_loss"] for figures in (found.holdout.before, found.holdout.after))
         print(
-            f"warning: the temperature makes the holdout rows worse: log loss {before:.4f} to {after:.4f}; the "
-            "calibration rows are few or of another kind, and --no-calibration evaluates without it"
+            f"warning: the temperature makes the log loss on the holdout rows worse: {before:.4f} to {after:.4f}; "
+            "there may be too few calibration rows, or they differ from the holdout rows; use --no-calibration to "
+            "evaluate without it"
         )
 
 
 def _known(checkpoint: Checkpoint) -> Calibration | None:
-    """The calibration that is there; None where it is unreadable too, since a new one replaces it."""
+    """The calibration that is there; None if it is unreadable too, since a new one replaces it."""
     try:
         return Calibration.read(checkpoint.path)
     except ConfigError:

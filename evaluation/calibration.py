@@ -106,7 +106,7 @@ class Calibration:
 
     @classmethod
     def read(cls, directory: Path) -> Calibration | None:
-        """The calibration beside a checkpoint's weights; None where there is none.
+        """The calibration beside a checkpoint's weights; None if there is none.
 
         Raises:
             ConfigError: a file that cannot be read.
@@ -165,7 +165,8 @@ class Calibration:
             fitted, asked = getattr(self.holds_for, name), getattr(protocol, name)
             if fitted != asked:
                 raise ConfigError(
-                    f"{_quoted(directory / CALIBRATION)}: was fitted with {key} {_shown(fitted)}, this evaluation has "
+                    f"{_quoted(directory / CALIBRATION)}: was fitted with {key} {_shown(fitted)}, but this evaluation "
+                    "uses "
                     f"{_shown(asked)}; {_REMEDY}"
                 )
 

@@ -32,7 +32,7 @@ class Checkpoint:
     Attributes:
         path: the directory.
         is_adapter: a PEFT adapter, to be put on the base model; otherwise a whole model.
-        training: what the training run said of itself; None where another program trained the checkpoint.
+        training: what the training run said of itself; None if another program trained the checkpoint.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def model(self) -> ModelConfig:
-        """Where it lies, as a model to be opened."""
+        """Where it is, as a model to be opened."""
         return ModelConfig(name=str(self.path.resolve()))
 
 
@@ -140,10 +140,7 @@ def check_model(model: str, checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         trained = model if checkpoint.training is None else checkpoint.training.model
         if not is_same_model(trained, model):
-            raise ConfigError(
-                f"model.name: expected {trained}, from which {checkpoint.path} was trained, got {model}; "
-                "rows would carry the wrong name"
-            )
+            raise ConfigError(f"model.name: expected {trained}, from which {checkpoint.path} was trained, got {model}")
 
 
 def asked_condition(given: str | None, checkpoints: Sequence[Checkpoint]) -> str:
@@ -155,11 +152,11 @@ def asked_condition(given: str | None, checkpoints: Sequence[Checkpoint]) -> str
     if given is not None:
         return given
     if not checkpoints:
-        raise ConfigError("--condition: expected a name, got none; without --checkpoint it is base or fewshot")
+        raise ConfigError("--condition: expected a name, got none; use base or fewshot, or add --checkpoint DIR")
     for checkpoint in checkpoints:
         if not checkpoint.conditions:
             raise ConfigError(
-                f"--condition: expected a name, got none, and {checkpoint.path} has no {TRAINING_RECORD} that says it"
+                f"--condition: expected a name, got none, and {checkpoint.path} has no {TRAINING_RECORD} that names it"
             )
     return checkpoints[0].conditions[0]  # all are of one training run
 
@@ -186,7 +183,7 @@ def check_condition(condition: str, checkpoints: Sequence[Checkpoint], *, new: b
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
             f"--condition: expected one of {', '.join(CONDITIONS)}, got {condition!r}; {hint}"
-            "Add --new-condition for a name of your own"
+            "add --new-condition to use a name of your own"
         )
     if not known.trained and checkpoints:
         raise ConfigError(

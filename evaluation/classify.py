@@ -61,7 +61,7 @@ def classify_all(jobs: Sequence[Classification], *, opener: ScorerOpener = open_
     found = []
     for job in jobs:
         if job.worker is not None and job.worker.index > 0:
-            print(f"{job.worker}: comparisons are one cell, which worker 0 does")
+            print(f"{job.worker}: all comparisons are one cell, which worker 0 evaluates")
             continue
         if len(jobs) > 1 and job.checkpoint is not None:
             print(f"step {job.checkpoint.step}: {job.checkpoint.path}")
@@ -81,7 +81,7 @@ def _classify(job: Classification, opener: ScorerOpener) -> Identity:
     name = cell_name(identity, CELL)
     rows = read_rows(job.results, "predictions", name)
     if rows is not None and (not comparisons.labelled or read_rows(job.results, "metrics", name) is not None):
-        print(f"{job.condition} {'/'.join(CELL)}: is finished already and skipped")
+        print(f"{job.condition} {'/'.join(CELL)}: is already finished, skipped")
         return identity
     started = time.monotonic()
     if rows is None:
@@ -184,8 +184,8 @@ def _require_same(results: Path, name: str, rows: Sequence[Mapping[str, Any]], c
     asked = [(pair.example_id, text_of(pair), gold_of(pair)) for pair in comparisons.pairs]
     if [(row["example_id"], row["question"], row["gold"]) for row in rows] != asked:
         raise StoreError(
-            f"{results / 'predictions' / name}.parquet: left by an interrupted run on other data; delete it and run "
-            "the same command again"
+            f"{results / 'predictions' / name}.parquet: left by an interrupted run on different data; delete it and "
+            "run the same command again"
         )
 
 

@@ -125,7 +125,7 @@ def halves_of(pairs: Sequence[Pair]) -> NDArray[np.bool_]:
 
 
 def require_unseen(checkpoint: Checkpoint, comparisons: Comparisons, split: str, what: str) -> None:
-    """Refuse rows from which a checkpoint learnt, or which chose it.
+    """Refuse rows from which a checkpoint learned, or which chose it.
 
     Args:
         checkpoint: with `seen_prompts.npz` beside its weights.
@@ -134,13 +134,14 @@ def require_unseen(checkpoint: Checkpoint, comparisons: Comparisons, split: str,
         what: the option that needs it, for messages.
 
     Raises:
-        ConfigError: it saw some, or nothing says what it saw.
+        ConfigError: it saw some, or there is no record of what it saw.
     """
     seen = SeenPrompts.read(checkpoint.path)
     place = shlex.quote(str(checkpoint.path))
     if seen is None:
         raise ConfigError(
-            f"{what}: {place} has no {SEEN_PROMPTS}, so nothing says that {split} is new to it; use a checkpoint that "
+            f"{what}: {place} has no {SEEN_PROMPTS}, so it is unknown whether {split} is new to it; use a checkpoint "
+            "that "
             "train-student or export-model wrote"
         )
     keys = prompt_keys(comparisons.pairs)
@@ -159,7 +160,7 @@ def text_of(pair: Pair) -> str:
 
 
 def gold_of(pair: Pair) -> str | None:
-    """The target of a comparison as JSON; None where nobody said."""
+    """The target of a comparison as JSON; None if unknown."""
     return None if pair.target is None else json.dumps(dict(zip(CLASSES, pair.target, strict=True)))
 
 
@@ -172,7 +173,7 @@ def _drawn(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:
 
 
 def _tell_of_seen(checkpoint: Checkpoint, pairs: Sequence[Pair], split: str) -> None:
-    """Say how many comparisons a checkpoint knows: its scores on them are no measure of it."""
+    """Say how many comparisons a checkpoint knows: its scores on them do not measure it."""
     seen = SeenPrompts.read(checkpoint.path)
     if seen is None:
         return

@@ -25,41 +25,41 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         prog="evaluate-model",
         description="Evaluate a model or checkpoint on every task and language of the configuration. "
-        "Finished cells are skipped: run the same command to resume.",
+        "Finished cells are skipped, so run the same command to resume.",
     )
     add_config_arguments(parser)
     parser.add_argument(
         "--condition",
         metavar="NAME",
         help=f"{', '.join(CONDITIONS)}; fewshot is the model before training, with demonstrations "
-        "(default with --checkpoint: what it was trained for)",
+        "(default with --checkpoint: the condition it was trained for)",
     )
-    parser.add_argument("--new-condition", action="store_true", help="--condition is a name of your own")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model that training wrote")
+    parser.add_argument("--new-condition", action="store_true", help="accept a --condition of your own")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model that train-student wrote")
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[], metavar="N", help="evaluate DIR/checkpoint-N for each N"
     )
     parser.add_argument(
         "--worker",
         metavar="I/N",
-        help="this process is worker I (from 0) of N that share the cells (default: as torchrun says)",
+        help="this process is worker I (from 0) of N that share the cells (default: from torchrun)",
     )
     parser.add_argument(
         "--store",
         metavar="URL",
         help="store of a teacher on the evaluated split (build-teacher-cache --split): adds kl and agreement to "
-        "conversations; with evaluation.split=held_out or --calibrate the label store that has the fold",
+        "conversations; with evaluation.split=held_out or --calibrate, the label store with the fold",
     )
-    parser.add_argument("--view", metavar="VIEW", help="which view of --store, where it has several")
+    parser.add_argument("--view", metavar="VIEW", help="view of --store to compare with, if it has several")
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="of preferences: fit a temperature, write calibration.json beside the checkpoint, and evaluate with it; "
+        help="preferences: fit a temperature, write calibration.json beside the checkpoint, and evaluate with it; "
         "on the calibration part of validation, or with --store on half of the fold that the student left out",
     )
-    parser.add_argument("--no-calibration", action="store_true", help="leave out a temperature that was fitted")
+    parser.add_argument("--no-calibration", action="store_true", help="ignore a temperature that was fitted before")
     add_ray(parser, what="cells")
-    parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="where the rows go")
+    parser.add_argument("--results", required=True, type=Path, metavar="DIR", help="directory for result rows")
     return parser
 
 

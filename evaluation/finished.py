@@ -40,7 +40,7 @@ def latest_generation(results: Path, identity: Identity, contents: Mapping[Place
             asked.demonstrations_hash,
         ):
             changed = _what_changed(rows[0]["examples_hash"], asked.examples_hash, cell)
-            print(f"{identity.columns['condition']}: {changed}; all cells are evaluated again")
+            print(f"{identity.columns['condition']}: {changed}; evaluating all cells again")
             return identity.generation(number + 1)
     return latest
 

@@ -61,7 +61,8 @@ def held_out_pairs(checkpoint: Checkpoint | None, url: str | None) -> list[Pair]
     student = None if checkpoint is None else _student(checkpoint)
     if student is None:
         raise ConfigError(
-            "evaluation.split: held_out is the fold that a student was not trained on; expected a --checkpoint of "
+            "evaluation.split: held_out evaluates the fold that a student was not trained on; expected a "
+            "--checkpoint of "
             f"train-student --held-out-fold, got {'none' if checkpoint is None else _place(checkpoint.path)}"
         )
     if url is None:
@@ -111,15 +112,15 @@ def _students(checkpoint: Checkpoint) -> list[Student]:
     sources = [] if checkpoint.training is not None else _sources(checkpoint.path)
     if not sources:
         raise ConfigError(
-            "--calibrate: with --store, the folds that students left out calibrate; expected a --checkpoint of "
-            f"train-student --held-out-fold or an export of such, got {_place(checkpoint.path)}; leave out --store "
+            "--calibrate: with --store, calibration uses the fold that the student left out; expected a --checkpoint "
+            f"of train-student --held-out-fold, or an export of one, got {_place(checkpoint.path)}; leave out --store "
             "to calibrate on validation"
         )
     return [each for source in sources for each in _students(_open_source(checkpoint.path, **source))]
 
 
 def _sources(directory: Path) -> list[dict[str, Any]]:
-    """`path` and `weights` of what a directory was exported from; none where nothing says that it was."""
+    """`path` and `weights` of what a directory was exported from; none if it was not exported."""
     path = directory / EXPORT_RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +142,7 @@ def _open_source(exported: Path, path: Path, weights: str) -> Checkpoint:
     except ConfigError:
         raise ConfigError(
             f"--calibrate: expected {_place(path)}, from which {_place(exported)} was exported and which scores the "
-            "fold that it left out, but no model is there; put it back, or leave out --store to calibrate on validation"
+            "fold that it left out, but there is no model; restore it, or leave out --store to calibrate on validation"
         ) from None
     if weights_hash(ModelConfig(name=str(path))) != weights:
         raise ConfigError(

@@ -3,7 +3,7 @@
 A *run* is one evaluation of one model: everything that decides its scores is in its name, the tasks and
 languages that were asked for aside. A *setup* is what two students must share for their difference to be one of
 the method: how they were trained, distillation and seed aside, and how they were evaluated. What a key of the
-configuration decides stands in its schema; nothing that decides nothing is in either.
+configuration decides is in its schema; nothing that decides nothing is in either.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Encoding(Protocol):
 
     @property
     def template_hash(self) -> str | None:
-        """Of the chat template; None where none is used."""
+        """Of the chat template; None if none is used."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Identity:
 
 
 def open_tokenizer(config: Config, checkpoint: Checkpoint | None) -> Any:
-    """The tokenizer of what is to be evaluated; ConfigError where it cannot be opened."""
+    """The tokenizer of the evaluated model; ConfigError if it cannot be opened."""
     return load_tokenizer(opened_models(config.model, checkpoint)[1])
 
 
 def examine(config: Config, checkpoint: Checkpoint | None, encoding: Encoding) -> Model:
-    """Hash the weights of what is to be evaluated.
+    """Hash the weights of the evaluated model.
 
     Args:
         config: names the model.

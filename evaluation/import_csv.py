@@ -107,7 +107,7 @@ def read_published(path: Path, *, model: str, scale: str | None) -> list[Publish
             raise ConfigError(f"import: {path} lacks the column {column!r}; it has {', '.join(header) or 'none'}")
     values = [_number(line["value"], path, number) for number, line in enumerate(lines, start=2)]
     if not values:
-        raise ConfigError(f"import: {path} has no row below its header")
+        raise ConfigError(f"import: {path} has a header but no rows")
     if scale is None:
         scale = "percent" if max(values) > 1 else "fraction"
     divisor = 100 if scale == "percent" else 1
@@ -122,7 +122,7 @@ def read_published(path: Path, *, model: str, scale: str | None) -> list[Publish
 
 def _published(line: Mapping[str, str], language: str, value: float, model: str, path: Path, number: int) -> Published:
     if any(line.get(column) in (None, "") for column in ("condition", "task", language)):
-        raise ConfigError(f"import: {path} line {number}: expected condition, task and {language}, one is empty")
+        raise ConfigError(f"import: {path} line {number}: expected condition, task and {language}, but one is empty")
     if line[language] not in LANGUAGES:
         raise ConfigError(
             f"import: {path} line {number}: {language}: expected one of {', '.join(LANGUAGES)}, got {line[language]!r}"
@@ -130,7 +130,9 @@ def _published(line: Mapping[str, str], language: str, value: float, model: str,
     task = line["task"]
     metric = line.get("metric") or (TASKS[task].primary_metric if task in TASKS else "")
     if not metric:
-        raise ConfigError(f"import: {path} line {number}: no column metric, and task {task!r} is not one of ours")
+        raise ConfigError(
+            f"import: {path} line {number}: has no column metric, and task {task!r} is not a built-in task"
+        )
     setting = line.get("setting") or ""
     if metric in (*likelihood.LOWER_IS_BETTER, *classes.LOWER_IS_BETTER):
         raise ConfigError(f"import: {path} line {number}: metric: expected a score, a fraction or in %, got {metric}")
@@ -185,9 +187,9 @@ def _refuse_duplicates(rows: Sequence[Published], path: Path) -> None:
         )
         if key in seen:
             raise ConfigError(
-                f"import: {path} lines {seen[key]} and {number} give the same cell "
+                f"import: {path} lines {seen[key]} and {number} describe the same cell "
                 f"({row.model}, {row.condition}, {row.task}/{row.language}, {row.metric}); "
-                "a column model, setting or seed would tell them apart"
+                "a column model, setting or seed would distinguish them"
             )
         seen[key] = number
 

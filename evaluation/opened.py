@@ -113,11 +113,11 @@ def open_classification(job: Classification, opener: ScorerOpener) -> Opened:
     """
     if shows_demonstrations(job.condition):
         raise ConfigError(
-            f"--condition: {job.condition} shows demonstrations, and {TASK} has none; use base, or a name of your own"
+            f"--condition: {job.condition} shows demonstrations, but {TASK} has none; use base, or a name of your own"
         )
     if (job.calibrate or job.raw) and job.checkpoint is None:
         option = "--calibrate" if job.calibrate else "--no-calibration"
-        raise ConfigError(f"{option}: a temperature lies beside a checkpoint; add --checkpoint DIR")
+        raise ConfigError(f"{option}: a temperature is stored with a checkpoint; add --checkpoint DIR")
     config = as_read(job.config, job.checkpoint)
     tokenizer = open_tokenizer(job.config, job.checkpoint)
     encoding: Encoding = PlainText(tokenizer)

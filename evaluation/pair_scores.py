@@ -1,4 +1,4 @@
-"""Class probabilities of comparisons: read at several lengths and in both orders, averaged.
+"""Class probabilities for comparisons: read at several lengths and in both orders, averaged.
 
 Shape letters: K readings, N comparisons, C classes, L tokens.
 """
@@ -47,7 +47,7 @@ class PairScores:
 
     Attributes:
         given_NC: of the answers in their order, averaged over lengths.
-        swapped_NC: of the answers the other way round, columns swapped back; None where one order is read alone.
+        swapped_NC: of the answers the other way round, columns swapped back; None if one order is read alone.
         longest: each comparison as it is read at the greatest length.
     """
 
@@ -103,15 +103,15 @@ def as_read(config: Config, checkpoint: Checkpoint | None) -> Config:
     if settings is None:
         if config.head != LETTERS_HEAD:
             raise ConfigError(
-                f"{'model.name' if checkpoint is None else '--checkpoint'}: {place} has no {HEAD_SETTINGS}, so no "
-                "head, and one is trained, never made up; give a --checkpoint that train-student or export-model "
-                f"wrote for preferences, or ask a language model for letters with model.head={LETTERS_HEAD}"
+                f"{'model.name' if checkpoint is None else '--checkpoint'}: {place} has no {HEAD_SETTINGS}, so it "
+                "has no trained head; give a --checkpoint that train-student or export-model "
+                f"wrote for preferences, or let a language model answer with letters: model.head={LETTERS_HEAD}"
             )
         trained = most_tokens(config)
         model = dataclasses.replace(model, head=LETTERS_HEAD, pooling="last")
     else:
         if model.head not in (None, settings.head):
-            raise ConfigError(f"model.head: expected {settings.head}, which {place} ends in, got {model.head}")
+            raise ConfigError(f"model.head: expected {settings.head}, the head of {place}, got {model.head}")
         trained = settings.max_tokens
         model = dataclasses.replace(model, head=settings.head, pooling=settings.pooling)
         data = dataclasses.replace(data, keep_turns=settings.keep_turns)
@@ -137,7 +137,7 @@ def packers(config: Config, checkpoint: Checkpoint | None, tokenizer: Any) -> li
     longest = min(limit for limit in limits if limit is not None)
     if tokens[-1] > longest:
         raise ConfigError(
-            f"{key}: expected at most {longest:,} tokens, which {weights_of.name} reads, got {tokens[-1]:,}"
+            f"{key}: expected at most {longest:,} tokens, the limit of {weights_of.name}, got {tokens[-1]:,}"
         )
     assert config.model.head is not None  # `as_read` names it
     try:

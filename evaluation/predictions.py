@@ -64,9 +64,9 @@ def encode_questions(
         if prompt is not None:
             asked.append(Asked(question, prompt))
     if not asked:
-        raise ConfigError(f"evaluation.max_prompt_tokens: no question of {task}/{language} fits into {room}; raise it")
+        raise ConfigError(f"evaluation.max_prompt_tokens: no question of {task}/{language} fits in {room}; raise it")
     if dropped := len(questions) - len(asked):
-        print(f"{task}/{language}: dropped {dropped} of {len(questions)} examples whose query alone is too long")
+        print(f"{task}/{language}: dropped {dropped} of {len(questions)} examples because the query itself is too long")
     return asked
 
 
@@ -197,6 +197,6 @@ def _prediction(task: Task, item: Asked, output: str, protocol: str | None) -> d
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Mean over rows; None where a row does not say."""
+    """Mean over rows; None if a row does not say."""
     values = [row[name] for row in rows]
     return None if any(value is None for value in values) else float(np.mean(values))

@@ -47,46 +47,55 @@ def _without_collection(*, short: bool) -> Iterator[None]:
 
 def make_parser() -> CommandParser:
     """The command's arguments."""
-    parser = CommandParser(prog="query-results", description="Show result rows as tables, reports or SQL answers.")
+    parser = CommandParser(
+        prog="query-results", description="Query results with SQL, or show them as tables and reports."
+    )
     parser.add_argument(
-        "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; may be repeated"
+        "--results", required=True, action="append", type=Path, metavar="DIR", help="result directory; can be repeated"
     )
     parser.add_argument(
         "--store",
         action="append",
         default=[],
         metavar="URL",
-        help="teacher or label store, for the views cache_* and oof; may be repeated",
+        help="teacher or label store, for the views cache_* and oof; can be repeated",
     )
     parser.add_argument(
-        "--memory", metavar="SIZE", help="memory to stay within, such as 512MB or 4GB; default: what the machine has"
+        "--memory", metavar="SIZE", help="memory limit, such as 512MB or 4GB (default: what the machine has)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    sql = commands.add_parser("sql", help="run one SQL query (DuckDB's dialect) over the views")
+    sql = commands.add_parser("sql", help="run one SQL query (DuckDB dialect) on the views")
     sql.add_argument("query", help="for example: SELECT * FROM cells")
     sql.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     sql.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
 
-    commands.add_parser("shell", help="type SQL, with completion of views and columns")
+    commands.add_parser("shell", help="open an SQL shell with completion of views and columns")
 
-    tables = commands.add_parser("tables", help="print the standing tables, a summary first and last")
+    tables = commands.add_parser("tables", help="print the standard tables, with the summary at both ends")
     tables.add_argument("--cells", action="store_true", help="also print each condition's scores by task and language")
-    tables.add_argument("--markdown", action="store_true", help="print Markdown in a terminal too; piped, it always is")
+    tables.add_argument(
+        "--markdown", action="store_true", help="print Markdown even in a terminal (pipes always get Markdown)"
+    )
 
     report = commands.add_parser("report", help="write tables, pictures and examples to FILE.md and FILE.html")
     report.add_argument("--output", required=True, type=Path, metavar="FILE.md")
 
-    figure = commands.add_parser("figure", help="draw what each condition scores in every task, with intervals")
-    figure.add_argument("--model", metavar="NAME", help="whose conditions, as in the tables; default: the only one")
-    figure.add_argument("--output", required=True, type=Path, metavar="FILE.svg", help="or .png, or .pdf")
+    figure = commands.add_parser("figure", help="draw the score of each condition in every task, with intervals")
+    figure.add_argument(
+        "--model", metavar="NAME", help="model whose conditions are drawn, as in the tables (default: the only one)"
+    )
+    figure.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.svg", help="the drawing, as .svg, .png or .pdf"
+    )
 
     submission = commands.add_parser("submission", help="write class probabilities of the test comparisons as CSV")
     submission.add_argument(
         "--ensemble",
         choices=ENSEMBLES,
         default="equal",
-        help="weights of several runs: equal, or 1/log loss of each on the fold it left out (default: equal)",
+        help="weights when several runs are averaged: equal, or 1/log loss of each run on the fold it left out "
+        "(default: equal)",
     )
     which = submission.add_mutually_exclusive_group()
     which.add_argument(
@@ -94,26 +103,26 @@ def make_parser() -> CommandParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="whose runs; may be repeated; default: the only condition on the test split",
+        help="condition whose runs are used; can be repeated (default: the only condition on the test split)",
     )
-    which.add_argument("--run", action="append", default=[], metavar="RUN", help="a run; may be repeated")
+    which.add_argument("--run", action="append", default=[], metavar="RUN", help="a run; can be repeated")
     submission.add_argument(
-        "--record", metavar="NAME", help="also write the average into --results, as the condition NAME of all tables"
+        "--record", metavar="NAME", help="also write the average to --results, where tables show it as condition NAME"
     )
     submission.add_argument(
         "--output",
         required=True,
         type=Path,
         metavar="FILE.csv",
-        help="FILE.csv.json beside it says what it was made from",
+        help="FILE.csv.json beside it records what it was made from",
     )
 
     published = commands.add_parser("import", help="import published numbers from a CSV file")
     published.add_argument("file", type=Path, metavar="FILE.csv")
     published.add_argument(
-        "--model", metavar="NAME", help="where the file has no column model; default: the file's name"
+        "--model", metavar="NAME", help="model name if the file has no column model (default: the file's name)"
     )
-    published.add_argument("--scale", choices=SCALES, help="default: percent where any value is above 1")
+    published.add_argument("--scale", choices=SCALES, help="default: percent if any value is above 1")
     return parser
 
 
@@ -158,12 +167,12 @@ def _import(arguments: argparse.Namespace) -> None:
     from logitbank.evaluation.import_csv import import_csv
 
     if len(arguments.results) != 1:
-        raise ConfigError(f"--results: import writes into one directory, got {len(arguments.results)}")
+        raise ConfigError(f"--results: import writes to one directory, got {len(arguments.results)}")
     groups, cells = import_csv(arguments.file, arguments.results[0], model=arguments.model, scale=arguments.scale)
     if cells:
         print(f"imported {cells} cells of {groups} models and conditions from {arguments.file}")
     else:
-        print(f"{arguments.file}: imported already, nothing changed")
+        print(f"{arguments.file}: already imported, nothing changed")
 
 
 def _submission(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
@@ -193,7 +202,7 @@ def _open(arguments: argparse.Namespace) -> Catalogue:
 
 def _warn(catalogue: Catalogue) -> None:
     for path in catalogue.torn:
-        logger.warning("warning: %s is torn and left out; delete it and run its command again", path)
+        logger.warning("warning: %s is damaged and skipped; delete it and run its command again", path)
 
 
 def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
@@ -204,8 +213,8 @@ def _tables(catalogue: Catalogue, arguments: argparse.Namespace) -> None:
     _warn(catalogue)
     if not results.task_averages:
         raise StoreError(
-            f"--results: no metric in {', '.join(map(str, arguments.results))}; "
-            "evaluate-model or query-results import write them"
+            f"--results: no metrics in {', '.join(map(str, arguments.results))}; run evaluate-model or query-results "
+            "import first"
         )
     if arguments.markdown or not sys.stdout.isatty():
         print_markdown(results, cells=arguments.cells)

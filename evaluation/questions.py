@@ -69,8 +69,8 @@ def check_demonstrations(config: Config, condition: str, tasks: Iterable[str]) -
     for task in tasks if shows_demonstrations(condition) else ():
         if wanted_demonstrations(config, task) < 1:
             raise ConfigError(
-                f"fewshot.num_demonstrations.{task}: expected at least 1 with --condition {condition}, got 0; "
-                "raise it, leave the task out, or evaluate --condition base"
+                f"fewshot.num_demonstrations.{task}: expected at least 1 with --condition {condition}, got 0; raise "
+                "it, remove the task, or evaluate --condition base"
             )
 
 

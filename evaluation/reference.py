@@ -69,9 +69,9 @@ class Reference:
             try:
                 position = table.index_of(name)
             except StoreError:
-                raise StoreError(f"{place}: has no example {name}, which is evaluated; {again}") from None
+                raise StoreError(f"{place}: has no example {name}, which this run evaluates; {again}") from None
             if table.sequence(position) != sequence:
-                raise StoreError(f"{place}: example {name} has other tokens than are evaluated; {again}")
+                raise StoreError(f"{place}: example {name} has different tokens than this run evaluates; {again}")
             positions.append(position)
 
         def rows(places: Sequence[int]) -> TeacherRows:
@@ -86,7 +86,7 @@ def open_reference(url: str, view: str | None, config: Config) -> Reference:
 
     Args:
         url: of the store.
-        view: which of its views; None where it has one alone.
+        view: which of its views; None if it has one alone.
         config: what is evaluated.
 
     Raises:
@@ -97,27 +97,28 @@ def open_reference(url: str, view: str | None, config: Config) -> Reference:
     place = f"--store {shlex.quote(url)}"
     if config.evaluation.engine == "vllm":
         raise ConfigError(
-            f"{place}: vLLM gives no logits to compare with a teacher's; set evaluation.engine=hf, or leave --store out"
+            f"{place}: vLLM does not return logits to compare with a teacher's; set evaluation.engine=hf, or leave "
+            "--store out"
         )
     store = TeacherStore.open(url)
     info, asked = store.info, config.evaluation.split
     if info.split != asked:
         raise ConfigError(
-            f"{place}: expected a store of the split {asked}, which is evaluated, got one of {info.split}; "
+            f"{place}: expected a store of the evaluated split {asked}, got one of {info.split}; "
             f"build one with build-teacher-cache --split {asked}"
         )
     if info.signal == "sampled":
-        raise ConfigError(f"{place}: expected a store with ranks (teacher.signal=topk or hybrid), got draws alone")
+        raise ConfigError(f"{place}: expected a store with ranks (teacher.signal=topk or hybrid), got only draws")
     if view is None:
         if len(store.views) != 1:
             have = ", ".join(store.views) or "none yet"
-            raise ConfigError(f"--view: expected the view to compare with, got none; the store {url} has {have}")
+            raise ConfigError(f"--view: expected the view to compare with, got none; views of {url}: {have}")
         (view,) = store.views
     store.require_view(view)
     rows = lm_head_rows(config.model)
     if rows < info.tokenizer_size:
         raise ConfigError(
-            f"{place}: it ranks {info.tokenizer_size} tokens, but {config.model.name} has {rows} lm_head rows; "
-            "build it for this model"
+            f"{place}: it ranks {info.tokenizer_size} tokens, but {config.model.name} has {rows} lm_head rows; build "
+            "a store for this model"
         )
     return Reference(store, view, str(store.view_attributes(view)["fingerprint"]))

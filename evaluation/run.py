@@ -177,7 +177,7 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     check_demonstrations(job.config, job.condition, tasks)
     grid = cells(tasks, job.config.languages)
     if grid.absent and not known:
-        print(f"not evaluated, these do not exist: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
+        print(f"skipped, no such data: {', '.join(f'{t}/{lang}' for t, lang in grid.absent)}")
     encoder = PromptEncoder(open_tokenizer(job.config, job.checkpoint))
     model = examine(job.config, job.checkpoint, encoder)
     check_template(job.checkpoint, encoder.template_hash)
@@ -201,7 +201,7 @@ def _plan(job: Evaluation, known: dict[tuple[int, str, Place], Contents]) -> Pla
     plan = Plan(job, identity, compared, encoder, contents, len(mine), mine)
     pending = [cell for cell in mine if read_rows(job.results, "metrics", plan.name_of(cell)) is None]
     if done := len(mine) - len(pending):
-        print(f"{job.condition}: {done} of {len(mine)} cells are finished already and skipped")
+        print(f"{job.condition}: {done} of {len(mine)} cells are already finished, skipped")
     return dataclasses.replace(plan, pending=pending)
 
 
@@ -257,17 +257,18 @@ def _tasks(config: Config) -> list[str]:
         return config.tasks
     if config.evaluation.method == "classify":
         raise ConfigError(
-            f"evaluation.method: classify is of tasks=[{PREFERENCE}], got {', '.join(config.tasks)}; set generate or "
+            f"evaluation.method: classify works with tasks=[{PREFERENCE}] only, got {', '.join(config.tasks)}; set "
+            "generate or "
             "likelihood"
         )
     with_labels = [name for name in config.tasks if TASKS[name].labels or is_forced(name)]
     if not with_labels:
         raise ConfigError(
-            f"evaluation.method: likelihood compares the labels of a task, and {', '.join(config.tasks)} "
+            f"evaluation.method: likelihood compares the labels of a task, but {', '.join(config.tasks)} "
             f"have none; tasks with labels are {', '.join(name for name in TASKS.shipped if TASKS[name].labels)}"
         )
     if others := [name for name in config.tasks if name not in with_labels]:
-        print(f"not scored by likelihood, these have no labels: {', '.join(others)}")
+        print(f"skipped by likelihood because they have no labels: {', '.join(others)}")
     return with_labels
 
 
@@ -285,7 +286,7 @@ def _finished_predictions(plan: Plan, cell: Place) -> list[dict[str, Any]] | Non
     asked = {asked_and_gold(TASKS[cell[0]], question.example) for question in questions}
     if any((row["example_id"], row["question"], row["gold"]) not in asked for row in rows):
         raise StoreError(
-            f"{plan.job.results / 'predictions' / name}.parquet: left by an interrupted run on other data; delete it "
-            "and run the same command again"
+            f"{plan.job.results / 'predictions' / name}.parquet: left by an interrupted run on different data; "
+            "delete it and run the same command again"
         )
     return rows

@@ -14,8 +14,8 @@ def make_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         prog="logitbank sample-answers",
-        description="Let a model (sampling.model) answer every training example, for build-teacher-cache --answers. "
-        "Run the same command to resume.",
+        description="Generate answers to every training example with a model (sampling.model), for "
+        "build-teacher-cache --answers. Run the same command to resume.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -23,7 +23,7 @@ def make_parser() -> CommandParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="JSON lines of ids and answers; FILE.json says which model wrote them",
+        help="JSON lines of ids and answers; FILE.json records which model wrote them",
     )
     return parser
 

@@ -88,25 +88,25 @@ def sample_answers(config: ConfigSource, *, output: str | os.PathLike[str], open
 
     Args:
         config: a configuration, a file or shipped name, a mapping of keys, or a list of these and of `key=value`;
-            `sampling` says who answers, and how.
-        output: the file, JSON lines. `OUTPUT.json` beside it says which model wrote it.
+            `sampling` selects the model and the settings.
+        output: the file, JSON lines. `OUTPUT.json` records which model wrote it.
         opener: opens the engine.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError, TaskError: whatever has to be mended, before a model is loaded; or a file of other settings.
+        ConfigError, TaskError: anything that the user must fix, before a model is loaded; or a file of other settings.
         OutputError: a file that cannot be written.
     """
     settings, path = config_of(config), Path(output)
     if settings.is_preference:
-        raise ConfigError("tasks: comparisons have labels and no answers to sample; choose other tasks")
+        raise ConfigError("tasks: comparisons have labels, not answers to sample; choose other tasks")
     writer = find_writer(settings)
     with closing(Spool()) as spool:
         present, absent = cells(settings.tasks, settings.languages)
         if absent:
-            logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
+            logger.info("no such data, skipped: %s", ", ".join(f"{task}/{language}" for task, language in absent))
         tasks = dict.fromkeys(task for task, _ in present)
         order = np.concatenate([training_examples(settings, task, spool) for task in tasks])
         record = writer.record(spool.digest(order))
@@ -229,7 +229,7 @@ def _answer_block(
             )
             for sample in samples
         ]
-        if not writer.same_tokens:  # an end of turn alone is no text that another tokenizer could spell
+        if not writer.same_tokens:  # an end of turn alone is not text that another tokenizer could spell
             answers = [answer for answer in answers if answer.text]
         tally.add(prompt, answers, samples)
         lines.append(as_line(prompt.name, answers))
@@ -257,6 +257,6 @@ def _require_same(path: Path, record: Mapping[str, Any]) -> None:
         old, new = before.get(key), now.get(key)
         if old != new and not key.startswith("versions."):
             raise ConfigError(
-                f"--output: {shlex.quote(str(path))} was begun with {key} = {old}, but this run requests {new}; use "
+                f"--output: {shlex.quote(str(path))} was started with {key} = {old}, but this run requests {new}; use "
                 "the same settings to resume, or another file"
             )

@@ -44,7 +44,7 @@ def run_shell(catalogue: Catalogue, read: Callable[[str], str] | None = None) ->
     interactive = read is None and sys.stdin.isatty()
     if interactive:
         read = terminal_reader(catalogue)
-        print("SQL over the result views; help for help, exit to leave")
+        print("SQL on the result views; type help for help, exit to leave")
     read = read or (lambda _: input())
     pending, form = "", "table"
     while True:
@@ -89,7 +89,7 @@ class SqlCompleter(Completer):
         self._catalogue = catalogue
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """What may stand in the place of that word."""
+        """What can complete that word."""
         before, word = document.text_before_cursor, document.get_word_before_cursor()
         for text, kind in completions(self._catalogue, before[: len(before) - len(word)], word):
             yield Completion(text, start_position=-len(word), display_meta=kind)

@@ -60,19 +60,19 @@ def evaluate(
     Args:
         config: a configuration, a file or shipped name, a mapping of keys, or a list of these and of `key=value`.
         results: directory of the result rows, which `Catalogue` reads.
-        checkpoint: an adapter or model that training wrote; None for the model of the configuration.
+        checkpoint: an adapter or model that train-student wrote; None for the model of the configuration.
         steps: evaluate `CHECKPOINT/checkpoint-N` for each of these steps.
-        condition: its name in the tables; None for what the checkpoint was trained for.
-        new_condition: whether `condition` is a name of the user's own.
-        store: URL of a teacher's store on the evaluated split: adds `kl` and `agreement` to conversations. Of
+        condition: its name in the tables; None for the condition it was trained for.
+        new_condition: whether `condition` is a name that the user chose.
+        store: URL of a teacher's store on the evaluated split: adds `kl` and `agreement` to conversations. For
             comparisons: the label store that has the held-out fold.
-        view: which view of it, where it has several.
-        calibrate: of comparisons: fit a temperature, write it beside the checkpoint, and evaluate with it.
-        no_calibration: of comparisons: leave out a temperature that was fitted.
-        worker: (i, n) where n processes share the cells.
+        view: which view of it, if it has several.
+        calibrate: for comparisons: fit a temperature, write it beside the checkpoint, and evaluate with it.
+        no_calibration: for comparisons: ignore a temperature that was fitted before.
+        worker: (i, n) if n processes share the cells.
 
     Raises:
-        ConfigError, TaskError: whatever has to be mended, before a model is loaded.
+        ConfigError, TaskError: anything that the user must fix, before a model is loaded.
         StoreError: a store or result file that cannot be used.
         OutputError: result files that cannot be written.
     """
@@ -105,7 +105,9 @@ def evaluations(config: Config, options: Options) -> list[Evaluation]:
     config, condition, evaluated, worker = _resolved(config, options)
     for given, option in ((options.calibrate, "--calibrate"), (options.no_calibration, "--no-calibration")):
         if given:
-            raise ConfigError(f"{option}: is of tasks=[{PREFERENCE}], got {', '.join(config.tasks)}; leave it out")
+            raise ConfigError(
+                f"{option}: works with tasks=[{PREFERENCE}] only, got {', '.join(config.tasks)}; leave it out"
+            )
     reference = _reference(options, config)
     return [Evaluation(config, condition, each, options.results, worker, reference) for each in evaluated]
 
@@ -118,7 +120,7 @@ def classifications(config: Config, options: Options) -> list[Classification]:
             f"evaluation.engine: {config.evaluation.engine} has no class logits; expected {EvaluationConfig().engine}"
         )
     if options.view is not None:
-        raise ConfigError("--view: comparisons are evaluated without a teacher; leave it out")
+        raise ConfigError("--view: not supported for comparisons; leave it out")
     if options.calibrate and options.no_calibration:
         raise ConfigError("--no-calibration: expected one of --calibrate and --no-calibration, got both")
     return [
@@ -139,7 +141,7 @@ def classifications(config: Config, options: Options) -> list[Classification]:
 def _resolved(config: Config, options: Options) -> tuple[Config, str, Sequence[Checkpoint | None], Worker | None]:
     """The configuration with the checkpoints' model, the condition's name, the checkpoints, and the share of work."""
     if options.steps and options.checkpoint is None:
-        raise ConfigError("--steps: needs --checkpoint DIR, the directory that holds checkpoint-<step>")
+        raise ConfigError("--steps: needs --checkpoint DIR, the directory that contains checkpoint-<step>")
     checkpoints = [] if options.checkpoint is None else checkpoints_at_steps(options.checkpoint, list(options.steps))
     condition = asked_condition(options.condition, checkpoints)
     check_condition(condition, checkpoints, new=options.new_condition)
@@ -152,11 +154,11 @@ def _resolved(config: Config, options: Options) -> tuple[Config, str, Sequence[C
 def _reference(options: Options, config: Config) -> Reference | None:
     if options.store is None:
         if options.view is not None:
-            raise ConfigError("--view: needs --store URL, the store that has the view")
+            raise ConfigError("--view: needs --store URL")
         return None
     if not any(map(is_forced, config.tasks)):
         raise ConfigError(
-            f"--store: compares the answers of conversations, and {', '.join(config.tasks)} "
+            f"--store: compares the answers of conversations, but {', '.join(config.tasks)} "
             f"{'has' if len(config.tasks) == 1 else 'have'} none; leave it out, or add chat to tasks"
         )
     return open_reference(options.store, options.view, config)

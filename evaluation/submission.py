@@ -41,7 +41,7 @@ class Submission:
     """What a submission says.
 
     Attributes:
-        ids: of its N rows, as they stand in the input file, in its order.
+        ids: of its N rows, as they are in the input file, in its order.
         probabilities_NC: float64, every row summing to 1.
         members: the runs whose probabilities were averaged.
         weights: of each, their sum 1.
@@ -104,7 +104,7 @@ def make_submission(
 
     Raises:
         ConfigError: runs that are not said unambiguously, or no log loss to weigh them by.
-        StoreError: runs over different comparisons, or predictions that are no probabilities.
+        StoreError: runs over different comparisons, or predictions that are not probabilities.
     """
     members = chosen_members(catalogue, conditions=conditions, runs=runs)
     answers = [_answers(results, member.run) for member in members]

@@ -34,9 +34,9 @@ class Forced:
         question: the question.
         names: of the sequences made of it, as a store has them.
         plain: those sequences, as a student learns from them.
-        read: the same answers as the model reads them, behind demonstrations where there are any.
+        read: the same answers as the model reads them, after demonstrations if there are any.
         demonstrations: how many it reads.
-        prompt: behind which the last answer is generated; None where it does not fit.
+        prompt: after which the last answer is generated; None if it does not fit.
     """
 
     question: Question
@@ -53,7 +53,7 @@ class Forced:
 
 
 def forced_protocol(config: Config, task: str, reference: Reference | None) -> list[object]:
-    """What decides which tokens of an example are scored, and behind what, beside the example and the model."""
+    """What decides which tokens of an example are scored, and after what context, besides the example and the model."""
     template = reference.store.info.teacher_template if reference is not None else None
     return [config.chat.turns, config.chat.thinking, _longest(config, task), template]
 
@@ -110,7 +110,7 @@ def encode_forced(
         if made is not None:
             found.append(made)
     if not found:
-        raise ConfigError(f"data.max_student_tokens: no example of {task}/{language} fits into {longest}; raise it")
+        raise ConfigError(f"data.max_student_tokens: no example of {task}/{language} fits in {longest}; raise it")
     said = [f"{count:,} {what}" for what, count in (maker.counts + behind.counts).items()]
     if dropped := len(questions) - len(found):
         said.insert(0, f"dropped {dropped} of {len(questions)} examples")
@@ -122,7 +122,7 @@ def encode_forced(
 def _forced(
     maker: ExampleEncoder, behind: ExampleEncoder, task: Task, question: Question, longest: int, room: int
 ) -> Forced | None:
-    """None where it does not fit, with or without demonstrations."""
+    """None if it does not fit, with or without demonstrations."""
     example, shown = question.example, question.demonstrations
     made = maker.student(task, example, max_tokens=longest)
     plain = [each.sequence for each in made]

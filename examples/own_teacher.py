@@ -27,10 +27,10 @@ teacher = transformers.AutoModelForCausalLM.from_pretrained(arguments.teacher, d
 examples = []
 for line in Path(arguments.train).read_text(encoding="utf-8").splitlines():
     row = json.loads(line)
-    *before, answer = row["messages"]  # the last turn is learnt
+    *before, answer = row["messages"]  # the last turn is learned
     prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True, enable_thinking=False, return_dict=False)
     answer_ids = [*tokenizer.encode(answer["content"], add_special_tokens=False), tokenizer.eos_token_id]
-    labels = [-100] * len(prompt) + answer_ids  # as trainers have them: -100 where nothing is learnt
+    labels = [-100] * len(prompt) + answer_ids  # as trainers have them: -100 where nothing is learned
     examples.append(logitbank.ExampleRecord.from_labels(row["id"], prompt + answer_ids, labels))
 
 with logitbank.StoreWriter(

@@ -2,7 +2,7 @@
 
     python tiny_models.py            # writes models/teacher and models/student
 
-Both read the same tokens, byte pairs learnt from the conversations, and have practised on them for some seconds. The
+Both read the same tokens, byte pairs learned from the conversations, and have practised on them for some seconds. The
 teacher is twice the size of the student. Their answers are poor. What the examples show is how a student comes nearer
 to its teacher.
 """

@@ -22,15 +22,15 @@ from logitbank.storage import TeacherStore, open_store
 from logitbank.student_train.collator import NO_LABEL, teacher_tensors
 from logitbank.student_train.taught import DistillationBatch, RowsInfo
 
-TAIL = 8  # tokens that a template may write behind the last answer: a line break behind Qwen3's end of turn
+TAIL = 8  # tokens that a template may write after the last answer: a line break after Qwen3's end of turn
 Collate = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
 
 
 class StoreJoin:
     """Finds the teacher rows for rows that somebody else tokenised.
 
-    The store says which tokens are learnt: labels outside its answers are dropped. Up to 8 tokens behind a row's last
-    answer are no difference, for nothing is predicted there. Any other is refused.
+    The store says which tokens are learned: labels outside its answers are dropped. Up to 8 tokens
+    after a row's last answer are not a difference, because nothing is predicted there. Any other is refused.
 
     Attributes:
         view: whose rows.
@@ -75,7 +75,7 @@ class StoreJoin:
         """Find every row's examples, and return how many there are.
 
         Raises:
-            ConfigError: a row that is no example of the store, with its first difference.
+            ConfigError: a row that is not an example of the store, with its first difference.
         """
         return sum(len(self._examples_of(row, number)) for number, row in enumerate(rows))
 
@@ -95,7 +95,7 @@ class StoreJoin:
             batch: what a collator made of them: `input_ids`, (B, L) padded on the right or (1, L) without padding.
 
         Raises:
-            ConfigError: a row that is no example of the store, or tokens that lie elsewhere in the batch.
+            ConfigError: a row that is not an example of the store, or tokens that are elsewhere in the batch.
         """
         input_ids: torch.Tensor = batch["input_ids"]
         found: list[int] = []
@@ -115,8 +115,8 @@ class StoreJoin:
             gold = torch.from_numpy(sequence.answer_ids).to(input_ids.dtype)
             if int(at[-1]) >= input_ids.numel() or not torch.equal(input_ids.view(-1)[at], gold):
                 raise ConfigError(
-                    "data_collator: expected rows padded on the right, or one behind the other in one row; got a batch "
-                    f"of {tuple(input_ids.shape)} with their tokens elsewhere"
+                    "data_collator: expected rows padded on the right, or packed one after another into one row; got "
+                    f"a batch of {tuple(input_ids.shape)} with its tokens elsewhere"
                 )
             labels.view(-1)[at] = gold.to(labels.dtype)
         teacher = teacher_tensors(
@@ -141,8 +141,8 @@ class StoreJoin:
     def _by_name(self, row: Mapping[str, Any], ids: NDArray[np.int32], number: int) -> int:
         if "example_id" not in row:
             raise ConfigError(
-                f"row {number}: expected a column example_id, got {', '.join(row)}; add it, or join by='tokens', as "
-                "packed rows must"
+                f"row {number}: expected a column example_id, got {', '.join(row)}; add it, or join by='tokens' "
+                "(required for packed rows)"
             )
         name = row["example_id"]
         position = self._position_of.get(name)
@@ -163,7 +163,7 @@ class StoreJoin:
                 if np.array_equal(self._opened().examples.sequence(position).ids, ids[:stop]):
                     return position
         raise ConfigError(
-            f"row {number}: no example of the store at {self._store.url} has its tokens; {self._near(ids)}"
+            f"row {number}: no example in the store at {self._store.url} has these tokens; {self._near(ids)}"
         )
 
     @cached_property
@@ -228,7 +228,7 @@ def _digest(ids: NDArray[np.int32]) -> np.uint64:
 
 
 def _same(ids: NDArray[np.int32], sequence: AnsweredSequence) -> bool:
-    """Whether a row is the sequence, with no more than `TAIL` tokens behind it."""
+    """Whether a row is the sequence, with no more than `TAIL` tokens after it."""
     return 0 <= len(ids) - len(sequence) <= TAIL and np.array_equal(ids[: len(sequence)], sequence.ids)
 
 

@@ -50,11 +50,11 @@ class DistillationMixin(_Trainer):
             arguments: of the trainer.
             distillation: `loss`, `lambda_distill`, `temperature`, `normalize_logits`, `schedule`, `schedule_steps` and
                 `gate`, as in a configuration; None takes the defaults.
-            join: finds teacher rows for rows of any dataset; None where `train_dataset` is a `TeacherDataset`.
+            join: finds teacher rows for rows of any dataset; None if `train_dataset` is a `TeacherDataset`.
             options: of the trainer.
 
         Raises:
-            ConfigError: a strategy or gate that only `train-student` has, or a row that is no example of the store.
+            ConfigError: a strategy or gate that only `train-student` has, or a row that is not an example of the store.
         """
         self.distillation = distillation or DistillationConfig()
         self._join = join
@@ -86,7 +86,7 @@ class DistillationMixin(_Trainer):
         if teacher is None:
             if self.model.training:
                 raise ConfigError(
-                    "train_dataset: its batches have no teacher rows; give a TeacherDataset with a view and a "
+                    "train_dataset: its batches have no teacher rows; pass a TeacherDataset with a view and a "
                     "DistillationCollator, or join=StoreJoin(...)"
                 )
             return super().compute_loss(model, rest, return_outputs, num_items_in_batch)
@@ -125,8 +125,8 @@ class DistillationMixin(_Trainer):
         if num_items is None:
             if self.model.training and (self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1):
                 raise ConfigError(
-                    f"model: {type(self.model).__name__} takes no num_items_in_batch, so no mean over the answer "
-                    "tokens of a whole step can be formed; set gradient_accumulation_steps=1 in one process"
+                    f"model: {type(self.model).__name__} does not accept num_items_in_batch, so the loss cannot be "
+                    "averaged over the answer tokens of a whole step; set gradient_accumulation_steps=1 in one process"
                 )
             return own
         if self.args.average_tokens_across_devices:  # tokens of all ranks, whose gradients are averaged
@@ -160,11 +160,11 @@ def _check(distillation: DistillationConfig) -> None:
     """Refuse what needs the loop of `train-student`."""
     if distillation.strategy != "fixed":
         raise ConfigError(
-            f"distillation.strategy: expected fixed in a Trainer, got {distillation.strategy}; train-student has "
-            "the others"
+            f"distillation.strategy: expected fixed in a Trainer, got {distillation.strategy}; train-student "
+            "supports the others"
         )
     if distillation.gate == "fewshot_gain":
         raise ConfigError(
-            "distillation.gate: fewshot_gain compares two views, which needs train-student; expected none or "
-            "teacher_correct in a Trainer"
+            "distillation.gate: expected none or teacher_correct in a Trainer, got fewshot_gain, which compares two "
+            "views; use train-student"
         )

@@ -45,7 +45,7 @@ def remarks_on_answers(answers: Mapping[str, Any] | None, teacher: str, learner:
     """What does not fit together, a line each.
 
     Args:
-        answers: the record of their file; None where no model wrote them.
+        answers: the record of their file; None if no model wrote them.
         teacher: hub id or path of the teacher that scored them.
         learner: who is about to learn from them.
     """

@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """The arguments; `key=value` may stand anywhere, but in a command with commands of its own."""
+        """The arguments; `key=value` may appear anywhere, but in a command with commands of its own."""
         return self.parse_args(argv) if self._subparsers is not None else self.parse_intermixed_args(argv)
 
     def error(self, message: str) -> NoReturn:
@@ -83,7 +83,7 @@ class CommandGroup:
         parser = CommandParser(
             prog=self.prog,
             description=self.description,
-            epilog=f"commands:\n{listing}\n\n{self.prog} COMMAND --help lists the options of one.",
+            epilog=f"commands:\n{listing}\n\n{self.prog} COMMAND --help lists the options of a command.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if self.version is not None:
@@ -122,7 +122,7 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
 
 def make_directory(option: str, path: Path) -> None:
-    """Create the directory that an option names, where it is missing.
+    """Create the directory that an option names, if it is missing.
 
     Raises:
         ConfigError: it cannot be created, is a file, or nothing can be written into it.
@@ -134,11 +134,11 @@ def make_directory(option: str, path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{option}: cannot create the directory {path}: {error.strerror}; choose another") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option}: nothing can be written into {path}; choose another, or change its permissions")
+        raise ConfigError(f"{option}: {path} is not writable; choose another, or change its permissions")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler or launcher wants this process to end; cleans up like Ctrl-C, exits with 143."""
+    """SIGTERM: a scheduler or launcher asks this process to end; cleans up like Ctrl-C, exits with 143."""
 
 
 def run_command(body: Callable[[], None], *, resumes: bool = False) -> None:
@@ -149,7 +149,7 @@ def run_command(body: Callable[[], None], *, resumes: bool = False) -> None:
 
     Args:
         body: what to do.
-        resumes: whether the same command, run again, goes on with what is missing.
+        resumes: whether the same command, run again, continues with what is missing.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy, level in NOISY.items():
@@ -168,7 +168,7 @@ def run_command(body: Callable[[], None], *, resumes: bool = False) -> None:
             if error.errno not in PLACE_ERRORS:
                 raise
             place = shlex.quote(str(error.filename)) if error.filename else "output"
-            _end(f"error: {place}: {error.strerror}; what is finished is kept", 2)
+            _end(f"error: {place}: {error.strerror}; finished work is kept", 2)
         except KeyboardInterrupt as stop:
             said = "Terminated" if isinstance(stop, Terminated) else "Interrupted"
             plain = f"{said}; run the same command to resume" if resumes else said

@@ -14,19 +14,21 @@ def counted(number: int, noun: str) -> str:
 
 
 class LogitbankError(Exception):
-    """Whatever this package refuses to do, or could not finish."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class ConfigError(LogitbankError, ValueError):
-    """A configuration key or command-line option that has to be mended."""
+    """A configuration key or command-line option that the user must fix."""
 
 
 class TaskError(LogitbankError, ValueError):
-    """A task, language, split or row that does not exist or does not fit; says what does."""
+    """A task, language, split or row that does not exist or does not fit; the message lists what does."""
 
 
 class StoreError(LogitbankError, ValueError):
-    """A teacher store or result directory that cannot be used as asked; says which part and what to do."""
+    """A teacher store or result directory that cannot be used as requested; the message gives the part and what to
+    do.
+    """
 
 
 class StoreBusyError(StoreError):
@@ -38,7 +40,7 @@ class CorruptStoreError(StoreError):
 
 
 class IncompleteStoreError(StoreError):
-    """A view with shards still to be written."""
+    """A view with shards not written yet."""
 
 
 class TrainingError(LogitbankError, ArithmeticError):
@@ -54,4 +56,4 @@ class OutputError(LogitbankError, OSError):
 
 
 class ClusterError(LogitbankError, RuntimeError):
-    """Work on several machines that cannot begin or go on; names actor, node and item."""
+    """Work on several machines that cannot start or continue; names actor, node and item."""

@@ -1,7 +1,7 @@
 """The vocabulary of an experiment, which all rooms share: views, conditions, and what a training run leaves behind.
 
 A *view* is what a teacher was shown when it was asked for an answer; a store has rows for each of its views. A
-*condition* says what was evaluated: a model before training, or a student that learnt from a view or from none.
+*condition* says what was evaluated: a model before training, or a student that learned from a view or from none.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ GAPS = (("distilled", "finetuned"), ("control", "finetuned"), ("distilled", "con
 
 
 def condition_of(view: str | None, *, teacher: str | None = None, model: str = "") -> str:
-    """The name of the condition of students, by what they learnt from.
+    """The name of the condition of students, by what they learned from.
 
-    | learnt from | condition |
+    | learned from | condition |
     | --- | --- |
     | no teacher | `finetuned` |
     | another model than the student's base model, under any view | `distilled` |
@@ -125,15 +125,15 @@ class TrainingRecord:
         training_set: hash of the store's training examples.
         teacher: hub id or path of the teacher; None without one.
         top_k: ranks that the store holds; None without a teacher.
-        held_out_fold: the fold of the store that it left out; None where it left out none.
+        held_out_fold: the fold of the store that it left out; None if it left out none.
         step: optimizer step after which the weights were written.
         seconds: training time up to then; None before the end.
         finished_at: ISO 8601; None before the end.
-        rows: which rows of a label store it learnt from: `train`, `external` or `all`; None for a teacher store.
-        scorers: hash of the weights that scored the rows it learnt from; None for a teacher store.
+        rows: which rows of a label store it learned from: `train`, `external` or `all`; None for a teacher store.
+        scorers: hash of the weights that scored the rows it learned from; None for a teacher store.
         best_step: the step of least log loss on the selection part so far; None without evaluations.
         best_log_loss: that log loss, in nats.
-        stopped_early: whether training ended because that step lay too far back; None before the end.
+        stopped_early: whether training ended because that step was too long ago; None before the end.
 
     What has a default is None in the records of earlier versions.
     """
@@ -164,12 +164,12 @@ class TrainingRecord:
 
     @classmethod
     def read(cls, directory: Path) -> TrainingRecord | None:
-        """The record beside a checkpoint's weights; None where another program trained them and left none.
+        """The record beside a checkpoint's weights; None if another program trained them and left none.
 
         Fields of a later version are left out.
 
         Raises:
-            ConfigError: a file that is no such record.
+            ConfigError: a file that is not such a record.
         """
         path = directory / TRAINING_RECORD
         try:
@@ -186,7 +186,8 @@ class TrainingRecord:
         except TypeError:
             lacking = [field.name for field in fields(cls) if field.default is not None and field.name not in content]
             raise ConfigError(
-                f"--checkpoint: {path}: expected the record of a training run, but it lacks {', '.join(lacking)}; "
+                f"--checkpoint: {path}: expected the record of a training run, but these keys are missing: "
+                f"{', '.join(lacking)}; "
                 "delete the file if another program wrote it"
             ) from None
 

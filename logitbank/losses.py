@@ -54,7 +54,7 @@ def cross_entropy(
         reduction: `mean` or `sum` over the T answer tokens, a scalar; `none` gives (T,).
 
     Raises:
-        ConfigError: logits of another shape.
+        ConfigError: logits of a different shape.
     """
     student = _read(student_logits, teacher, None)
     return _reduced(step_loss.cross_entropy(student), reduction)
@@ -65,7 +65,7 @@ def forward_kl(
 ) -> torch.Tensor:
     """KL(teacher ‖ student) over the teacher's top K tokens and all others as one, times temperature².
 
-    From a store with draws it is the estimate over all V tokens that is right in expectation, at temperature 1.
+    From a store with draws it is the unbiased estimate over all V tokens, at temperature 1.
 
     Args:
         student_logits: (B, L, V), or (T, V) at the answers.
@@ -74,7 +74,7 @@ def forward_kl(
         reduction: `mean` or `sum` over the T answer tokens, a scalar; `none` gives (T,).
 
     Raises:
-        ConfigError: logits of another shape, or a temperature that draws do not allow.
+        ConfigError: logits of a different shape, or a temperature that draws do not allow.
     """
     return _divergence("forward_kl", student_logits, teacher, reduction, temperature=temperature)
 
@@ -84,7 +84,7 @@ def reverse_kl(
 ) -> torch.Tensor:
     """KL(student ‖ teacher) over the teacher's top K tokens and all others as one, times temperature².
 
-    Arguments as of `forward_kl`. ConfigError for a store with draws, which cannot tell it.
+    Arguments as for `forward_kl`. ConfigError for a store with draws, from which it cannot be estimated.
     """
     return _divergence("reverse_kl", student_logits, teacher, reduction, temperature=temperature)
 
@@ -120,7 +120,7 @@ def mse(
         reduction: `mean` or `sum` over the T answer tokens, a scalar; `none` gives (T,).
 
     Raises:
-        ConfigError: logits of another shape, or a store with draws.
+        ConfigError: logits of a different shape, or a store with draws.
     """
     return _divergence("mse", student_logits, teacher, reduction, normalize_logits=normalize_logits)
 
@@ -129,7 +129,7 @@ def at_answers(student_logits: torch.Tensor, teacher: TeacherTensors) -> torch.T
     """The (T, V) logits that predict the batch's answer tokens, from those of the whole batch or from themselves.
 
     Raises:
-        ConfigError: logits of another shape.
+        ConfigError: logits of a different shape.
     """
     tokens = len(teacher.gold_T)
     if student_logits.ndim == 3 and tuple(student_logits.shape[:2]) == teacher.shape:
@@ -138,8 +138,8 @@ def at_answers(student_logits: torch.Tensor, teacher: TeacherTensors) -> torch.T
         return student_logits
     batch, length = teacher.shape
     raise ConfigError(
-        f"student_logits: expected ({batch}, {length}, V), those of the whole batch, or ({tokens}, V), those that "
-        f"predict its answer tokens; got {tuple(student_logits.shape)}"
+        f"student_logits: expected ({batch}, {length}, V), for every position of the batch, or ({tokens}, V), for "
+        f"the positions that predict its answer tokens; got {tuple(student_logits.shape)}"
     )
 
 
@@ -156,10 +156,10 @@ def token_terms(student_logits: torch.Tensor, teacher: TeacherTensors, distillat
     Args:
         student_logits: (B, L, V), or (T, V) at the answers.
         teacher: of the batch.
-        distillation: its loss, temperature and normalisation count.
+        distillation: its loss, temperature and normalisation are used.
 
     Raises:
-        ConfigError: logits of another shape, or see `forward_kl`.
+        ConfigError: logits of a different shape, or see `forward_kl`.
     """
     term = _kd_term(distillation, teacher.info)
     student = _read(student_logits, teacher, term)
@@ -183,7 +183,7 @@ def _kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
     """The term that the configuration asks for.
 
     Args:
-        distillation: its loss, temperature and normalisation count.
+        distillation: its loss, temperature and normalisation are used.
         info: of the teacher's rows.
 
     Raises:
@@ -193,17 +193,19 @@ def _kd_term(distillation: DistillationConfig, info: RowsInfo) -> Loss:
     if drawn and from_draws is None:
         able = ", ".join(name for name, loss in LOSSES.items() if loss.from_draws is not None)
         raise ConfigError(
-            f"distillation.loss: the store holds draws, from which {distillation.loss} cannot be estimated; "
+            f"distillation.loss: the store holds draws, which cannot be used with {distillation.loss} cannot be "
+            "estimated; "
             f"expected {able}, got {distillation.loss}"
         )
     if drawn and distillation.temperature != 1:
         raise ConfigError(
-            f"distillation.temperature: the store's draws were made at 1; expected 1, got {distillation.temperature:g}"
+            "distillation.temperature: expected 1, the temperature of the store's draws, got "
+            f"{distillation.temperature:g}"
         )
     term = make_loss(distillation, info.vocab_size, info.signal)
     if vague := [name for name in term.needs if name in info.bounded]:
         raise ConfigError(
-            f"distillation.loss: {distillation.loss} needs the exact {vague[0]}, of which the view has a bound alone; "
+            f"distillation.loss: {distillation.loss} needs the exact {vague[0]}, but the view only has a bound; "
             "choose another"
         )
     return term

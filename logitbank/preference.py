@@ -38,7 +38,7 @@ class Pair:
         prompt: the user's turns, at least one.
         response_a: the turns of the first answer, as many as the prompt has.
         response_b: likewise, of the second.
-        target: probability of each of `CLASSES`, their sum 1; None where nobody said.
+        target: probability of each of `CLASSES`, their sum 1; None if unknown.
     """
 
     example_id: str
@@ -59,7 +59,7 @@ class Pair:
 
     @cached_property
     def pair_key(self) -> int:
-        """What pairs of the same prompt and the same two answers share, in whichever order they stand."""
+        """What pairs of the same prompt and the same two answers share, in either order."""
         answers = sorted([turn.strip() for turn in turns] for turns in (self.response_a, self.response_b))
         return _key([self.prompt_key, answers])
 
@@ -70,7 +70,7 @@ class Pair:
 
 
 def row_id_of(example_id: str) -> str:
-    """The id that a row has in its file, from its `example_id`: what stands behind the third slash."""
+    """The id that a row has in its file, from its `example_id`: what follows the third slash."""
     return example_id.split("/", 3)[-1]
 
 
@@ -89,7 +89,7 @@ class PackedPair(NamedTuple):
 
     Attributes:
         ids: (L,) int32.
-        response_a: where the tokens of the first answer stand.
+        response_a: the positions of the first answer's tokens.
         response_b: likewise, of the second.
         cut: how many tokens were left out.
     """
@@ -111,7 +111,7 @@ class PackedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class SeenPrompts:
-    """The prompts that a model learnt from, and those that chose among its checkpoints; its base model's included.
+    """The prompts that a model learned from, and those that chose among its checkpoints; its base model's included.
 
     Attributes:
         trained: sorted keys of prompts whose rows moved the weights, uint64.
@@ -130,7 +130,7 @@ class SeenPrompts:
 
     @classmethod
     def read(cls, directory: Path) -> SeenPrompts | None:
-        """What `write` wrote beside a model; None where nothing says what it saw.
+        """What `write` wrote beside a model; None if there is no record.
 
         Raises:
             ConfigError: a file that cannot be read.

@@ -24,4 +24,6 @@ def run_process(command: Sequence[str]) -> None:
         process.wait()
         raise
     if code:
-        raise LogitbankError(f"a stage ended with exit code {code}, and said why above; run the same command to resume")
+        raise LogitbankError(
+            f"a stage failed with exit code {code} (its error is above); run the same command to resume"
+        )

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Progress of one piece of work, from its start to the end of the `with` block; written to standard error.
 
-    Where standard error is no terminal, a thread of its own writes the lines, so that they come however long a
+    Where standard error is not a terminal, a thread of its own writes the lines, so that they come however long a
     single step takes.
     """
 
@@ -25,7 +25,7 @@ class Progress:
 
         Args:
             what: what is done (`teacher`, `base`).
-            total: how much there is to do, in units; None where nobody knows.
+            total: how much there is to do, in units; None if nobody knows.
             unit: plural name of what is counted (`tokens`, `answers`).
             quiet: show nothing, as all processes but one should.
         """
@@ -71,7 +71,7 @@ class Progress:
             self._bar.update(count)
 
     def say(self, text: str) -> None:
-        """Print a line to standard output, above the bar where there is one."""
+        """Print a line to standard output, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:

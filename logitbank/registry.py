@@ -55,7 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
             ConfigError: the name is taken.
         """
         if (name in self._targets and self._targets[name] != target) or name in self._installed:
-            raise ConfigError(f"{self.key}: {name} is registered already; choose another name")
+            raise ConfigError(f"{self.key}: {name} is already registered; choose another name")
         self._targets[name] = target
 
     def unregister(self, name: str) -> None:
@@ -63,7 +63,7 @@ class Registry(Mapping[str, T], Generic[T]):
         del self._targets[name]
 
     def __getitem__(self, name: str) -> T:
-        """What a name stands for; KeyError where it is unknown.
+        """What a name stands for; KeyError if it is unknown.
 
         Raises:
             ConfigError: an installed package gives the name too.

@@ -27,7 +27,7 @@ class Span(NamedTuple):
 class AnsweredSequence:
     """Token ids with one or more answer spans; the last span ends the sequence.
 
-    An answer to a question is one span. A conversation has one for each turn that is learnt, its end-of-turn
+    An answer to a question is one span. A conversation has one for each turn that is learned, its end-of-turn
     token included. Everything outside the spans is context.
 
     Attributes:
@@ -45,7 +45,7 @@ class AnsweredSequence:
 
         Raises:
             ValueError: no span, an empty one, spans that overlap, touch or leave the sequence, no context before
-                the first, or tokens behind the last.
+                the first, or tokens after the last.
         """
         self.ids = np.asarray(ids, dtype=np.int32)
         self.spans = tuple(Span(int(start), int(length)) for start, length in spans)
@@ -53,7 +53,7 @@ class AnsweredSequence:
         for span in self.spans:
             if span.start <= free or span.length < 1:
                 raise ValueError(
-                    f"spans: expected non-empty ascending runs of tokens, each behind context, got {self.spans}"
+                    f"spans: expected non-empty ascending runs of tokens, each after some context, got {self.spans}"
                 )
             free = span.stop
         if not self.spans or free != len(self.ids):
@@ -63,7 +63,7 @@ class AnsweredSequence:
     def answering(
         cls, prompt_ids: Sequence[int] | NDArray[np.integer], answer_ids: Sequence[int] | NDArray[np.integer]
     ) -> AnsweredSequence:
-        """One answer behind one prompt; ValueError where either is empty."""
+        """One answer after one prompt; ValueError if either is empty."""
         ids = np.concatenate([np.asarray(prompt_ids, dtype=np.int32), np.asarray(answer_ids, dtype=np.int32)])
         return cls(ids, [(len(prompt_ids), len(answer_ids))])
 
@@ -74,7 +74,7 @@ class AnsweredSequence:
         answer_ids: NDArray[np.integer],
         spans: Iterable[Span | tuple[int, int]],
     ) -> AnsweredSequence:
-        """The sequence of what stands outside and inside its spans: the inverse of `context_ids`, `answer_ids`."""
+        """The sequence of what is outside and inside its spans: the inverse of `context_ids`, `answer_ids`."""
         placed = [Span(*span) for span in spans]
         is_answer = _mask(len(context_ids) + len(answer_ids), placed)
         ids = np.empty(len(is_answer), dtype=np.int32)
@@ -106,7 +106,7 @@ class AnsweredSequence:
 
     @property
     def answer_positions(self) -> NDArray[np.int64]:
-        """(T,) int64, where the answer tokens stand, span after span."""
+        """(T,) int64, the positions of the answer tokens, span after span."""
         return np.concatenate([np.arange(span.start, span.stop) for span in self.spans])
 
     @property
@@ -126,7 +126,7 @@ class AnsweredSequence:
 
     @property
     def prompt_ids(self) -> NDArray[np.int32]:
-        """What stands before the first span."""
+        """What comes before the first span."""
         return self.ids[: self.spans[0].start]
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def uniforms(seed: int, name: str, length: int) -> NDArray[np.float64]:
-    """(length,) float64 in [0, 1), a function of (seed, name, position) alone, the same for ever."""
+    """(length,) float64 in [0, 1), a function of (seed, name, position) alone, the same every time."""
     keys = (f"{seed}\n{name}\n{position}".encode() for position in range(length))
     bits = [int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11 for key in keys]
     return np.asarray(bits, dtype=np.float64) / (1 << 53)

@@ -56,7 +56,7 @@ class PairClassifier(nn.Module):
         """Put a head on a backbone.
 
         Raises:
-            ConfigError: letters, and a model whose logits are no function of its last hidden states alone.
+            ConfigError: letters, and a model whose logits are not a function of its last hidden states alone.
         """
         super().__init__()
         assert (head is None) != (letters is None)
@@ -87,7 +87,7 @@ class PairClassifier(nn.Module):
         Letters are the rows of the whole head at one position a pair, (B, V): no tensor of L × V is made.
         """
         hidden_states = self._hidden_states()
-        # no real token attends to padding behind it: a causal model needs no mask
+        # no real token attends to padding after it: a causal model needs no mask
         mask_BL = batch.attention_mask_BL if self._reads_ahead else None
         hidden_BLD = hidden_states(**_inputs(hidden_states, batch.input_ids_BL, mask_BL)).last_hidden_state
         if self.head is not None:
@@ -204,7 +204,7 @@ def letter_ids(tokenizer: Any) -> tuple[int, int, int]:
         found += ids
     if len(set(found)) < len(LETTERS):
         raise ConfigError(
-            f"model.head: letters need {', '.join(LETTERS)} to be different tokens, but this tokenizer knows none of "
+            f"model.head: letters need {', '.join(LETTERS)} to be different tokens, but this tokenizer has none of "
             "them; use model.head=classifier"
         )
     return found[0], found[1], found[2]
@@ -213,22 +213,22 @@ def letter_ids(tokenizer: Any) -> tuple[int, int, int]:
 def _find_head_settings(
     config: Config, checkpoint: Path | None, *, new_head: bool
 ) -> tuple[HeadSettings | None, Path | None]:
-    """The settings of the head that is there, and where it lies; None where a new one is made."""
+    """The settings of the head that is there, and where it is; None if a new one is made."""
     directory = Path(config.model.name).expanduser() if checkpoint is None else checkpoint
     settings = read_head_settings(directory)
     if checkpoint is None and settings is not None:
         other_pooling = config.head == "classifier" and settings.pooling != config.model.pooling
         if settings.head != config.head or (new_head and other_pooling):
             settings = None
-        elif new_head:  # training goes on from it, on pairs as they are packed now
+        elif new_head:  # training continues from it, on pairs as they are packed now
             settings = HeadSettings.of(config, settings.hidden_size)
     if settings is not None:
         return settings, directory if settings.head == "classifier" else None
     if config.head == "classifier" and not new_head:
         where = "--checkpoint" if checkpoint is not None else "model.name"
         raise ConfigError(
-            f"{where}: {shlex.quote(str(directory))} has no {HEAD_SETTINGS}, so no head that says which answer is "
-            "preferred; give a checkpoint that train-student or export-model wrote, or use model.head=letters"
+            f"{where}: {shlex.quote(str(directory))} has no {HEAD_SETTINGS}, so it has no head that scores "
+            "preferences; give a checkpoint that train-student or export-model wrote, or use model.head=letters"
         )
     return None, None
 
@@ -258,7 +258,7 @@ def _letters_transform(lm: Any) -> Transform:
     transform = find_head(causal_lm(lm))
     if transform is None:
         raise ConfigError(
-            f"model.head: the logits of {type(causal_lm(lm)).__name__} cannot be computed for one position alone, "
+            f"model.head: the logits of {type(causal_lm(lm)).__name__} cannot be computed at a single position, "
             "which letters need; use model.head=classifier"
         )
     return transform

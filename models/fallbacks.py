@@ -85,16 +85,17 @@ def choose_model(
         model = _named(config.model, name)
         needed = memory_needed(config, model, device, training=training).total
         if needed <= free:
-            instead = f"{', '.join(too_large)}; " if too_large else ""
+            instead = f"; {', '.join(too_large)}" if too_large else ""
             logger.info(
-                "model.fallbacks: %s%s needs %s and is taken; %s free on %s",
-                *(instead, name, _gib(needed), _gib(free), device),
+                "model.fallbacks: using %s, which needs %s%s; %s free on %s",
+                *(name, _gib(needed), instead, _gib(free), device),
             )
             return model
         too_large.append(f"{name} needs {_gib(needed)}")
     smaller = "lora.load_in_4bit or training.micro_batch_size" if training else "teacher.batch_tokens"
     raise ConfigError(
-        f"model.fallbacks: expected a model that fits into {_gib(free)} free on {device}, got {', '.join(too_large)}; "
+        f"model.fallbacks: expected a model that fits in the {_gib(free)} free on {device}, got "
+        f"{', '.join(too_large)}; "
         f"add a smaller one, or change {smaller}"
     )
 

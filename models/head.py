@@ -1,4 +1,4 @@
-"""What stands between the last hidden states of a causal language model and its logits.
+"""What is between the last hidden states of a causal language model and its logits.
 
 Most architectures compute `logits = transform(lm_head(backbone(ids)))`, the transform being nothing, a soft cap
 (Gemma) or a scale (Cohere, Granite, Falcon-H1). Where that is so, logits can be computed for few positions at a time.
@@ -62,7 +62,7 @@ class Head:
 
 
 def open_head(lm: Any) -> Head | None:
-    """The head of a transformers model, or None where `find_head` finds none."""
+    """The head of a transformers model, or None if `find_head` finds none."""
     transform = find_head(lm)
     if transform is None:
         return None
@@ -79,7 +79,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def find_head(lm: Any) -> Transform | None:
-    """What the model does to the output of its `lm_head`, or None where its logits are not of that form.
+    """What the model does to the output of its `lm_head`, or None if its logits are not of that form.
 
     The model is asked, not its class name: one forward pass over four tokens in which a hook replaces
     the head's output by a ramp shows the transform itself, and the head's input shows whether the
@@ -134,7 +134,7 @@ def causal_lm(model: Any) -> Any:
 
 
 def backbone_of(lm: Any) -> Any:
-    """What computes a transformers model's last hidden states, or None where it does not name it."""
+    """What computes a transformers model's last hidden states, or None if it does not name it."""
     return getattr(lm, lm.base_model_prefix, None) if lm.base_model_prefix else None
 
 

@@ -155,8 +155,8 @@ def require_quantization(key: str) -> None:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"{key}: the package bitsandbytes is not installed; pip install 'logitbank[quantization]', "
-            "or set the key to false"
+            f"{key}: the package bitsandbytes is not installed; pip install 'logitbank[quantization]', or set this "
+            "key to false"
         )
 
 
@@ -166,18 +166,18 @@ def lm_head_rows(model: ModelConfig) -> int:
 
 
 def context_tokens(model: ModelConfig) -> int | None:
-    """Most tokens that the model reads at once, as its configuration says; None where it names no such limit."""
+    """Most tokens that the model reads at once, as its configuration says; None if it names no such limit."""
     limit = getattr(text_config(model), "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
 
 def text_config(model: ModelConfig) -> Any:
-    """The configuration of the model's language part, without its weights; ConfigError where there is none."""
+    """The configuration of the model's language part, without its weights; ConfigError if there is none."""
     return model_config(model).get_text_config()
 
 
 def model_config(model: ModelConfig) -> Any:
-    """The model's configuration, without its weights; ConfigError where there is none."""
+    """The model's configuration, without its weights; ConfigError if there is none."""
     return _open(AutoConfig, model)
 
 

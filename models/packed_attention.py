@@ -4,7 +4,7 @@ Where the model's attention is PyTorch's (`sdpa`) or plain (`eager`), it is run 
 mask of all tokens by all tokens is made or held, and no product between sequences is computed. Flash attention does the
 same in one kernel, told where sequences begin; flex attention makes a block mask from the positions.
 
-Shapes: B rows (one, where it is packed), H heads, L tokens of a row, D head size.
+Shapes: B rows (one, if it is packed), H heads, L tokens of a row, D head size.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def keep_apart(lm: Any) -> None:
     kinds = {str(rope.get("rope_type")) for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
     if kinds & ROPE_BY_LENGTH:
         names = ", ".join(sorted(kinds & ROPE_BY_LENGTH))
-        raise _refusal(lm, f"turns positions by the length of the longest sequence ({names})")
+        raise _refusal(lm, f"scales rotary positions by the length of the longest sequence ({names})")
     own = lm.config._attn_implementation
     if own in PER_SEQUENCE:
         ALL_ATTENTION_FUNCTIONS.register(PER_SEQUENCE[own], partial(_sequence_by_sequence, own))
         lm.set_attn_implementation(PER_SEQUENCE[own])
     if not _keeps_apart(lm):
-        raise _refusal(lm, "lets sequences of a row see each other")
+        raise _refusal(lm, "lets packed sequences attend to each other")
 
 
 def packed_inputs(lm: Any, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _sequence_by_sequence(
 
 
 def _mask(own: str, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-    """What tokens of one sequence see, (1, 1, L, L), as the function takes it; None where it is causal by itself."""
+    """What tokens of one sequence see, (1, 1, L, L), as the function takes it; None if it is causal by itself."""
     if own == "sdpa" and (window is None or window >= length):
         return None
     back = torch.arange(length, device=like.device)

@@ -15,7 +15,7 @@ from logitbank.preference import PackedPair
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs, padded on the right; where things stand is said here, never found by looking for a padding id.
+    """Pairs, padded on the right; where things are is recorded here, never found by looking for a padding id.
 
     Attributes:
         input_ids_BL: int64.

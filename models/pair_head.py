@@ -62,7 +62,7 @@ def most_tokens(config: Config) -> int:
 
 
 def read_head_settings(directory: Path) -> HeadSettings | None:
-    """The settings that training or export wrote beside a model; None where there are none.
+    """The settings that training or export wrote beside a model; None if there are none.
 
     Raises:
         ConfigError: a file that cannot be read, or classes in another order.
@@ -120,7 +120,7 @@ def _mean(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
 class ClassifierHead(nn.Module):
     """Pooling and one linear layer, in float32 whatever the backbone computes in.
 
-    A new one is zero: all classes are equally likely until it has learnt something.
+    A new one is zero: all classes are equally likely until it has learned something.
     """
 
     def __init__(self, hidden_size: int, pooling: str) -> None:
@@ -138,7 +138,7 @@ class ClassifierHead(nn.Module):
 
 
 def load_head(directory: Path, settings: HeadSettings) -> ClassifierHead:
-    """The head whose weights lie in a directory.
+    """The head whose weights are in a directory.
 
     Raises:
         ConfigError: no weights there, or weights of another shape than the settings say.
@@ -149,7 +149,7 @@ def load_head(directory: Path, settings: HeadSettings) -> ClassifierHead:
         head.linear.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"--checkpoint: {directory} has no {HEAD_WEIGHTS}; a head is trained, never made up"
+            f"--checkpoint: {directory} has no {HEAD_WEIGHTS} with the trained weights of its head"
         ) from None
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"--checkpoint: {path} does not fit its {HEAD_SETTINGS}: {_line(error)}") from None

@@ -41,7 +41,7 @@ def score_pairs(
         progress: told how many pairs are done; less than 0 where they are scored again.
 
     Raises:
-        MemoryExhaustedError: not even single pairs fit in memory.
+        MemoryExhaustedError: even single pairs do not fit in memory.
     """
     lengths = [len(pair.ids) for pair in packed]
     logits_NC = np.empty((len(packed), len(CLASSES)), dtype=np.float32)
@@ -57,7 +57,7 @@ def score_pairs(
             progress(-done)
             if budget <= min(lengths):
                 raise MemoryExhaustedError(
-                    f"model.name: a pair of {max(lengths)} tokens does not fit in memory on its own; lower "
+                    f"model.name: a single pair of {max(lengths)} tokens does not fit in memory; lower "
                     "data.max_student_tokens, or load the model in 4 or 8 bits"
                 ) from error
             budget = min(budget, max(lengths) * len(lengths)) // 2

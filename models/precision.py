@@ -27,7 +27,7 @@ def opened_dtype(key: str, name: str, device: torch.device) -> str:
     """The dtype that a model is opened in, which its identity records.
 
     Args:
-        key: the configuration key that asks for it, for the line that says so where it cannot be had.
+        key: the configuration key that asks for it, for the message if it is not available.
         name: `float32`, `bfloat16`, `float16`, or `auto`: as the checkpoint says, but float32 on a CPU.
         device: where the model goes.
 
@@ -40,5 +40,5 @@ def opened_dtype(key: str, name: str, device: torch.device) -> str:
         return name
     if key not in _said and os.environ.get("RANK", "0") == "0":
         _said.add(key)
-        logger.info("%s: this CPU has no fast bfloat16; the model is opened in float32", key)
+        logger.info("%s: this CPU has no fast bfloat16, so the model is loaded in float32", key)
     return "float32"

@@ -87,7 +87,7 @@ def open_vllm(
 
 
 def vllm_version(key: str) -> str:
-    """Version of the installed vLLM; ConfigError, with the key that asks for it, where there is none."""
+    """Version of the installed vLLM; ConfigError, with the key that asks for it, if there is none."""
     return str(_import_vllm(key).__version__)
 
 

@@ -24,7 +24,7 @@ class ModelTokens:
     Attributes:
         model: its name, for messages.
         spellings: the token of each id as its tokenizer writes it; None for an id without one.
-        rows: of its `lm_head`: ids from here on have no logits; None where that plays no part.
+        rows: of its `lm_head`: ids from here on have no logits; None if that plays no part.
     """
 
     model: str
@@ -41,12 +41,12 @@ class ModelTokens:
         return cls(model, spellings, rows)
 
     def spelling(self, token_id: int) -> str | None:
-        """The token of an id; None where the model knows none."""
+        """The token of an id; None if the model knows none."""
         known = len(self.spellings) if self.rows is None else min(len(self.spellings), self.rows)
         return self.spellings[token_id] if token_id < known else None
 
     def id_of(self, spelling: str) -> int | None:
-        """The id of a token; None where the tokenizer has no such token."""
+        """The id of a token; None if the tokenizer has no such token."""
         return next((number for number, token in enumerate(self.spellings) if token == spelling), None)
 
 
@@ -70,7 +70,7 @@ class TokenDifferences:
         return np.asarray(different, dtype=np.int64)
 
     def first_used(self, sequences: Iterable[NDArray[np.integer]]) -> int | None:
-        """The smallest of these ids that some token ids hold; None where they hold none."""
+        """The smallest of these ids that some token ids hold; None if they hold none."""
         if not len(self.ids):
             return None
         used = np.zeros(int(self.ids[-1]) + 1, dtype=np.bool_)

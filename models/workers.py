@@ -26,7 +26,7 @@ def find_worker(argument: str | None, environment: Mapping[str, str], *, arrays:
     A Slurm array whose tasks run torchrun has as many workers as processes in all its tasks.
 
     Args:
-        argument: of `--worker`, which comes first; None where it was not given.
+        argument: of `--worker`, which comes first; None if it was not given.
         environment: of the process.
         arrays: whether the tasks of a Slurm array share the work; otherwise each does something else.
 

@@ -60,7 +60,9 @@ class Model:
 
 def add_output(parser: CommandParser) -> None:
     """Add `--output DIR`."""
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="everything goes there")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="directory for everything the command writes"
+    )
 
 
 def add_size(parser: CommandParser, default: Size) -> None:
@@ -79,14 +81,24 @@ def add_processes(parser: CommandParser) -> None:
         "--processes",
         type=positive(int),
         metavar="N",
-        help="teacher and students run as N processes of accelerate launch, one GPU each (default: in this one)",
+        help="run teacher and students as N processes of accelerate launch, one GPU each (default: a single process)",
     )
 
 
 def add_models(parser: CommandParser) -> None:
     """Add `--config` and `--model`, each value a model of its own, and the overrides."""
-    add_values(parser, "--config", metavar="FILE", help="models by configuration: a YAML file or shipped name for each")
-    add_values(parser, "--model", metavar="MODEL", help="models by path or hub id, with the default configuration")
+    add_values(
+        parser,
+        "--config",
+        metavar="FILE",
+        help="models to run, each as a YAML file or the name of a shipped configuration",
+    )
+    add_values(
+        parser,
+        "--model",
+        metavar="MODEL",
+        help="models to run, each as a path or hub id, with the default configuration",
+    )
     add_overrides(parser)
 
 
@@ -108,7 +120,7 @@ def models_of(arguments: argparse.Namespace) -> list[Model]:
         raise ConfigError("--config or --model: expected a model, got none")
     twice = [name for name, count in Counter(model.name for model in found).items() if count > 1]
     if twice:
-        raise ConfigError(f"--config, --model: expected models of different names, got {twice[0]} twice")
+        raise ConfigError(f"--config, --model: expected models with different names, got {twice[0]} twice")
     return found
 
 

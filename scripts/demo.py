@@ -37,7 +37,7 @@ def make_parser() -> CommandParser:
         type=Path,
         default=Path("runs/demo"),
         metavar="DIR",
-        help="everything goes there (default: runs/demo)",
+        help="directory for everything the command writes (default: runs/demo)",
     )
     return parser
 

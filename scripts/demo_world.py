@@ -75,7 +75,7 @@ class World:
     Attributes:
         seed: of every draw.
         scheme: the hidden scheme of the written data, below `SCHEMES`.
-        train_rows: rows of each training split.
+        train_rows: rows per training split.
         eval_rows: rows of each validation and test split.
         label_noise: share of training labels (of tags, where an answer has several) that are wrong.
     """
@@ -231,7 +231,7 @@ def to_example(task: str, row: Mapping[str, Any]) -> Example:
     """The task's own reading of a row."""
     example = TASKS[task].to_example(row, "en", f"{task}/en/drawn/0")
     if example is None:
-        raise ValueError(f"{task}: drew a row that the task cannot use: {row}")
+        raise ValueError(f"{task}: generated a row that the task cannot use: {row}")
     return example
 
 
@@ -388,10 +388,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
     parser = CommandParser(description="Make the demo's data, tokenizer and model.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=World.seed, help="of the data")
-    parser.add_argument("--scheme", type=int, choices=range(SCHEMES), default=World.scheme, help="the hidden scheme")
-    parser.add_argument("--train-rows", type=int, default=World.train_rows, help="rows of each training split")
-    parser.add_argument("--label-noise", type=float, default=World.label_noise, help="share of wrong training labels")
+    parser.add_argument("--seed", type=int, default=World.seed, help="directory for the data")
+    parser.add_argument(
+        "--scheme", type=int, choices=range(SCHEMES), default=World.scheme, help="hidden scheme of the labels"
+    )
+    parser.add_argument("--train-rows", type=int, default=World.train_rows, help="rows per training split")
+    parser.add_argument(
+        "--label-noise", type=float, default=World.label_noise, help="fraction of wrong training labels"
+    )
     arguments = parser.parse_args(argv)
     world = World(
         seed=arguments.seed,

@@ -56,7 +56,7 @@ def run(output: Path, files: Sequence[str], size: Size, overrides: Sequence[str]
     """Teacher, students and their checkpoints, then the report.
 
     Raises:
-        ConfigError: before anything is begun, where settings are wrong.
+        ConfigError: before anything starts, if settings are wrong.
     """
     settings = [*size.overrides(), *overrides]
     stages = Stages("gsm8k", [*files, "gsm8k"], settings, str(output / "store"), output / "results", processes)

@@ -99,7 +99,9 @@ def make_parser() -> CommandParser:
         prog="logitbank study incontext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_output(parser)
-    parser.add_argument("--seeds", type=positive(int), default=5, metavar="N", help="worlds, at least 2 (default: 5)")
+    parser.add_argument(
+        "--seeds", type=positive(int), default=5, metavar="N", help="number of worlds, at least 2 (default: 5)"
+    )
     add_overrides(parser)
     return parser
 
@@ -119,7 +121,7 @@ def run(output: Path, seeds: int, overrides: Sequence[str]) -> None:
     from logitbank.scripts.demo_world import Pretraining, make_model  # torch: not for --help
 
     if seeds < 2:
-        raise ConfigError(f"--seeds: expected at least 2, an interval needs them, got {seeds}")
+        raise ConfigError(f"--seeds: expected at least 2 for a confidence interval, got {seeds}")
     load_config(["demo"], overrides)
     started = time.monotonic()
     make_directory("--output", output)

@@ -127,7 +127,7 @@ def run_sweep(sweep: Sweep) -> Path:
 
     Raises:
         ConfigError: see `check`.
-        StoreError: `sweep.store` is no store, or lacks a view.
+        StoreError: `sweep.store` is not a store, or lacks a view.
     """
     from logitbank.storage import TeacherStore  # not for --help
 
@@ -209,7 +209,9 @@ def make_parser() -> CommandParser:
     )
     add_values(parser, "--strategy", default=default.strategies, metavar="NAME", help="λ strategies (default: fixed)")
     add_values(parser, "--seed", kind=int, default=default.seeds, metavar="N", help="seeds (default: 42)")
-    parser.add_argument("--dry-run", action="store_true", help="check the grid and list its students, train none")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the grid and list its students without training them"
+    )
     add_processes(parser)
     add_ray(parser, per="student", what="students")
     return parser

@@ -55,22 +55,25 @@ def make_parser() -> CommandParser:
         action="append",
         default=[],
         metavar="NAME=MODEL",
-        help="a teacher: the name of its view, and a path, a hub id or a YAML file of its own; may be repeated",
+        help="a teacher: the name of its view, and a path, hub id or YAML file; can be repeated",
     )
     parser.add_argument(
-        "--post-pretrain", action="store_true", help="each teacher first learns from the external comparisons"
+        "--post-pretrain", action="store_true", help="first train each teacher on the external comparisons"
     )
     parser.add_argument(
-        "--student-rows", choices=ROWS, default="all", help="comparisons that students learn from (default: all)"
+        "--student-rows", choices=ROWS, default="all", help="comparisons that students train on (default: all)"
     )
-    parser.add_argument("--quantize", choices=METHODS, help="quantise the merged student too (default: no)")
+    parser.add_argument("--quantize", choices=METHODS, help="also quantise the merged student (default: no)")
     parser.add_argument(
         "--calibrate-on",
         choices=CALIBRATED_ON,
         default="validation",
-        help="rows that fit temperatures: of validation, or of the folds that students left out (default: validation)",
+        help="rows that temperatures are fitted on: the validation split, or the folds that students left out "
+        "(default: validation)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, or the jobs of --slurm; run none")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands, or with --slurm the jobs, without running them"
+    )
     parser.add_argument("--slurm", action="store_true", help="submit the steps to a Slurm cluster")
     add_cluster(parser)
     add_processes(parser)
@@ -115,8 +118,8 @@ def teachers_of(given: Sequence[str]) -> tuple[Teacher, ...]:
         name, _, model = text.partition("=")
         if not model or not VIEW_NAME.fullmatch(name) or name in (NO_VIEW, *VIEWS):
             raise ConfigError(
-                "--teacher: expected NAME=MODEL, NAME a lower-case letter, then such letters, digits and underscores, "
-                f"and none of {', '.join((NO_VIEW, *VIEWS))}; got {text}"
+                "--teacher: expected NAME=MODEL, where NAME is lower-case letters, digits and underscores, starts "
+                f"with a letter and is not one of {', '.join((NO_VIEW, *VIEWS))}; got {text}"
             )
         if name in found:
             raise ConfigError(f"--teacher: expected each name once, got {name} twice")

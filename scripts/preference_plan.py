@@ -25,7 +25,7 @@ class Teacher:
 
     Attributes:
         name: of its view and of its directory.
-        model: hub id or path; None where `files` names it.
+        model: hub id or path; None if `files` names it.
         files: configurations of its own, merged after those of the study.
     """
 
@@ -43,7 +43,7 @@ class Stage:
         tasks: may run side by side; the commands of one task follow one another.
         after: indices, in the list of stages, of those that have to succeed first.
         gpu: whether a model runs in it.
-        shared: whether several workers may run all of it at once and share what there is to do.
+        shared: whether several workers may run all of it at once and share the work.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Plan:
         teachers: at least one, names unique.
         files: `--config` of every command.
         overrides: `key=value` of every command.
-        post_pretrain: whether each teacher first learns from the external comparisons.
+        post_pretrain: whether first train each teacher on the external comparisons.
         student_rows: `--rows` of the students.
         quantize: how the merged student is quantised; None leaves it as it is.
         calibrate_on: which rows fit temperatures: of `validation`, or of the `folds` that students left out.

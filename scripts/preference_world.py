@@ -165,9 +165,11 @@ def make_world(output: Path, world: PreferenceWorld, shape: Shape) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the script."""
-    parser = CommandParser(description="Make a small world of preferences: its files and an untrained model.")
+    parser = CommandParser(description="Make a small synthetic preference data set and an untrained model.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=PreferenceWorld.seed, help="of the words' values and all draws")
+    parser.add_argument(
+        "--seed", type=int, default=PreferenceWorld.seed, help="seed of the words' values and of all draws"
+    )
     arguments = parser.parse_args(argv)
 
     def body() -> None:

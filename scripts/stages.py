@@ -56,7 +56,7 @@ class Stages:
         return logitbank.sample_answers([*self.files, *self.overrides, *overrides], output=output)
 
     def build(self, views: Sequence[str] = DEFAULT_VIEWS, answers: Path | None = None) -> None:
-        """Fill the store's views, with the answers of a file where there is one."""
+        """Fill the store's views, with the answers of a file if there is one."""
         heading(f"{self.name}: teacher cache ({', '.join(views)})")
         if self.processes is not None or self.config.teacher.engine == "vllm":  # vLLM keeps its memory to the end
             shown = [item for view in views for item in ("--view", view)]
@@ -134,19 +134,19 @@ class Stages:
 
 
 def launcher(processes: int | None) -> list[str]:
-    """What stands before a command that several processes share, as a user types it; nothing for None."""
+    """What comes before a command that several processes share, as a user types it; nothing for None."""
     if processes is None:
         return []
     from accelerate.commands.config.config_args import default_config_file
 
-    # Where there is no accelerator, or none is asked for, the launcher would start a single process.
+    # If there is no accelerator, or none is asked for, the launcher would start a single process.
     several = ["--multi_gpu"] if processes > 1 and not Path(default_config_file).exists() else []
     own = [*several, "--num_processes", str(processes), "--main_process_port", "0"]
     return ["accelerate", "launch", *own, "-m", "logitbank"]
 
 
 def run_here(words: Sequence[str]) -> None:
-    """Run a command of ours, launched or not, as a process of this very environment.
+    """Run a command of ours, launched or not, as a process in this environment.
 
     Raises:
         LogitbankError: see `run_process`.

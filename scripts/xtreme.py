@@ -56,7 +56,7 @@ def run(output: Path, models: Sequence[Model], settings: Sequence[str], processe
     """Every model's stages, one after another, then the report.
 
     Raises:
-        ConfigError: before anything is begun, where a model's settings are wrong.
+        ConfigError: before anything starts, if a model's settings are wrong.
     """
     studies = stages_of(output, models, settings, processes)
     ending = Ending(output)

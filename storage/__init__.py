@@ -1,4 +1,5 @@
-"""Teacher and label stores (Zarr); `storage.objects`: where bytes lie; `storage.results`: rows (Parquet, DuckDB).
+"""Teacher and label stores (Zarr); `storage.objects`: where bytes are stored; `storage.results`: rows (Parquet,
+DuckDB).
 
 Zarr is imported with the first name that needs it: reading result rows does not.
 """

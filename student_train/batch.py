@@ -24,7 +24,7 @@ from logitbank.student_train.split import BatchPlan, Split
 BYTES_PER_RANK = 8  # an id and a logit
 MOST_BYTES = 1 << 30  # of teacher rows in memory
 TEACHER = "teacher."  # before the names of the teacher's tensors
-PAD_ID = 0  # right padding stands behind every answer: causal attention never sees it
+PAD_ID = 0  # right padding follows every answer: causal attention never sees it
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Batch:
         answer_index_T: positions in the flattened B·L whose logits predict the answer tokens, ascending.
         gold_T: the answer tokens.
         top_ids_TK: the teacher's ids, int32: half of what crosses to a GPU. K = 0 without a
-            teacher; drawn tokens stand behind the ranks.
+            teacher; drawn tokens follow the ranks.
         task_T: index into the run's tasks of each answer token.
         teacher: the store's rows for the same tokens, or None without a teacher.
         step_tokens: answer tokens of the whole optimizer step, over all ranks.
         lengths: input tokens of each sequence.
-        packed: whether the sequences stand one behind the other in one row.
-        weight_T: how much each answer token counts, on average 1 over the step; None where all count the same.
+        packed: whether the sequences are packed into one row.
+        weight_T: how much each answer token counts, on average 1 over the step; None if all count the same.
     """
 
     input_ids_BL: torch.Tensor
@@ -75,13 +75,13 @@ class Batch:
         return self._replaced({name: t.pin_memory() for name, t in self._tensors().items()})
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, the teacher's behind `teacher.`."""
+        """All tensors by name, the teacher's under `teacher.`."""
         own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         teacher = {} if self.teacher is None else vars(self.teacher)
         return own | {TEACHER + name: value for name, value in teacher.items() if value is not None}
 
     def _plain(self) -> dict[str, Any]:
-        """All that is no tensor, by name."""
+        """All that is not a tensor, by name."""
         return {"step_tokens": self.step_tokens, "lengths": self.lengths, "packed": self.packed}
 
     def _replaced(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
@@ -189,7 +189,7 @@ class MicroBatches:
 
     @cached_property
     def store(self) -> TeacherStore:
-        """What is read, opened where it is used first."""
+        """What is read, opened if it is used first."""
         return self._open_store()
 
     @cached_property
@@ -227,7 +227,7 @@ def collate(
         zeroshot: likewise, of the view `zeroshot`, where a gate compares with it.
         step_tokens: answer tokens of the whole optimizer step.
         packed: whether to put them into one row.
-        weights: what a token of each example counts for, or None where all count the same.
+        weights: what a token of each example counts for, or None if all count the same.
         signal: of the store that the rows are from.
         untaught: answer tokens whose rows carry no teacher term.
     """
@@ -288,7 +288,7 @@ def sample_weights(rows: TeacherRows, signal: str) -> NDArray[np.float64]:
     """What each of the ranked and drawn tokens stands for, (T, K + M) float64; see `TeacherLogits`.
 
     A draw stands for its share of the probability of all that could be drawn. The ranks of a hybrid store,
-    which could not, stand for themselves; those of a sampled one, which could, for nothing more.
+    which could not, count as themselves; those of a sampled one, which could, for nothing more.
     """
     logsumexp = rows.logsumexp.astype(np.float64)[:, None]
     ranked = np.exp(rows.logits - logsumexp) if signal == "hybrid" else np.zeros(rows.logits.shape)

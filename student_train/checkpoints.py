@@ -58,7 +58,7 @@ def save_checkpoint(
         tokenizer: saved beside the weights.
         target: `OUTPUT/checkpoint-<step>`, `OUTPUT/final` or `OUTPUT/best`.
         record: content of `training.json`.
-        state: tensors and plain values that `load_state` gives back, or None where nothing resumes.
+        state: tensors and plain values that `load_state` gives back, or None if nothing resumes.
         save_model: writes the student's weights, given by name, into a directory.
 
     Raises:
@@ -115,7 +115,7 @@ def save_weights(model: Any, weights: Mapping[str, torch.Tensor], directory: Pat
 
 
 def latest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint, damaged ones skipped with a warning; None where there is none."""
+    """The newest whole checkpoint, damaged ones skipped with a warning; None if there is none."""
     for path in reversed(list_checkpoints(output)):
         if problem := damage(path):
             logger.warning("warning: %s is damaged (%s) and skipped", path, problem)
@@ -170,7 +170,7 @@ def load_state(accelerator: Accelerator, student: torch.nn.Module, optimizer: An
         _restore_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
     else:
         logger.warning(
-            "warning: %s was written by fewer processes; rank %d draws new dropout masks", path, process_index
+            "warning: %s was written by fewer processes; rank %d starts new dropout masks", path, process_index
         )
     return state
 
@@ -204,7 +204,7 @@ def refusals(target: Path, partial: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """What the operating system said, or None where this is another mistake."""
+    """What the operating system said, or None if this is another mistake."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:

@@ -41,8 +41,8 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     info, top_k = store.info, config.distillation.n_top_logits
     if info.split != "train":
         raise StoreError(
-            f"--store: expected a store of the training split, but {store.url} holds the {info.split} split, "
-            "which is for evaluate-model"
+            f"--store: expected a store of the training split, but {store.url} holds the {info.split} split; use "
+            "that store with evaluate-model"
         )
     if view is not None:
         store.require_view(view)
@@ -57,7 +57,8 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     if view is not None and config.distillation.gate == "fewshot_gain":
         if view == "zeroshot":
             raise ConfigError(
-                "distillation.gate: fewshot_gain compares a view with zeroshot; expected another --view, got zeroshot"
+                "distillation.gate: fewshot_gain compares a view with zeroshot; expected a different --view, got "
+                "zeroshot"
             )
         store.require_view("zeroshot")
         store.require_examples("zeroshot")
@@ -70,9 +71,9 @@ def check_store_fits(store: TeacherStore, config: Config, view: str | None, enco
     template = info.template_hash
     if template is not None and encoder.template_hash != template:
         raise StoreError(
-            f"model.name: the chat template of {config.model.name} differs from the one that wrote the prompts in the "
-            f"store at {store.url} (hash {encoder.template_hash[:12]} instead of {template[:12]}); take the model that "
-            "the store was built for, or build a store for this one"
+            f"model.name: the chat template of {config.model.name} is not the template that wrote the prompts in the "
+            f"store at {store.url} (hash {encoder.template_hash[:12]} instead of {template[:12]}); use the model "
+            "that the store was built for, or build a store for this one"
         )
     check_tokens(store, config.model, encoder, view, top_k)
     most, longest = context_tokens(config.model), int(store.examples.input_length.max(initial=0))
@@ -116,13 +117,13 @@ def _check_signal(store: TeacherStore, config: Config) -> None:
         )
     if distillation.temperature != 1 and not from_draws.takes_temperature:
         raise ConfigError(
-            f"distillation.temperature: the draws in the store at {store.url} were made at 1; expected 1, got "
+            f"distillation.temperature: expected 1, the temperature of the draws in the store at {store.url}, got "
             f"{distillation.temperature:g}"
         )
     if distillation.n_top_logits is not None:
         raise ConfigError(
-            f"distillation.n_top_logits: the draws in the store at {store.url} complete all of its ranks; "
-            f"expected null, got {distillation.n_top_logits}"
+            f"distillation.n_top_logits: expected null because the draws in the store at {store.url} require all "
+            f"ranks, got {distillation.n_top_logits}"
         )
 
 
@@ -138,6 +139,6 @@ def _check_bounded(store: TeacherStore, config: Config, view: str) -> None:
         for name in needs:
             if name in bounded:
                 raise ConfigError(
-                    f"{who} needs the exact {name}, of which the view {view} of {store.url} has a bound alone "
-                    f"(bounded: {', '.join(bounded)}); choose another"
+                    f"{who} needs the exact {name}, but the view {view} of {store.url} only has a bound (bounded: "
+                    f"{', '.join(bounded)}); choose another"
                 )

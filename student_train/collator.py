@@ -21,13 +21,13 @@ NO_LABEL = -100  # as transformers marks tokens that no loss counts
 
 
 class DistillationCollator:
-    """Makes a `DistillationBatch` of examples: the `collate_fn` of a `DataLoader` over a `TeacherDataset`."""
+    """Collates examples into a `DistillationBatch`: the `collate_fn` of a `DataLoader` over a `TeacherDataset`."""
 
     def __init__(self, pad_id: int, *, pad_to_multiple_of: int = 1) -> None:
         """How sequences are padded, on the right.
 
         Args:
-            pad_id: stands behind shorter sequences, where the attention mask is 0.
+            pad_id: follows shorter sequences, where the attention mask is 0.
             pad_to_multiple_of: what the padded length is a multiple of.
         """
         self._pad_id = pad_id
@@ -64,7 +64,7 @@ def teacher_tensors(
     info: RowsInfo,
     shape: tuple[int, int],
 ) -> TeacherTensors:
-    """The teacher's tensors of sequences that lie in a batch.
+    """The teacher's tensors of sequences in a batch.
 
     Args:
         sequences: of the batch.

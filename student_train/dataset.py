@@ -61,8 +61,8 @@ class TeacherDataset(Dataset[TaughtExample]):
             opened.check_top_k(self.top_k)
             if opened.info.draws and self.top_k != opened.info.top_k:
                 raise ConfigError(
-                    f"top_k: the draws in the store at {opened.url} complete all of its {opened.info.top_k} ranks; "
-                    f"expected None, got {self.top_k}"
+                    f"top_k: expected None because the draws in the store at {opened.url} require all of its "
+                    f"{opened.info.top_k} ranks, got {self.top_k}"
                 )
         self._store, self._process = opened, os.getpid()
         self._info = RowsInfo.of(opened, view)
@@ -102,8 +102,8 @@ class TeacherDataset(Dataset[TaughtExample]):
         """The order in which to take the items.
 
         Args:
-            length: how many items an epoch has; None for as many as there are. Tasks take turns, so with several of
-                them the smaller ones begin anew within an epoch of that length.
+            length: how many items an epoch has; None for as many as there are. Tasks
+                alternate, so with several tasks the smaller ones start again within an epoch of that length.
         """
         return ExampleSampler(self._item_at, len(self) if length is None else length)
 

@@ -53,7 +53,7 @@ def train_with(run: Run, make: Callable[[Run], TrainingLoop]) -> Path:
         make: opens everything that the run needs.
 
     Raises:
-        ConfigError, StoreError: whatever the user can mend, before anything is written; a run of other settings in
+        ConfigError, StoreError: anything that the user can fix, before anything is written; a run of other settings in
             `run.output`.
         TrainingError: the loss is no longer finite.
         OutputError: a checkpoint that cannot be written.
@@ -73,7 +73,7 @@ def train_with(run: Run, make: Callable[[Run], TrainingLoop]) -> Path:
     try:
         check_launcher()
         make(run).run()
-    finally:  # the next run in this process may want another precision or accumulation
+    finally:  # the next run in this process may use another precision or accumulation
         AcceleratorState._reset_state()
         GradientState._reset_state()
     return final
@@ -138,7 +138,7 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def take_step(self, step: int) -> bool:
-        """One optimizer step, counted from 0, and its share of the log; whether it shall be the last."""
+        """One optimizer step, counted from 0, and its share of the log; whether it should be the last."""
 
     @abstractmethod
     def save_model(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
@@ -193,7 +193,7 @@ class TrainingLoop(ABC):
         self.optimizer = Optimizer(self.accelerator, self.student, self._prepared_optimizer, training)
 
     def take_up(self) -> None:
-        """Take up the checkpoint that is resumed, where there is one."""
+        """Take up the checkpoint that is resumed, if there is one."""
         if self.resume_from is None:
             return
         state = checkpoints.load_state(self.accelerator, self.student, self._prepared_optimizer, self.resume_from)

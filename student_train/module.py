@@ -49,7 +49,7 @@ class StudentModule(nn.Module):
         self.head_draws = type(causal_lm(model).get_output_embeddings()) is not nn.Linear
         if self.transform is None:
             logger.info(
-                "student: %s computes its logits in its own way; answer logits are not chunked",
+                "student: %s has its own way of computing logits, so answer logits are not chunked",
                 type(causal_lm(model)).__name__,
             )
 
@@ -72,12 +72,12 @@ class StudentModule(nn.Module):
         """Logits of the student where it predicts answer tokens.
 
         Args:
-            input_ids_BL: sequences, right-padded: no real token attends to padding behind it, so no mask is needed, and
+            input_ids_BL: sequences, right-padded: no real token attends to padding after it, so no mask is needed, and
                 none is held in memory.
             answer_index_T: ascending positions in the flattened B·L that predict the answer tokens.
             gold_T: the answer tokens.
             top_ids_TK: the teacher's ids; K may be 0.
-            packed_lengths: tokens of each sequence where they stand one behind the other in one row.
+            packed_lengths: tokens of each sequence if they are packed into one row.
             with_argmax: also return the id of the largest logit.
             with_rest: also return the logsumexp of all rows but the teacher's ids.
         """

@@ -68,7 +68,7 @@ class Optimizer:
         return losses  # type: ignore[return-value]  # a loss without its graph is of its own type
 
     def move(self) -> torch.Tensor | None:
-        """Clip the gradients and move the weights; the gradients' norm before clipping, where it is known."""
+        """Clip the gradients and move the weights; the gradients' norm before clipping, if it is known."""
         limit = self._training.grad_clip or math.inf
         norm: torch.Tensor | None = self._accelerator.clip_grad_norm_(self._student.parameters(), limit)
         self._optimizer.step()

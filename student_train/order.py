@@ -30,7 +30,7 @@ class ExampleOrder:
     Position p belongs to task p mod (number of tasks); a task starts a fresh permutation of its examples
     whenever one is used up. A permutation takes the store's shards in a random order that all tasks
     share, `SHARDS_PER_WINDOW` at a time, and shuffles the task's examples within those: the store's
-    order is random already, and what is read together lies together.
+    order is random already, and what is read together is stored together.
     """
 
     def __init__(self, tasks: Mapping[str, Positions], shard_of: NDArray[np.integer], seed: int) -> None:

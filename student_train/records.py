@@ -99,7 +99,7 @@ def read_record(checkpoint: Path) -> TrainingRecord:
     """The record beside a checkpoint's weights.
 
     Raises:
-        ConfigError: there is none, so nothing says which run it is of.
+        ConfigError: there is none, so its run is unknown.
     """
     record = TrainingRecord.read(checkpoint)
     if record is None:
@@ -113,7 +113,7 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
     Args:
         earlier: the record of the run in `--output`.
         run: what is asked for.
-        checkpoint: where the record lies.
+        checkpoint: where the record is.
         now: the record of what is asked for, where the store was opened.
 
     Raises:
@@ -144,7 +144,7 @@ def refuse_another_run(earlier: TrainingRecord, run: Run, checkpoint: Path, now:
 
 
 def _file_name(name: str) -> str:
-    """A directory's name as result files may bear it: what is no plain letter, digit or mark becomes a hyphen."""
+    """A directory's name as result files may bear it: what is not a plain letter, digit or mark becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._=@+-]+", "-", name).lstrip("-.=@+") or "run"
 
 

@@ -42,7 +42,7 @@ def split_batch(training: TrainingConfig) -> BatchPlan:
     """
     if training.packing and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(
-            "training.packing: DeepSpeed takes the same number of micro-batches for every step, and packed steps "
+            "training.packing: DeepSpeed needs the same number of micro-batches in every step, but packed steps "
             "differ; use FSDP or DDP, or training.packing=false"
         )
     state = PartialState(cpu=on_cpu())
@@ -73,7 +73,7 @@ def make_accelerator(training: TrainingConfig, plan: BatchPlan) -> Accelerator:
     if precision == "bf16" and on_cpu() and not has_fast_bfloat16(torch.device("cpu")):
         precision = "no"
         if PartialState(cpu=True).is_main_process:
-            logger.info("training.precision: this CPU has no fast bfloat16; computing in float32")
+            logger.info("training.precision: this CPU has no fast bfloat16, so training computes in float32")
     plugin = sharding_plugin(precision, training, plan)
     accelerator = Accelerator(
         mixed_precision=precision, cpu=on_cpu(), gradient_accumulation_plugin=accumulation, **plugin
@@ -117,7 +117,7 @@ def _say_what_is_decoded_again(store: TeacherStore, plan: BatchPlan) -> None:
     window = window_bytes(store.info) / plan.world_size  # a rank keeps its own rows
     if window > (kept := cache_bytes(store.info)):
         logger.info(
-            f"store.shard_tokens {store.info.shard_tokens:,}: a window of shards takes {window / 1e9:.1f} GB of "
+            f"store.shard_tokens {store.info.shard_tokens:,}: one window of shards takes {window / 1e9:.1f} GB of "
             f"memory, {kept / 1e9:.1f} GB are kept; each shard is decoded about {1 + window / kept:.0f} times a pass"
         )
 

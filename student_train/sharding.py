@@ -39,7 +39,7 @@ def check_launcher() -> None:
 
     Raises:
         ConfigError: FSDP 1; FSDP's own activation checkpointing, which draws other dropout masks when it recomputes;
-            DeepSpeed where it is not installed.
+            DeepSpeed if it is not installed.
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
@@ -81,7 +81,7 @@ def sharding_plugin(precision: str, training: TrainingConfig, plan: BatchPlan) -
 
 
 def shard_on_any_device(accelerator: Accelerator, plugin: Mapping[str, Any]) -> None:
-    """Switch sharding on where Accelerate has not: it shards on GPUs only, and would run DDP on CPUs without a word."""
+    """Switch sharding on where Accelerate has not: it shards on GPUs only, and would silently run DDP on CPUs."""
     if accelerator.num_processes == 1 and not is_sharded(accelerator):
         return
     states = (accelerator.state, PartialState())
@@ -141,5 +141,5 @@ def load_optimizer_state(student: Any, optimizer: Any, state: dict[str, Any]) ->
     set_optimizer_state_dict(student, optimizer.optimizer, state, options=options)
     module = getattr(student, "module", student)  # inside DDP
     for name, parameter in module.named_parameters():
-        if name not in state["state"]:  # had no gradient yet, so has no moments, where PyTorch has made up zeros
+        if name not in state["state"]:  # had no gradient yet, so has no moments, where PyTorch fills in zeros
             optimizer.optimizer.state.pop(parameter, None)

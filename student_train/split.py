@@ -1,7 +1,7 @@
 """How the examples of an optimizer step are split over ranks and micro-batches. The split changes no sum.
 
 A micro-batch is so many sequences of similar length, padded to the longest; with packing it is one row of sequences
-that stand one behind the other, without padding.
+end to end, without padding.
 """
 
 from __future__ import annotations

@@ -30,25 +30,26 @@ def train(
     Args:
         config: a configuration, a file or shipped name, a mapping of keys, or a list of these and of `key=value`.
         store: directory or URL of the teacher or label store.
-        view: whose logits it learns from; None or `none` for cross-entropy alone. Several views of a label store are
-            averaged.
+        view: view of the teacher to learn from; None or `none` for cross-entropy alone. Several views of a label store
+            are averaged.
         output: directory of the checkpoints; an unfinished run of the same settings in it is resumed.
         results: directory of the result rows; None for `OUTPUT/results`.
-        held_out_fold: of comparisons: leave out the rows of this fold.
-        rows: of comparisons: learn from those of the training split (`train`), of external files (`external`) or `all`.
+        held_out_fold: for comparisons: leave out the rows of this fold.
+        rows: for comparisons: learn from those of the training split (`train`), of external files (`external`) or
+            `all`.
 
     Returns:
         The directory of the final checkpoint.
 
     Raises:
-        ConfigError, StoreError: whatever has to be mended, before anything is written.
+        ConfigError, StoreError: anything that the user must fix, before anything is written.
         TrainingError: the loss is no longer finite.
         OutputError: a checkpoint that cannot be written.
     """
     settings = config_of(config, any_task=True)  # the store says which tasks it has
     views = [NO_VIEW] if view is None else [view] if isinstance(view, str) else list(view)
     if len(views) > 1 and NO_VIEW in views:
-        raise ConfigError(f"--view: {NO_VIEW} is cross-entropy alone; expected it by itself, got {', '.join(views)}")
+        raise ConfigError(f"--view: {NO_VIEW} is cross-entropy only; expected no other view, got {', '.join(views)}")
     if not settings.is_preference:
         _refuse_options_of_comparisons(views, held_out_fold, rows)
     run = Run(
@@ -67,9 +68,9 @@ def _refuse_options_of_comparisons(views: Sequence[str], held_out_fold: int | No
     """Raise `ConfigError` for options that only comparisons have."""
     if len(views) > 1:
         raise ConfigError(
-            f"--view: only the views of a label store (tasks=[{PREFERENCE}]) are averaged; expected one, got "
+            f"--view: only views of a label store (tasks=[{PREFERENCE}]) can be averaged; expected one view, got "
             f"{', '.join(views)}"
         )
     for option, given in (("--held-out-fold", held_out_fold), ("--rows", rows)):
         if given is not None:
-            raise ConfigError(f"{option}: only label stores (tasks=[{PREFERENCE}]) have these; leave it out")
+            raise ConfigError(f"{option}: only applies to label stores (tasks=[{PREFERENCE}]); leave it out")

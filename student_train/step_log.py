@@ -148,8 +148,8 @@ class StepLog(ABC):
             tracker.log({f"{task}/{metric}": value for task, metric, value in rows}, step=step)
         if not math.isfinite(values["loss"]):
             raise TrainingError(
-                f"training.learning_rate: the loss at step {step} is {values['loss']}; "
-                f"expected a finite number; {self.suggestion}"
+                f"training.learning_rate: the loss at step {step} is {values['loss']}, expected a finite number; "
+                f"{self.suggestion}"
             )
         self._reset()
 

@@ -59,7 +59,7 @@ def build_student(
 
 
 def initial_weights(config: Config) -> Path | None:
-    """The checkpoint that `training.init_from` names; None where a run begins with the base model.
+    """The checkpoint that `training.init_from` names; None if a run begins with the base model.
 
     Raises:
         ConfigError: no such directory, an adapter where a whole model is trained or the other way round, or a

@@ -111,7 +111,7 @@ class DistillationBatch(dict[str, Any]):
 
     @property
     def teacher(self) -> TeacherTensors | None:
-        """The teacher's tensors; None where the data have no view."""
+        """The teacher's tensors; None if the data have no view."""
         return self.get("teacher")
 
     def __getattr__(self, name: str) -> Any:

@@ -22,7 +22,7 @@ def check_tokens(
 ) -> None:
     """Refuse a student that means another token than the store by an id in it.
 
-    Another tokenizer is no reason: ids are compared one by one, and only those that the examples or, where the
+    Another tokenizer is not a reason: ids are compared one by one, and only those that the examples or, where the
     tokenizers differ in ids that a teacher may rank, the view's rows hold.
 
     Args:
@@ -33,7 +33,7 @@ def check_tokens(
         top_k: how many of the stored ranks are read; None for all.
 
     Raises:
-        StoreError: names the first such token; or the tokenizer of the store's model is needed and not to be had.
+        StoreError: names the first such token; or the tokenizer of the store's model is needed and not available.
     """
     info, rows = store.info, lm_head_rows(model)
     same = encoder.tokenizer_hash == info.tokenizer_hash
@@ -48,8 +48,8 @@ def check_tokens(
         used = tokens.first_used(_ranked(store, view, top_k))
     if used is not None:
         raise StoreError(
-            f"model.name: {tokens.describe(used)}, and the store at {store.url} holds that id; "
-            "take a model with the store's tokens, or build a store for this one"
+            f"model.name: {tokens.describe(used)}, and the store at {store.url} contains that id; use a model with "
+            "the store's tokens, or build a store for this one"
         )
 
 
@@ -63,9 +63,11 @@ def _tokenizer_of(store: TeacherStore, encoder: PromptEncoder) -> object:
     try:
         tokenizer = load_tokenizer(ModelConfig(name=info.model))
     except ConfigError as error:
-        raise StoreError(f"{differs}, and that one cannot be opened to compare them ({error})") from error
+        raise StoreError(f"{differs}, which cannot be opened to compare them ({error})") from error
     if tokenizer_hash(tokenizer) != info.tokenizer_hash:
-        raise StoreError(f"{differs}, and {shlex.quote(info.model)} has another by now, so they cannot be compared")
+        raise StoreError(
+            f"{differs}, and {shlex.quote(info.model)} has a different one now, so they cannot be compared"
+        )
     return tokenizer
 
 

@@ -44,7 +44,7 @@ class Training(TrainingLoop):
     log: TrainingLog
 
     def __init__(self, run: Run) -> None:
-        """Open the store, build the student, take up the newest checkpoint of the same run where there is one."""
+        """Open the store, build the student, take up the newest checkpoint of the same run if there is one."""
         config = run.config
         self._plan = split_batch(config.training)
         tokenizer = load_tokenizer(config.model)
@@ -149,10 +149,10 @@ def print_summary(
     if training.epochs is not None:
         seen = order.epochs_in(training.max_steps, plan.global_batch_size)
         times = ", ".join(f"{task} {count:.3g}" for task, count in seen.items())
-        logger.info(f"training.epochs {training.epochs:g}: {training.max_steps:,} steps; times through: {times}")
+        logger.info(f"training.epochs {training.epochs:g}: {training.max_steps:,} steps; passes: {times}")
     if run.view is not None and store.info.untaught:
         ids = ", ".join(map(str, store.info.untaught))
-        logger.info(f"no teacher term where the answer token is {ids}: the teacher ends a turn with another token")
+        logger.info(f"no teacher term at answer token {ids}: the teacher ends a turn with a different token")
     micro_batches = f"{plan.accumulation_steps} accumulation steps × {plan.micro_batch_size}"
     if plan.packed_tokens is not None:
         micro_batches = f"packed rows of at most {plan.packed_tokens:,} tokens"

@@ -33,21 +33,25 @@ def make_parser() -> CommandParser:
         required=True,
         type=Path,
         metavar="DIR",
-        help="where checkpoints go; an unfinished run of the same settings in it is resumed",
+        help="directory for checkpoints; an unfinished run with the same settings is resumed",
     )
-    parser.add_argument("--resume", action="store_true", help="accepted: an unfinished run is resumed without it too")
+    parser.add_argument(
+        "--resume", action="store_true", help="accepted for compatibility; unfinished runs are always resumed"
+    )
     parser.add_argument(
         "--held-out-fold",
         type=int,
         metavar="K",
-        help="tasks=[preference]: leave out the rows of this fold",
+        help="tasks=[preference]: hold out the rows of this fold",
     )
     parser.add_argument(
         "--rows",
         choices=ROWS,
-        help="tasks=[preference]: learn from the rows of the training split, of external files, or all (default)",
+        help="tasks=[preference]: train on the rows of the training split, of external files, or all (default)",
     )
-    parser.add_argument("--results", type=Path, metavar="DIR", help="result rows (default: OUTPUT/results)")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="directory for result rows (default: OUTPUT/results)"
+    )
     return parser
 
 

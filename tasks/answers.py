@@ -33,7 +33,7 @@ class GivenAnswer:
 
     Attributes:
         text: without the token that ends it.
-        token_ids: as the model wrote them, the token that ends the answer included; None where the file has no ids.
+        token_ids: as the model wrote them, the token that ends the answer included; None if the file has no ids.
         cut_short: it ended at a limit of tokens, so no token ends it.
     """
 
@@ -47,7 +47,7 @@ class AnswersFile:
 
     Attributes:
         path: of the file.
-        record: which model wrote the answers, and how; None where nothing says so.
+        record: which model wrote the answers, and how; None if nothing says so.
         digest: hash of all lines, whatever their order.
     """
 
@@ -55,7 +55,7 @@ class AnswersFile:
         """Read the file once, to find and check its lines.
 
         Raises:
-            TaskError: no such file, a line that is no answer, or an id that occurs twice.
+            TaskError: no such file, a line that is not an answer, or an id that occurs twice.
         """
         self.path = Path(path)
         self._places: dict[str, tuple[int, int]] = {}  # id -> line number, where it begins
@@ -70,7 +70,9 @@ class AnswersFile:
             self._places[name] = number, start
             digest ^= int.from_bytes(hashlib.blake2b(_as_json([name, answers]), digest_size=16).digest(), "little")
         if not self._places:
-            raise TaskError(f"--answers: {shlex.quote(str(self.path))} has no line; expected an id and answers in each")
+            raise TaskError(
+                f"--answers: {shlex.quote(str(self.path))} has no lines; expected an id and answers on each"
+            )
         self.record = read_record(self.path)
         self.digest = hashlib.blake2b(
             digest.to_bytes(16, "little") + _as_json(self.record and dict(self.record)), digest_size=16
@@ -83,7 +85,7 @@ class AnswersFile:
         return len(self._places)
 
     def answers(self, name: str) -> list[GivenAnswer]:
-        """The answers to a prompt; none where its line says so.
+        """The answers to a prompt; none if its line says so.
 
         Raises:
             TaskError: the file has no line for it.
@@ -107,7 +109,7 @@ class AnswersFile:
         for name in self:
             if name not in names and name.rpartition("#")[0] not in names:
                 raise TaskError(
-                    f"{self.place(name)}: id {name!r} is no example of this build; expected the ids that "
+                    f"{self.place(name)}: id {name!r} is not an example of this build; expected the ids that "
                     "sample-answers writes with the same data, tasks and limits"
                 )
 
@@ -156,8 +158,8 @@ class AnsweredExamples:
                 if len(prompt.ids) + len(ids) > max_tokens:
                     self._counts[f"answers left out, because they do not fit in {max_tokens} tokens"] += 1
                     continue
-                self._counts["answers cut short by their limit, learnt without an end"] += answer.cut_short
-                self._counts["empty answers, of which the end alone is learnt"] += not answer.text
+                self._counts["answers cut short by their limit, learned without an end"] += answer.cut_short
+                self._counts["empty answers, of which the end alone is learned"] += not answer.text
                 found.append(
                     StudentSequence(
                         AnsweredSequence.answering(prompt.ids, ids),
@@ -205,7 +207,7 @@ def check_ids(place: str, answer: GivenAnswer, encoder: PromptEncoder) -> None:
     stops = [position for position, token in enumerate(ids) if token in encoder.stop_ids]
     if stops and stops[0] < len(ids) - 1:
         raise TaskError(
-            f"{place}: token_ids: expected nothing behind the end of turn, got {len(ids)} ids, the first "
+            f"{place}: token_ids: expected nothing after the end of turn, got {len(ids)} ids, the first "
             f"end at {stops[0]}"
         )
     if bool(stops) == answer.cut_short:
@@ -218,8 +220,8 @@ def check_ids(place: str, answer: GivenAnswer, encoder: PromptEncoder) -> None:
     text = decode(encoder, ids)
     if text != answer.text:
         raise TaskError(
-            f"{place}: token_ids: expected to spell {_short(answer.text)}, got {_short(text)}; they are of another "
-            "tokenizer, or the text was edited: leave token_ids out to tokenise the text"
+            f"{place}: token_ids: expected ids that spell {_short(answer.text)}, got {_short(text)}; they come from "
+            "a different tokenizer, or the text was edited: leave out token_ids to tokenise the text"
         )
 
 
@@ -297,7 +299,7 @@ def _answer(place: str, value: Any) -> GivenAnswer:
 
 def _spelled(place: str, text: str) -> str:
     if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise TaskError(f"{place}: expected text that UTF-8 can spell, got half a character")
+        raise TaskError(f"{place}: expected valid UTF-8 text, got an invalid character")
     return text
 
 

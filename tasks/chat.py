@@ -12,7 +12,7 @@ from logitbank.tasks.settings import DataSettings
 
 
 class Chat(LikelihoodScores):
-    """Conversations, whose assistant turns are learnt, and scored by their likelihood."""
+    """Conversations, whose assistant turns are learned, and scored by their likelihood."""
 
     name = "chat"
     system_prompt = ""  # conversations bring their own
@@ -48,7 +48,7 @@ class Chat(LikelihoodScores):
         return example.answer
 
     def parse(self, output: str) -> str | None:
-        """The whole text without surrounding space; None where nothing is left."""
+        """The whole text without surrounding space; None if nothing is left."""
         return output.strip() or None
 
     def _example(self, example_id: str, conversation: Conversation) -> Example:

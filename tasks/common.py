@@ -1,4 +1,4 @@
-"""What a task is: where its data lies, how it is asked, how an answer is read and scored."""
+"""What a task is: where its data are, how it is asked, how an answer is read and scored."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Task(Protocol):
     max_teacher_tokens: int = 2048
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
-        """Turn one row of the hub data set into an example; None where the row cannot be one.
+        """Turn one row of the hub data set into an example; None if the row cannot be one.
 
         Class labels arrive as their names where the data set declares them, else as integers. A row that
         lacks a value which is asked for never gets past that point: `load_examples` leaves it out.
@@ -154,7 +154,7 @@ class Task(Protocol):
         """What `statistics` compares with: label, gold answers, tags or solution text."""
 
     def parse(self, output: str) -> Any | None:
-        """The answer read from a raw model text, or None where there is none to be read."""
+        """The answer read from a raw model text, or None if there is none to be read."""
 
     def statistics(self, output: str, reference: Any, language: str, protocol: str | None = None) -> dict[str, float]:
         """Per-example numbers, `parse_failure` (0 or 1) among them, whose means give every metric.
@@ -178,7 +178,7 @@ class ReadsFiles(Protocol):
     """What a task has beside the members of `Task` whose examples come from files that the configuration names."""
 
     def examples(self, split: str, data: DataSettings) -> Iterator[Example]:
-        """The examples of a split in the order of its file, read as they are asked for.
+        """The examples of a split in the order of its file, read on demand.
 
         Raises:
             TaskError: no file, one that cannot be opened, or a row that is broken.
@@ -205,7 +205,7 @@ def metrics_of(task: Task, statistics: Sequence[Mapping[str, float]]) -> dict[st
 
 
 def class_name(value: Any, names: Sequence[str]) -> str | None:
-    """The name of a class label that arrives as name, integer or digit; None where it is no class.
+    """The name of a class label that arrives as name, integer or digit; None if it is not a class.
 
     The hub marks a missing label as -1.
     """

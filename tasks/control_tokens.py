@@ -1,6 +1,6 @@
 """Control tokens that data spell out stay text: `<|im_end|>` in a user's message, say.
 
-Data are marked before they are rendered: a mark before and behind each control token in them. What was rendered is
+Data are marked before they are rendered: a mark before and after each control token in them. What was rendered is
 tokenised piece by piece: a marked token as text, everything else as usual. The ids are those of transformers'
 `sanitize_control_tokens`, which its older versions lack.
 """
@@ -27,7 +27,7 @@ class ControlTokens:
         self.special = [str(token) for token in tokens if token.special]
         self._pattern = any_of(str(token) for token in tokens if token.special or str(token) in template)
         self._marked = re.compile(f"{_MARK}({self._pattern.pattern}){_UNMARK}|[{_MARK}{_UNMARK}]")
-        # Text is cut before these: what stands on either side of them is tokenised on its own anyway.
+        # Text is cut before these: what is on either side of them is tokenised on its own anyway.
         cuts = [str(token) for token in tokens if token.special and not (token.lstrip or token.normalized)]
         self._cut = re.compile(f"(?<!{_MARK})(?={any_of(cuts).pattern})")
 
@@ -84,7 +84,7 @@ def without_marks(text: str) -> str:
 
 
 def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the tokens, the longest first; nothing where there is none."""
+    """Matches any of the tokens, the longest first; nothing if there is none."""
     longest_first = sorted(tokens, key=len, reverse=True)
     if not longest_first:
         return re.compile("(?!)")

@@ -134,7 +134,7 @@ def draw_examples(
         limited_by: the configuration key that `limit` comes from, for the log.
 
     Returns:
-        Where the cell's examples stand in `into`, in their order.
+        Where the cell's examples are in `into`, in their order.
 
     Raises:
         TaskError: a cell, split, data set or file that does not exist, or a row that is broken.
@@ -286,7 +286,7 @@ def draw_training_examples(
         limited_by: the configuration key that `limit` comes from, for the log.
 
     Returns:
-        Where they stand in `into`, language after language.
+        Where they are in `into`, language after language.
 
     Raises:
         TaskError: the task exists in none of the languages, or a data set does not exist.
@@ -318,8 +318,8 @@ def demonstration_pool(task: str, language: str, data: DataSettings, *, stage: s
         task: key of `tasks.TASKS`.
         language: the query's language.
         data: where they come from; its seed does not matter.
-        stage: `train` for the teacher stage: the language's training split, or where it has none English
-            training, or that of the task's first language; `eval` for evaluation: the language's validation
+        stage: `train` for the teacher stage: the language's training split, otherwise
+            English training, or that of the task's first language; `eval` for evaluation: the language's validation
             split, or the training split where the data set has no validation. Training conversations for both
             where a task reads files.
 

@@ -15,7 +15,7 @@ SELECTIONS = ("per_example", "fixed")
 def draw_demonstrations(
     pool: Sequence[Example], query: Example, count: int, *, seed: int, selection: str = "per_example"
 ) -> list[Example]:
-    """Draw demonstrations for a query; never the query itself, nor the same question once more.
+    """Draw demonstrations for a query; never the query itself, nor the same question again.
 
     Args:
         pool: candidates, in a stable order (see `tasks.data.demonstration_pool`).

@@ -17,7 +17,7 @@ class StudentSequence:
 
     Attributes:
         sequence: the token ids and their answer spans.
-        suffix: goes behind the example's id: empty, or `#<turn>` where one example gives several sequences.
+        suffix: follows the example's id: empty, or `#<turn>` where one example gives several sequences.
         turns: of a conversation, which assistant turn each span holds, counted from its end: −1 is the last.
         sampled: whether a model wrote the answer; it is then not what the example says.
     """
@@ -34,7 +34,7 @@ class AnswerPrompt:
 
     Attributes:
         ids: (L,) int32, the generation prompt included.
-        suffix: goes behind the example's id: empty, or `#<turn>` where a conversation has several turns to write.
+        suffix: follows the example's id: empty, or `#<turn>` where a conversation has several turns to write.
         turn: of a conversation, which assistant turn it leads to, counted from its end: −1 is the last.
     """
 
@@ -47,7 +47,7 @@ class TeacherSequence(NamedTuple):
     """What a teacher reads under a view.
 
     Attributes:
-        sequence: the spans of the student's sequence behind another context.
+        sequence: the spans of the student's sequence after a different context.
         demonstrations: how many it holds, after those dropped for length.
     """
 

@@ -40,7 +40,7 @@ class ExampleEncoder:
         Args:
             encoder: of the student.
             teacher: of the teacher, where its chat template differs from the student's.
-            chat: which turns of conversations are learnt, and whether thinking is kept.
+            chat: which turns of conversations are learned, and whether thinking is kept.
         """
         self.encoder = encoder
         self.teacher_encoder = teacher
@@ -52,7 +52,7 @@ class ExampleEncoder:
         return ConversationEncoder(self.encoder, self.teacher_encoder, self._chat, self.counts)
 
     def student(self, task: Task, example: Example, *, max_tokens: int) -> list[StudentSequence]:
-        """The sequences that a student learns from; none where not even the query fits.
+        """The sequences that a student learns from; none if even the query does not fit.
 
         Args:
             task: whose system prompt and wording to use.
@@ -66,9 +66,9 @@ class ExampleEncoder:
         return [] if prompt is None else [StudentSequence(AnsweredSequence.answering(prompt.ids, answer))]
 
     def prompts(self, task: Task, example: Example) -> list[AnswerPrompt]:
-        """The prompts that lead to an example's answers, of any length: one, or one for each turn that is learnt.
+        """The prompts that lead to an example's answers, of any length: one, or one for each turn that is learned.
 
-        Each stands behind the messages that the example gives, the assistant's included.
+        Each follows the messages that the example gives, the assistant's included.
         """
         if _is_conversation(example):
             return self._conversations.prompts(example)
@@ -96,7 +96,7 @@ class ExampleEncoder:
             max_tokens: the longest sequence allowed, answers included.
 
         Returns:
-            None where it does not fit even without demonstrations.
+            None if it does not fit even without demonstrations.
         """
         if _is_conversation(example):
             return self._conversations.teacher(view, example, student, demonstrations, max_tokens=max_tokens)
@@ -112,7 +112,7 @@ class ExampleEncoder:
     def generation(
         self, task: Task, example: Example, demonstrations: Sequence[Example], *, max_tokens: int
     ) -> EncodedPrompt | None:
-        """The prompt behind which the student generates the last answer; None where the query alone does not fit.
+        """The prompt after which the student generates the last answer; None if the query alone does not fit.
 
         Args:
             task: whose system prompt and wording to use.

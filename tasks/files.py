@@ -1,8 +1,8 @@
 """Rows of the files that a configuration names, one at a time, each with its place for messages.
 
-A name is a path, a glob, any URL that fsspec knows, or a hub id: `org/name`, `org/name:config/split`. A file whose name
-ends in `.csv` is CSV with a header; of any other the content says what it is: JSON lines, a JSON array or Parquet. All
-may be in gzip or zstd. JSON and CSV are read here and not by `datasets`, which settles the type of a column at the
+A name is a path, a glob, any URL that fsspec supports, or a hub id: `org/name`, `org/name:config/split`. A file whose
+name ends in `.csv` is CSV with a header; of any other the content says what it is: JSON lines, a JSON array or Parquet.
+All may be in gzip or zstd. JSON and CSV are read here and not by `datasets`, which settles the type of a column at the
 beginning of a file and gives an error no line number.
 """
 
@@ -86,7 +86,7 @@ def open_rows(
         parquet: reads the rows of a Parquet file, for rows too large to become Python objects 256 at a time.
 
     Raises:
-        TaskError: nothing of that name, a file that cannot be read or has no rows, a row that is no JSON object.
+        TaskError: nothing of that name, a file that cannot be read or has no rows, a row that is not a JSON object.
     """
     source = _hub_source(name, split)
     read = parquet or _parquet_rows
@@ -100,7 +100,7 @@ def open_rows(
 
 
 def _hub_source(name: str, split: str) -> HubSource | None:
-    """The hub split that a name stands for; None where it is a path or URL."""
+    """The hub split that a name stands for; None if it is a path or URL."""
     found = _HUB_ID.fullmatch(name)
     if found is None or name.startswith(".") or name.endswith(_SUFFIXES) or Path(name).exists():
         return None
@@ -114,7 +114,7 @@ def _hub_rows(key: str, source: HubSource, mirror: str | None, read: ParquetRead
         own = files is not None and all(name.endswith(_SUFFIXES) for name in files.names)
         rows = None if own else open_split(source, mirror)
     except TaskError as error:
-        raise TaskError(f"{key}: no such file, and as a hub id: {error}") from None
+        raise TaskError(f"{key}: no such file, and not readable as a hub id: {error}") from None
     if files is not None and rows is None:
         names = [f"{source.path}: {PurePosixPath(name).name}" for name in files.names]
         openers = [_opener(fsspec.filesystem("file"), str(path)) for path in files.paths]
@@ -143,7 +143,8 @@ def _find(key: str, name: str) -> list[_File]:
         filesystem, path = fsspec.core.url_to_fs(name)
         if filesystem.isdir(path):
             raise TaskError(
-                f"{key}: {shlex.quote(name)} is a directory; name its files, as {shlex.quote(name)}/*.jsonl"
+                f"{key}: {shlex.quote(name)} is a directory; give its files instead, such as "
+                f"{shlex.quote(name)}/*.jsonl"
             )
         if filesystem.isfile(path):
             return [_File(shlex.quote(name), _opener(filesystem, path), _is_csv(path))]
@@ -231,7 +232,7 @@ def _csv_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[
     text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
     number = 0
     try:
-        filled = (cells for cells in csv.reader(text, strict=True) if cells)  # an empty line is no row
+        filled = (cells for cells in csv.reader(text, strict=True) if cells)  # an empty line is not a row
         header = next(filled, [])
         if twice := [column for column in header if header.count(column) > 1]:
             raise TaskError(f"{key}: {name}: expected each column once, got {twice[0]!r} twice")
@@ -241,8 +242,8 @@ def _csv_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterator[
                 return
             if len(cells) != len(header):
                 raise csv.Error(
-                    f"expected {counted(len(header), 'cell')}, as the header has, got {len(cells):,}; a comma or line "
-                    f"break in a cell needs quotes around the cell"
+                    f"expected {counted(len(header), 'cell')} like the header, got {len(cells):,}; put quotes around "
+                    "cells with commas or line breaks"
                 )
             if any(not cell.isascii() and _OTHER_BYTES.search(cell) for cell in cells):
                 raise csv.Error("expected UTF-8 text, got other bytes")
@@ -268,7 +269,7 @@ def _array_rows(key: str, name: str, content: io.BufferedReader[Any]) -> Iterato
             place = f"{name}, row {number:,}"
             yield Row(_object(key, place, window.decode(decoder)), name, number, "row")
         if (rest := window.next_sign()) != "":
-            raise ValueError(f"expected the end of the file behind the array, got {rest!r}")
+            raise ValueError(f"expected the end of the file after the array, got {rest!r}")
     except TaskError:
         raise
     except UnicodeDecodeError:
@@ -290,7 +291,7 @@ class _Window:
         self._at = 0
 
     def next_sign(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self._at < len(self._held):
                 sign = self._held[self._at]
@@ -307,12 +308,12 @@ class _Window:
         return found
 
     def require(self, sign: str) -> None:
-        """Take this character; ValueError where another is next."""
+        """Take this character; ValueError if another is next."""
         if not self.skip(sign):
             raise ValueError(f"expected {sign!r}, got {self.next_sign() or 'the end of the file'}")
 
     def decode(self, decoder: json.JSONDecoder) -> Any:
-        """Take the next value; ValueError where it is none."""
+        """Take the next value; ValueError if it is none."""
         self.next_sign()
         chunk = _CHUNK
         while True:

@@ -16,7 +16,7 @@ from logitbank.tasks.scoring.labels import accuracy_metrics
 
 _SPLITS = {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}
 _MINUS = "-\N{MINUS SIGN}"
-# A sign counts only where it is no operator: `12-5` ends in 5, `= -5` in minus 5.
+# A sign counts only if it is not an operator: `12-5` ends in 5, `= -5` in minus 5.
 _NUMBER = re.compile(rf"(?:(?<![\w)])([{_MINUS}]))?(?:\$([{_MINUS}])?)?(\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 _MARKED = re.compile(r"####\s*([\d,]+)")
@@ -63,7 +63,7 @@ class GSM8K(Task):
         """`correct`, `strictly_correct` and `parse_failure`.
 
         Final numbers are compared as numbers, so `1,000`, `$1000` and `1000.0` are one. Strictly correct is
-        what ends in `####` and the very digits of the gold solution, the number that papers report.
+        what ends in `####` and exactly the digits of the gold solution, the number that papers report.
         """
         number = final_number(output)
         correct = number is not None and number == final_number(reference)
@@ -81,7 +81,7 @@ class GSM8K(Task):
 
 
 def marked_digits(text: str) -> str | None:
-    """The digits behind the first `####` that any follow, commas left out; None without them."""
+    """The digits after the first `####` that any follow, commas left out; None without them."""
     found = _MARKED.search(text)
     return found.group(1).replace(",", "") or None if found else None
 
@@ -89,7 +89,7 @@ def marked_digits(text: str) -> str | None:
 def final_number(text: str) -> Decimal | None:
     """The number after the first `####` on its line, else the last number of the text; None without one.
 
-    A model that does not stop goes on with further problems, hence the first `####`.
+    A model that does not stop continues with further problems, which is why it is the first `####`.
     """
     _, marker, rest = text.partition("####")
     lines = rest.strip().splitlines()

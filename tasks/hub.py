@@ -43,7 +43,7 @@ def open_split(source: HubSource, mirror: str | None) -> Any:
 
 
 def split_files(source: HubSource, mirror: str | None) -> HubFiles | None:
-    """The files that a hub split consists of, downloaded where they are not; None where `datasets` names none.
+    """The files that a hub split consists of, downloaded if they are not; None if `datasets` names none.
 
     Raises:
         TaskError: no such data set, configuration or split, or the hub is out of reach.

@@ -38,7 +38,7 @@ class NER(TagAnswers):
         return class_name(value, TAGS)
 
     def parse(self, output: str) -> list[str] | None:
-        """Tags in order, whatever their case; a word that is no tag among them stands as `O`."""
+        """Tags in order, whatever their case; a word that is not a tag among them becomes `O`."""
         words = parse_tags(output, _is_tag)
         return None if words is None else [word if _is_tag(word) else "O" for word in words]
 

@@ -1,6 +1,6 @@
 """Tasks that users bring: `./reviews.py:Reviews`, `mypackage.tasks:Reviews`, or a name that a package installs.
 
-A task's own `name` is what stores, tables, example ids and the keys of maps call it; where it was found is no part of
+A task's own `name` is what stores, tables, example ids and the keys of maps call it; where it was found is not part of
 that. What it does is: the hash of its source is part of what a score is a score of.
 """
 
@@ -25,7 +25,7 @@ from logitbank.errors import TaskError
 from logitbank.registry import TASKS, package_of
 from logitbank.tasks.common import UNDETERMINED, ReadsFiles, Source, Task
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # stands in file names, example ids and dotted keys
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # occurs in file names, example ids and dotted keys
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 _WORDS = {str: "a text", int: "a whole number", Source: "a Source"}
 _modules: dict[Path, ModuleType] = {}  # by file: one reference is one task, however often it is opened
@@ -44,7 +44,7 @@ def open_tasks(asked: Sequence[str]) -> list[str]:
         asked: names, and references `FILE.py:NAME` or `MODULE:NAME`.
 
     Raises:
-        TaskError: a reference that cannot be opened, or is no task; the name of another task.
+        TaskError: a reference that cannot be opened, or is not a task; the name of another task.
     """
     return [_open(item) if is_reference(item) else item for item in asked]
 
@@ -53,12 +53,12 @@ def open_installed(name: str, point: metadata.EntryPoint) -> Task:
     """The task of an installed package's entry point.
 
     Raises:
-        TaskError: it cannot be imported, is no task, or has another name than its entry point.
+        TaskError: it cannot be imported, is not a task, or has another name than its entry point.
     """
     place = f"tasks: {name} of the package {package_of(point)}"
     task = _task_of(_import_module(point.module, place), point.attr, place)
     if task.name != name:
-        raise TaskError(f"{place}: expected a task of that name, got one whose name is {task.name!r}")
+        raise TaskError(f"{place}: expected a task with that name, got one named {task.name!r}")
     return task
 
 
@@ -124,7 +124,7 @@ def _load_file(place: str, where: str) -> ModuleType:
     """The module in a file, made once."""
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise TaskError(f"{where}: no file {shlex.quote(str(path))}; relative paths begin in the working directory")
+        raise TaskError(f"{where}: no file {shlex.quote(str(path))}; relative paths start in the working directory")
     if path in _modules:
         return _modules[path]
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
@@ -169,7 +169,7 @@ def _task_of(module: ModuleType, attribute: str, where: str) -> Task:
     if not hasattr(module, attribute):
         known = [name for name, value in vars(module).items() if _looks_like_a_task(value, module)]
         near = known or difflib.get_close_matches(attribute, vars(module), n=1)
-        raise TaskError(f"{where}: there is no {attribute}" + (f"; there is {', '.join(near)}" if near else ""))
+        raise TaskError(f"{where}: has no {attribute}" + (f"; it has {', '.join(near)}" if near else ""))
     found = getattr(module, attribute)
     if not inspect.isclass(found):
         _check(found, where)
@@ -192,7 +192,7 @@ def _looks_like_a_task(value: Any, module: ModuleType) -> bool:
 
 
 def _check(task: Any, where: str) -> None:
-    """Refuse what is no task: names every member that is missing, or the first that is of another kind."""
+    """Refuse what is not a task: names every member that is missing, or the first that is of another kind."""
     attributes, methods = get_type_hints(Task), _methods()
     lacking = [name for name in attributes if not hasattr(task, name)]
     lacking += [f"{name}()" for name, own in methods.items() if getattr(type(task), name, own) is own]
@@ -216,7 +216,7 @@ def _check(task: Any, where: str) -> None:
     alone = UNDETERMINED in task.languages and len(task.languages) > 1
     if alone or not task.languages or not all(map(LANGUAGE.fullmatch, task.languages)):
         raise TaskError(
-            f"{where}: languages: expected ISO 639-1 codes such as ('en', 'ja'), or ('und',) where the language of "
+            f"{where}: languages: expected ISO 639-1 codes such as ('en', 'ja'), or ('und',) if the language of "
             f"examples is unknown, got {task.languages!r}"
         )
 

@@ -32,7 +32,7 @@ def _hub(split: str, language: str) -> HubSource:
 
 
 def study_tag(tag: Any) -> str | None:
-    """One of the twelve tags for a UPOS name or class number; None where it is neither."""
+    """One of the twelve tags for a UPOS name or class number; None if it is neither."""
     if tag in ("_", "CONJ"):
         return "X" if tag == "_" else "CONJ"
     name = class_name(tag, UPOS)
@@ -58,7 +58,7 @@ class POS(TagAnswers):
     def parse(self, output: str) -> list[str] | None:
         """Tags in order, whatever their case, UD's own names folded as in the gold tags.
 
-        A word that is no tag among them stays, and is wrong.
+        A word that is not a tag among them stays, and is wrong.
         """
         words = parse_tags(output, _KNOWN.__contains__)
         return None if words is None else [study_tag(word) or word for word in words]

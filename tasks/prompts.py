@@ -52,7 +52,7 @@ class PromptEncoder:
         tokenizer: the tokenizer.
         has_template: whether prompts go through its chat template; otherwise they are plain text.
         system_role: whether the template takes a system message and shows it.
-        answer_space: spaces that stand between the generation prompt and an answer's first letter.
+        answer_space: spaces between the generation prompt and an answer's first letter.
         end_of_turn_id: the token that ends an answer.
         stop_ids: tokens at which generation ends: end of turn and end of sequence.
     """
@@ -100,8 +100,8 @@ class PromptEncoder:
             max_tokens: the longest prompt allowed, in tokens, the answer not counted.
 
         Returns:
-            The prompt with as many demonstrations as fit, dropped from the front; None where not even
-            the query fits.
+            The prompt with as many demonstrations as fit, dropped from the front; None if
+            even the query does not fit.
         """
         for start in range(len(demonstrations) + 1):
             ids = self._encode(task, query, demonstrations[start:])
@@ -112,18 +112,18 @@ class PromptEncoder:
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer and its end of turn, the same after every prompt.
 
-        Tokenised on its own, no special tokens added; or as it stands behind the template's generation prompt,
+        Tokenised on its own, no special tokens added; or as it is after the template's generation prompt,
         where that gives other ids: a space before it (Mistral, Llama 2) belongs to its first token.
         """
         return [*self._answer_text_ids(text), self.end_of_turn_id]
 
     def encode_around(self, system_prompt: str, message: str, holes: Sequence[str]) -> list[list[int]]:
-        """A prompt in pieces: what stands before, between and behind the holes in its question.
+        """A prompt in pieces: what comes before, between and after the holes in its question.
 
         Args:
             system_prompt: opens the prompt.
             message: the question, with holes.
-            holes: texts that stand in the message once each, in this order.
+            holes: texts that occur in the message once each, in this order.
         """
         if not self.has_template:
             first, *rest = map(self._ids, around(f"{system_prompt}\n\n{message}\n", holes))
@@ -223,7 +223,7 @@ class PromptEncoder:
         return self._ids_behind(self._answer_anchor, self.answer_space + text)
 
     def _ids_behind(self, anchor: str, text: str) -> list[int]:
-        """Ids of text as it stands behind an anchor; on its own where the two would share a token."""
+        """Ids of text as it is after an anchor; on its own where the two would share a token."""
         ids = self._split_ids if self._added_token.search(text) else self._ids
         before, whole = ids(anchor), ids(anchor + text)
         return whole[len(before) :] if whole[: len(before)] == before else self._encode_text(text)
@@ -272,7 +272,7 @@ class PromptEncoder:
         return header, None if token is None else self.tokenizer.convert_tokens_to_ids(token)
 
     def _study_first_token(self) -> tuple[str, str]:
-        """The spaces that stand before an answer, and the text to tokenise it behind.
+        """The spaces before an answer, and the text to tokenise it after.
 
         The text is empty where answers have the same ids on their own. Otherwise it is what the template
         writes between question and answer: some tokenizers begin every text with a space of their own.

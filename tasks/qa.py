@@ -25,7 +25,7 @@ PROTOCOLS = ("mlqa", "squad")
 
 _ENGLISH_ARTICLES = r"\b(?:a|an|the)\b"
 # The articles that the MLQA evaluation takes out; it names none for Hindi and Chinese. Its Arabic
-# pattern takes the two letters out wherever they stand.
+# pattern takes the two letters out wherever they occur.
 _MLQA_ARTICLES: dict[str, str | None] = {
     "en": _ENGLISH_ARTICLES,
     "es": r"\b(?:un|una|unos|unas|el|la|los|las)\b",
@@ -94,7 +94,7 @@ class QA(Task):
         return list(example.fields["answers"])
 
     def parse(self, output: str) -> str | None:
-        """The whole text without surrounding space; None where nothing is left."""
+        """The whole text without surrounding space; None if nothing is left."""
         return output.strip() or None
 
     def statistics(

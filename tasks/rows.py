@@ -50,7 +50,7 @@ def _lacks_value(value: Any) -> bool:
 
 
 def example_of(task: Task, row: Row, language: str, example_id: str, place: str) -> Example | None:
-    """The example of a row, None where it lacks something; `place` names the row in errors."""
+    """The example of a row, None if it lacks something; `place` names the row in errors."""
     try:
         return task.to_example(row, language, example_id)
     except _NoValue:

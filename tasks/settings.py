@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How conversations are read, and which of their turns are learnt.
+    """How conversations are read, and which of their turns are learned.
 
     Attributes:
-        holdout: share of the training file that stands in for a validation file where there is none.
-        turns: `all` assistant turns are learnt, or the `last`.
+        holdout: share of the training file that stands in for a validation file if there is none.
+        turns: `all` assistant turns are learned, or the `last`.
         thinking: `drop` what an assistant turn thinks before it answers, or `keep` it.
         context: file whose text the teacher alone reads before every conversation; None for none.
     """
@@ -29,7 +29,7 @@ class PreferenceSettings:
 
     Attributes:
         external: files, globs, URLs or hub ids of further comparisons to train on.
-        holdout: share of the training file's prompts that stands in for a validation file where there is none.
+        holdout: share of the training file's prompts that stands in for a validation file if there is none.
         selection: share of the validation prompts that chooses checkpoints.
         dedup: what of duplicates is kept: `pair`, `prompt` or `none`.
         folds: of the training comparisons.
@@ -63,5 +63,5 @@ class DataSettings:
     preference: PreferenceSettings = PreferenceSettings()
 
     def file(self, task: str, split: str) -> str | None:
-        """The file that the configuration names for a split of a task; None where it names none."""
+        """The file that the configuration names for a split of a task; None if it names none."""
         return self.files.get(task, {}).get(split)

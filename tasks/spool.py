@@ -60,7 +60,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="logitbank-", buffering=_BUFFERED)  # noqa: SIM115  # see `close`
         self._starts = array("Q", [0])
         self._hashes = array("Q")
-        self._written = 0  # bytes that no buffer holds any more
+        self._written = 0  # bytes that no buffer holds any longer
         self.cells: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
@@ -77,8 +77,8 @@ class Spool:
             self._file.write(data)
         except OSError as error:
             raise TaskError(
-                f"{example.example_id}: cannot be kept in the temporary directory (TMPDIR): {error.strerror}; "
-                "it takes about as much room as the data"
+                f"{example.example_id}: cannot be written to the temporary directory (TMPDIR): {error.strerror}; it "
+                "needs about as much space as the data"
             ) from None
         self.cells.add((example.task, example.language))
         self._starts.append(self._starts[-1] + len(data))

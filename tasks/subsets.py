@@ -12,7 +12,7 @@ _SLACK = 1024  # candidates that are kept beside twice the limit
 
 
 def rank(key: str) -> int:
-    """Where a key stands in the order that its hash makes, a number below 2⁶⁴."""
+    """The position of a key in the order that its hash makes, a number below 2⁶⁴."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
@@ -31,7 +31,7 @@ class Drawn:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._ranks, self._positions = array("Q"), array("q")
-        self._below = 1 << 64  # what is not below this cannot be among the lowest any more
+        self._below = 1 << 64  # what is not below this can no longer be among the lowest
 
     def wants(self, candidate: int) -> bool:
         """Whether one of this rank may be among the lowest."""

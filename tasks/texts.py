@@ -15,7 +15,7 @@ class TextEncoder:
     Attributes:
         tokenizer: the tokenizer.
         opening: what it puts before every text by itself, such as a beginning-of-sequence or `[CLS]` token.
-        closing: likewise, behind every text.
+        closing: likewise, after every text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -54,11 +54,11 @@ class TextEncoder:
 
 
 def around(text: str, holes: Sequence[str]) -> list[str]:
-    """What stands before, between and behind the holes of a text.
+    """What comes before, between and after the holes of a text.
 
     Args:
         text: with holes.
-        holes: texts that stand in it once each, in this order.
+        holes: texts that occur in it once each, in this order.
 
     Raises:
         TaskError: they do not.
@@ -67,6 +67,6 @@ def around(text: str, holes: Sequence[str]) -> list[str]:
     for hole in holes:
         piece, found, text = text.partition(hole)
         if not found or hole in text:
-            raise TaskError("tokenizer: its chat template does not show a question once and as it is")
+            raise TaskError("tokenizer: its chat template does not show a question exactly once and unchanged")
         pieces.append(piece)
     return [*pieces, text]

@@ -27,7 +27,7 @@ CPU_BLOCK_ELEMENTS = 1 << 19
 
 
 class Unread(NamedTuple):
-    """Answer tokens whose rows are still to be read.
+    """Answer tokens whose rows are not read yet.
 
     Attributes:
         hidden_TD: (T, D), what the head is given, on the head's device.
@@ -77,7 +77,7 @@ class AnswerReader:
 
     @torch.no_grad()
     def read(self, unread: Unread, top_k: int) -> TeacherRows:
-        """Top K, exact scalars, and draws where they are asked for.
+        """Top K, exact scalars, and draws if they are asked for.
 
         Args:
             unread: T answer tokens.

@@ -48,8 +48,8 @@ def build_store(
 
     Raises:
         ConfigError, TaskError: see `prepare`; or a model that cannot be opened.
-        StoreError: a store that cannot be written, or was begun with other settings.
-        MemoryExhaustedError: not even single sequences fit in memory.
+        StoreError: a store that cannot be written, or was started with different settings.
+        MemoryExhaustedError: even single sequences do not fit in memory.
     """
     with open_session(config, url, views, split=split, answers=answers, worker=worker) as session:
         return fill_share(session, worker)

@@ -36,22 +36,23 @@ def make_parser() -> CommandParser:
         "--view",
         action="append",
         metavar="VIEW",
-        help=f"one of {', '.join(VIEWS)}; may be repeated (default: {' and '.join(DEFAULT_VIEWS)}). For preference: "
-        f"the teacher's name, or {NO_VIEW} for rows and folds alone",
+        help=f"one of {', '.join(VIEWS)}; can be repeated (default: {' and '.join(DEFAULT_VIEWS)}). For preference: "
+        f"the teacher's name, or {NO_VIEW} for rows and folds only",
     )
     parser.add_argument(
         "--fold",
         action="append",
         type=int,
         metavar="K",
-        help="preference: score this fold; may be repeated (default: the one that the teacher's training left out, "
+        help="preference: score this fold; can be repeated (default: the fold that the teacher's training left out, "
         "or all)",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="preference: the trained teacher (default: the letters A, B, C of teacher.model or model.name)",
+        help="preference: the trained teacher (default: teacher.model or model.name, answering with the letters A, B, "
+        "C)",
     )
     parser.add_argument(
         "--logits",
@@ -62,21 +63,21 @@ def make_parser() -> CommandParser:
         "--split",
         choices=("train", "validation", "test"),
         default="train",
-        help="whose examples: train, or another for evaluate-model --store (default: train)",
+        help="split of the examples: train, or another one for evaluate-model --store (default: train)",
     )
     parser.add_argument(
         "--answers",
         metavar="FILE|generate",
-        help="learn from these answers, which a model wrote to the training examples (sample-answers), or generate "
-        "them first with sampling.model",
+        help="train on these answers of a model to the training examples (from sample-answers), or generate them "
+        "first with sampling.model",
     )
     parser.add_argument(
         "--worker",
         metavar="I/N",
-        help="this process is worker I (from 0) of N that fill one store (default: as torchrun or Slurm says)",
+        help="this process is worker I (from 0) of N that fill one store (default: from torchrun or Slurm)",
     )
     add_ray(parser, what="shards")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, load no model")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done without loading a model")
     return parser
 
 
@@ -90,7 +91,7 @@ def perform(arguments: argparse.Namespace) -> None:
     """What the command does."""
     config, ray = load(arguments), ray_options(arguments)
     if config.is_preference and ray is not None:
-        raise ConfigError("--ray: shares the shards of teacher stores; leave it out for tasks=[preference]")
+        raise ConfigError("--ray: works with teacher stores only; leave it out for tasks=[preference]")
     from logitbank.models.workers import find_worker
     from logitbank.teacher_cache.stage import build, refuse_options_of_comparisons  # imports torch and transformers
 
@@ -109,7 +110,7 @@ def perform(arguments: argparse.Namespace) -> None:
             _print_done(arguments.store, _build_on_ray(arguments, arguments.view or DEFAULT_VIEWS, ray))
             return
         if worker is not None:
-            print(f"{worker}; --worker 0/1 would do all shards", flush=True)
+            print(f"{worker}; --worker 0/1 builds all shards", flush=True)
     if arguments.answers == GENERATE:
         arguments.answers = _generated(arguments, worker)
     tally = build(
@@ -181,13 +182,13 @@ def _shards(number: int) -> str:
 
 def _describe(tally: Tally) -> str:
     if not tally.tokens:
-        return "nothing was left to do"
+        return "nothing left to do"
     parts = [f"{tally.tokens:,} tokens, {tally.tokens / tally.seconds:,.0f} tokens/s"]
     if tally.reused_tokens:
         parts.append(f"{tally.reused_tokens / tally.tokens:.0%} of them from shared prefixes")
     parts.append(f"padding {tally.padding_waste:.1%}")
     if tally.fallen_shards:
-        parts.append(f"{_shards(tally.fallen_shards)} in smaller batches for want of memory")
+        parts.append(f"{_shards(tally.fallen_shards)} in smaller batches because memory ran out")
     return ", ".join(parts)
 
 

@@ -70,10 +70,12 @@ def _runs(ids: Sequence[int]) -> list[list[int]]:
 
 
 def name_changed_sources(recorded: Mapping[str, Any], config: Config) -> None:
-    """Say which tasks from outside have another source than when the store was begun: what they ask is the same."""
+    """Say which tasks from outside have another source than when the store was started: what they ask is the same."""
     before, now = recorded.get("task_sources", {}), source_hashes(config.tasks)
     if changed := [name for name in now if name in before and before[name] != now[name]]:
-        logger.info("source changed since the store was begun, prompts and answers the same: %s", ", ".join(changed))
+        logger.info(
+            "source changed since the store was started, but prompts and answers are the same: %s", ", ".join(changed)
+        )
 
 
 def describe_view(

@@ -1,6 +1,6 @@
 """Which examples a build is about, and in which order a store has them.
 
-They lie in a file of this process (see `tasks.spool`); of each, a few numbers are in memory.
+They are in a file of this process (see `tasks.spool`); of each, a few numbers are in memory.
 
 Shape letters: N examples, in store order.
 """
@@ -32,8 +32,8 @@ class StoreExamples:
     """The examples of a build.
 
     Attributes:
-        order: (N,) where each example that a teacher is asked for lies in the file.
-        held_out: where those of the validation split lie; none for any other split than `train`.
+        order: (N,) where each example that a teacher is asked for is in the file.
+        held_out: where those of the validation split are; none for any other split than `train`.
         cells: tasks and languages of those that a teacher is asked for, or of some more.
     """
 

@@ -22,13 +22,13 @@ def fill_share(session: Session, worker: Worker | None = None) -> Tally:
 
     Raises:
         StoreError: see `Session.fill`.
-        MemoryExhaustedError: not even single sequences fit in memory.
+        MemoryExhaustedError: even single sequences do not fit in memory.
     """
     work = [item for item in session.missing() if worker is None or item.shard % worker.count == worker.index]
     todo = Counter(item.view for item in work)
     for view, shards in session.shards.items():
         if done := shards - todo[view]:
-            logger.info("%s: %d of %d shards are done or another worker's", view, done, shards)
+            logger.info("%s: skipped %d of %d shards that are finished or belong to another worker", view, done, shards)
     quiet = worker is not None and worker.index > 0
     with Progress("teacher", sum(item.tokens for item in work), "tokens", quiet=quiet) as progress:
         return session.fill(work, progress.advance)

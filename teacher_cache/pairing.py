@@ -37,8 +37,8 @@ class Pairing:
         teacher: the model that will be asked; the student's base model where no other is configured.
         encoder: of the student.
         own: encoder of a teacher whose chat template is another than the student's; None for any other teacher.
-        tokens: what the two mean by their ids; None where both are one model.
-        teacher_tokenizer: hash of the teacher's tokenizer, for information; None where both are one model.
+        tokens: what the two mean by their ids; None if both are one model.
+        teacher_tokenizer: hash of the teacher's tokenizer, for information; None if both are one model.
     """
 
     student: ModelConfig
@@ -89,7 +89,7 @@ class Pairing:
         if token is not None:
             raise ConfigError(
                 f"teacher.model: expected the student's token for every id in the data, but "
-                f"{self.tokens.describe(token)}; logits can only be shared between ids of the same tokens"
+                f"{self.tokens.describe(token)}; logits can only be used between ids of the same tokens"
             )
 
 
@@ -115,12 +115,12 @@ def pair(config: Config) -> Pairing:
     if 2 * len(tokens.ids) > len(encoder.tokenizer):
         raise ConfigError(
             f"teacher.model: expected the tokens of {shlex.quote(config.model.name)}, got another tokenizer's: "
-            f"{len(tokens.ids):,} ids are other tokens ({tokens.describe(int(tokens.ids[0]))}); "
-            "take a teacher of the student's family"
+            f"{len(tokens.ids):,} ids are other tokens ({tokens.describe(int(tokens.ids[0]))}); use a teacher of the "
+            "student's family"
         )
     if len(tokens.ids):
         logger.info(
-            "teacher.model: %s not the same token for student and teacher (%s): left to the tail of the distribution",
+            "teacher.model: %s not the same token for student and teacher (%s): their probability is added to the tail",
             "1 id is" if len(tokens.ids) == 1 else f"{len(tokens.ids):,} ids are",
             tokens.describe(int(tokens.ids[0])),
         )
@@ -150,7 +150,8 @@ def _check_templates(encoder: PromptEncoder, theirs: PromptEncoder, student: str
     if not theirs.answers_like(encoder):
         raise ConfigError(
             f"teacher.model: expected answers with the token ids that the chat template of {student} gives "
-            f"them, but that of {teacher} gives others (a space before the answer); give it the same template"
+            f"them, but the template of {teacher} gives others (such as a space before the answer); use the same "
+            "template for both"
         )
     if theirs.end_of_turn_id != encoder.end_of_turn_id:
         their_end, our_end = (it.tokenizer.convert_ids_to_tokens(it.end_of_turn_id) for it in (theirs, encoder))

@@ -1,7 +1,7 @@
 """The plan of a build: one pass over all that is asked, in memory that does not grow with the tokens.
 
 What stays is a few numbers per example and shard. The tokens of the examples go through files into the store; those
-of prompts are rendered once more when their shard is scored.
+of prompts are rendered again when their shard is scored.
 
 Shape letters: N examples of the store, S shards of a view.
 """
@@ -38,14 +38,14 @@ class ViewPlan:
     """One view of the plan.
 
     Attributes:
-        prompt_hash: SHA-256 over all that stands outside the answers, in store order.
+        prompt_hash: SHA-256 over everything outside the answers, in store order.
         as_student: whether the teacher reads every example exactly as the student does.
         longest: tokens of the longest sequence.
         demonstrations: in all sequences together.
         dropped: `task/language` -> demonstrations that had to go for length.
         tokens: (S,) int64, what the teacher reads for each shard.
         checks: (S,) uint64, a hash of what it is asked in each.
-        shared: (N,) int32, leading tokens that are worth sharing, see `shared_prefixes`; None where nobody uses them.
+        shared: (N,) int32, leading tokens that are worth sharing, see `shared_prefixes`; None if nobody uses them.
     """
 
     prompt_hash: str
@@ -169,7 +169,7 @@ def every_question(questions: Questions, *, quiet: bool = False) -> Iterator[Ask
 
 
 def require_fitting(questions: Questions) -> None:
-    """Raise `ConfigError` where no example fits the length limits, before anything is written."""
+    """Raise `ConfigError` if no example fits the length limits, before anything is written."""
     if not any(questions.asked(number) for number in range(len(questions))):
         raise _nothing_fits(questions)
 
@@ -183,7 +183,7 @@ def report(left_out: Mapping[Cell, int], notes: Mapping[str, int]) -> None:
     questions = {cell: count for cell, count in left_out.items() if cell[0] != CHAT and count}
     if questions:
         cells = (f"{task}/{language} {count}" for (task, language), count in sorted(questions.items()))
-        logger.info("query too long, left out: %s", ", ".join(cells))
+        logger.info("query too long, skipped: %s", ", ".join(cells))
     for what, count in sorted(notes.items()):
         logger.info("%s: %s", what, f"{count:,}")
 
@@ -219,7 +219,7 @@ class _ViewPass:
         record, sequence = asked.record, found.sequence
         context = sequence.context_ids
         self._prompts.update(np.asarray([len(context)], "<i8").tobytes() + context.astype("<i4").tobytes())
-        if len(sequence.spans) > 1:  # one answer stands behind its context
+        if len(sequence.spans) > 1:  # one answer follows its context
             self._prompts.update(np.asarray(sequence.spans, "<i8").tobytes())
         self._as_student &= sequence is record.sequence or sequence == record.sequence
         self._longest = max(self._longest, len(sequence))

@@ -42,7 +42,7 @@ class PlanKeys:
 
 
 def read_plan(objects: ObjectStore, keys: PlanKeys) -> StoredPlan | None:
-    """The plan of these keys; None where the store has none, or not of all views."""
+    """The plan of these keys; None if the store has none, or not of all views."""
     found = _read(objects, BASE)
     if found is None or found[1]["key"] != keys.base:
         return None
@@ -107,7 +107,7 @@ def write_plan(objects: ObjectStore, keys: PlanKeys, plan: TeacherPlan, entries:
 
 
 def _read(objects: ObjectStore, name: str) -> tuple[dict[str, ObjectEntry], dict[str, Any]] | None:
-    """A document; None where there is none that can be used."""
+    """A document; None if there is none that can be used."""
     with contextlib.suppress(FileNotFoundError, StoreError):
         return read_manifest(objects, plan_key(name))
     return None

@@ -43,7 +43,7 @@ def prepare(
     Args:
         config: of the build.
         views: which to fill.
-        split: whose examples: `train`, or `validation` or `test` for evaluation.
+        split: split of the examples: `train`, or `validation` or `test` for evaluation.
         answers: file of answers that a model wrote, which take the place of those that the examples give.
 
     Raises:
@@ -64,7 +64,7 @@ def prepare(
     file = None if answers is None else AnswersFile(answers)
     present, absent = cells(config.tasks, config.languages)
     if absent:
-        logger.info("no such data, left out: %s", ", ".join(f"{task}/{language}" for task, language in absent))
+        logger.info("no such data, skipped: %s", ", ".join(f"{task}/{language}" for task, language in absent))
     with open_examples(config, split, present) as examples:
         if file is not None:
             file.require_examples({examples[number].example_id for number in range(len(examples))})

@@ -1,4 +1,4 @@
-"""What a teacher will be asked: every example encoded under every view, in store order, or some of them once more."""
+"""What a teacher will be asked: every example encoded under every view, in store order, or some of them again."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Questions(Protocol):
         untaught: answer tokens that the teacher is not asked for, because it ends a turn with another: where one
             of them is the gold token, its row says nothing to a student.
         excluded: ids below the tokenizer's length that are another token for the teacher, or none: never ranked.
-        teacher_template: hash of the teacher's chat template, where it is another than the student's.
-        teacher_tokenizer: hash of the teacher's tokenizer, for information, where it is another model.
-        answers: which model wrote the answers, and how, where they are not the examples' own; its `model` is None where
-            nothing says it.
+        teacher_template: hash of the teacher's chat template, if it is another than the student's.
+        teacher_tokenizer: hash of the teacher's tokenizer, for information, if it is another model.
+        answers: which model wrote the answers, and how, if they are not the examples' own; its `model` is None
+            if nothing says it.
         left_out: examples that do not fit, or that a chat template refuses, per (task, language), so far.
         notes: what was left out or changed so far, in words.
     """
@@ -87,10 +87,10 @@ class Questions(Protocol):
         """The examples of the validation split."""
 
     def again(self, view: str, source: int, part: int) -> tuple[ExampleRecord, AnsweredSequence]:
-        """One of the examples once more, and what the teacher reads under a view.
+        """One of the examples again, and what the teacher reads under a view.
 
         Raises:
-            StoreError: there is no such thing any more.
+            StoreError: it no longer exists.
         """
 
     def misfits(self) -> str:
@@ -173,7 +173,7 @@ class ConfiguredQuestions:
             found = self._ask(view, example, student, self._demonstrations(view, example))
             if found is not None:
                 return record, found.sequence
-        raise StoreError(f"example {example.example_id!r}: does not give the sequence any more that was planned")
+        raise StoreError(f"example {example.example_id!r}: no longer gives the sequence that was planned")
 
     def key(self, view: str | None = None) -> Mapping[str, Any]:
         """See `Questions.key`."""
@@ -231,7 +231,7 @@ class ConfiguredQuestions:
                 yield f"data.max_{name}_tokens: {most:,}, all that the model reads; got {asked:,}"
 
     def _records(self, example: Example, *, given: bool = False) -> list[tuple[ExampleRecord, StudentSequence]]:
-        """What students learn from an example; nothing, counted, where not even the query fits.
+        """What students learn from an example; nothing, counted, if even the query does not fit.
 
         Args:
             example: asked, or held out.
@@ -278,7 +278,9 @@ class ConfiguredQuestions:
             (student.answer_ids == teacher.answer_ids) | np.isin(student.answer_ids, self.untaught)
         )
         if not np.all(same):
-            raise RuntimeError(f"{example.example_id}: view {view} has other answers than the student; report this")
+            raise RuntimeError(
+                f"{example.example_id}: view {view} has other answers than the student; please report this"
+            )
 
     def _demonstrations(self, view: str, example: Example) -> list[Example]:
         if view not in SHOWING:

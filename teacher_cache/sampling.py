@@ -83,7 +83,7 @@ def add_samples(
 
 
 def _count(drawn_TM: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct values of each ascending row, first in their row, and how often each stands there."""
+    """Distinct values of each ascending row, first in their row, and how often each occurs there."""
     new_TM = np.ones(drawn_TM.shape, dtype=bool)
     new_TM[:, 1:] = drawn_TM[:, 1:] != drawn_TM[:, :-1]
     place_TM = new_TM.cumsum(axis=1) - 1

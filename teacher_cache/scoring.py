@@ -26,7 +26,7 @@ class Tally:
         reused_tokens: those of them that stood in a shared prefix and were not computed again.
         padded_tokens: the others, padding included.
         answer_tokens: tokens that have teacher rows now.
-        fallen_shards: shards scored with less than the configured token budget, for want of memory.
+        fallen_shards: shards scored with less than the configured token budget, because memory ran out.
         seconds: from the first batch to the last write.
     """
 
@@ -67,7 +67,7 @@ def score(
         The rows, and the token budget that they were computed with.
 
     Raises:
-        MemoryExhaustedError: not even single sequences fit in memory.
+        MemoryExhaustedError: even single sequences do not fit in memory.
     """
     budget = token_budget
     while True:
@@ -78,8 +78,8 @@ def score(
             advance(-attempt.tokens)
             if budget <= min(item.own for item in sequences):
                 raise MemoryExhaustedError(
-                    f"teacher.batch_tokens: a sequence of up to {max(map(len, sequences))} tokens does not fit in "
-                    "memory on its own; lower data.max_teacher_tokens, or see teacher.device_map, "
+                    f"teacher.batch_tokens: a single sequence of up to {max(map(len, sequences))} tokens does not "
+                    "fit in memory; lower data.max_teacher_tokens, or see teacher.device_map, "
                     "teacher.load_in_8bit and teacher.load_in_4bit"
                 ) from error
             budget //= 2

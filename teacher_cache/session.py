@@ -34,7 +34,7 @@ from logitbank.uniforms import uniforms
 
 logger = logging.getLogger(__name__)
 
-PILOT_TOKENS = 2048  # answer tokens whose top K the vocabulary is learnt from
+PILOT_TOKENS = 2048  # answer tokens whose top K the vocabulary is learned from
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Session:
         return {view: self._builder.plan_of(view).shards for view in self._questions.views}
 
     def missing(self) -> list[ShardWork]:
-        """Every shard that no manifest marks as done, whoever is to do it, view after view."""
+        """Every shard that no manifest marks as done, for any worker, view after view."""
         return [
             ShardWork(view, shard, int(self._plan.views[view].tokens[shard]))
             for view in self._questions.views
@@ -90,7 +90,7 @@ class Session:
 
         Raises:
             StoreError: a store that cannot be written, or prompts that are no longer what was planned.
-            MemoryExhaustedError: not even single sequences fit in memory.
+            MemoryExhaustedError: even single sequences do not fit in memory.
         """
         tally, started = Tally(), time.monotonic()
         budget = self._config.teacher.batch_tokens
@@ -127,9 +127,9 @@ class Session:
             found.append(_with_sampling(Sequenced(sequence, depth), record, self._config))
         if check_of_shard(np.array(checks, dtype=np.uint64)) != int(plan.checks[shard]):
             raise StoreError(
-                f"view {view}, shard {shard}: expected the prompts and answers that were planned, got others, though "
-                "data and settings are the same; take the software that the store was begun with, or delete the "
-                "folder plan in it to plan again"
+                f"view {view}, shard {shard}: expected the prompts and answers that were planned, got different "
+                "ones, although data and settings are the same; use the package versions that the store was started "
+                "with, or delete its folder plan to plan again"
             )
         return found
 
@@ -150,15 +150,15 @@ def open_session(
         config: of the build; recorded in the store.
         url: directory or fsspec URL of the store.
         views: which to fill.
-        split: whose examples: `train`, or `validation` or `test` for evaluation.
+        split: split of the examples: `train`, or `validation` or `test` for evaluation.
         answers: file of answers that a model wrote, in place of those that the examples give.
         worker: which of several processes that fill one store this is; None for one on its own, which excludes all
             others.
 
     Raises:
         ConfigError, TaskError: see `prepare`; or a model that cannot be opened.
-        StoreError: a store that cannot be written, that another process writes, or that was begun with other
-            settings.
+        StoreError: a store that cannot be written, that another process writes, or that was
+            started with different settings.
     """
     opener = opener_of(config)
     opener.check(config)
@@ -244,7 +244,7 @@ class _Found(NamedTuple):
 def _plan(
     site: BuildSite, keys: PlanKeys, config: Config, questions: Questions, finds_prefixes: bool, quiet: bool
 ) -> _Found:
-    """The plan that the store has, or a new one; for a store that is still to be, it is kept with its examples."""
+    """The plan that the store has, or a new one; for a store that does not exist yet, it is kept with its examples."""
     stored = read_plan(site.objects, keys)
     if stored is not None and (stored.objects or site.has_base()):
         return _Found(stored.plan, stored=True)
@@ -262,12 +262,12 @@ def _plan(
 def _open_builder(
     site: BuildSite, keys: PlanKeys, config: Config, questions: Questions, found: _Found, engine: TeacherEngine
 ) -> StoreBuilder:
-    """The store of a plan, which is created where there is none."""
+    """The store of a plan, which is created if there is none."""
     entries = {}
     if not site.has_base():
         stored = read_plan(site.objects, keys)
         if stored is None:
-            raise StoreError(f"--store {site.objects.url}: another process planned it with other settings meanwhile")
+            raise StoreError(f"--store {site.objects.url}: another process has just planned it with different settings")
         entries = dict(stored.objects)
     spec = spec_of(config, questions, found.plan, engine)
     builder = site.builder(

@@ -29,29 +29,29 @@ def build(
     worker: Worker | tuple[int, int] | None = None,
     dry_run: bool = False,
 ) -> Tally | None:
-    """Run a teacher over the examples of a split and keep its logits; what is finished is not done again.
+    """Run a teacher over the examples of a split and keep its logits; finished parts are skipped.
 
     Args:
         config: a configuration, a file or shipped name, a mapping of keys, or a list of these and of `key=value`.
         store: directory or URL of the store.
         views: which to fill; None for `fewshot` and `zeroshot`. For comparisons (`tasks=[preference]`) one teacher's
-            name, or `none` for rows and folds alone.
-        split: whose examples: `train`, or `validation` or `test` for evaluation.
-        answers: a file of answers that a model wrote (docs/on-policy.md); students learn from these and not from those
-            that the examples give. `logitbank.sample_answers` writes one.
-        folds: of comparisons: score these; None for all that the teacher's training left out.
-        checkpoint: of comparisons: the trained teacher.
-        logits: of comparisons: import raw logits from these `.npy` files.
-        worker: (i, n) where n processes fill the store together.
-        dry_run: of comparisons: print what would be done. `teacher_cache.build.estimate_store` has it for other tasks.
+            name, or `none` for rows and folds only.
+        split: split of the examples: `train`, or `validation` or `test` for evaluation.
+        answers: a file of answers that a model wrote (docs/on-policy.md); students
+            learn from these instead of the examples' own answers. `logitbank.sample_answers` writes one.
+        folds: for comparisons: score these; None for all that the teacher's training left out.
+        checkpoint: for comparisons: the trained teacher.
+        logits: for comparisons: import raw logits from these `.npy` files.
+        worker: (i, n) if n processes fill the store together.
+        dry_run: for comparisons: print what would be done. `teacher_cache.build.estimate_store` has it for other tasks.
 
     Returns:
         What was done; None for comparisons.
 
     Raises:
-        ConfigError, TaskError: whatever has to be mended, before a model is loaded.
-        StoreError: a store that cannot be written, or was begun with other settings.
-        MemoryExhaustedError: not even single sequences fit in memory.
+        ConfigError, TaskError: anything that the user must fix, before a model is loaded.
+        StoreError: a store that cannot be written, or was started with different settings.
+        MemoryExhaustedError: even single sequences do not fit in memory.
     """
     settings = config_of(config)
     url = os.fspath(store)

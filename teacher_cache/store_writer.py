@@ -46,9 +46,9 @@ class StoreWriter:
             for i in writer.missing():
                 writer.write(i, my_teacher(examples[i].input_ids)[examples[i].answer_positions - 1])
 
-    A shard is written when the last of its examples has come. What is written stays: run the same program again to
-    resume, and `missing()` says what is left. The result is a store like any other: `inspect-cache --verify` proves it,
-    and `train-student --view mine` learns from it.
+    A shard is written once the last of its examples is there. Written shards are kept: run the same program again to
+    resume, and `missing()` lists what is left. The result is a store like any other: `inspect-cache --verify` checks
+    it, and `train-student --view mine` learns from it.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class StoreWriter:
             shard_tokens: answer tokens of a shard.
             identity: whatever else changes ids or numbers.
             view_identity: whatever else changes the numbers of this view alone.
-            worker: (i, n) where n processes write the store, each every n-th shard.
+            worker: (i, n) if n processes write the store, each every n-th shard.
 
         Raises:
             StoreError: no example, a repeated id, or a name in `bounded` that is none.
         """
         unknown = sorted(set(bounded) - set(BOUNDABLE))
         if unknown:
-            raise StoreError(f"bounded: expected some of {', '.join(BOUNDABLE)}, got {unknown[0]}")
+            raise StoreError(f"bounded: expected names among {', '.join(BOUNDABLE)}, got {unknown[0]}")
         encoder = PromptEncoder(tokenizer)
         self._spec = StoreSpec(
             model=model,
@@ -131,7 +131,8 @@ class StoreWriter:
         """Open the store where it exists; a new one is made when its first shard is complete.
 
         Raises:
-            StoreError: nothing can be written there, another process writes it, or it was begun with other settings.
+            StoreError: nothing can be written there, another process writes it, or it was started with different
+                settings.
         """
         objects = open_writable(self._url)
         if objects.exists(BASE_KEY):
@@ -148,13 +149,13 @@ class StoreWriter:
         if kind is None and self._waiting:
             lost = sum(map(len, self._waiting.values()))
             logger.warning(
-                "%s: %s not written, for other examples of their shards are missing; run again to resume",
+                "%s: %s not written because other examples of their shards are missing; run again to resume",
                 self._url,
                 counted(lost, "example"),
             )
 
     def missing(self) -> list[int]:
-        """Positions of the examples whose rows are still to be written by this process, in order."""
+        """Positions of the examples whose rows are not written yet by this process, in order."""
         index, count = self._worker or (0, 1)
         return [
             position
@@ -170,7 +171,7 @@ class StoreWriter:
             logits: (T, V) raw logits that predict its answer tokens, any float dtype, on any device.
 
         Raises:
-            StoreError: another shape, numbers that no teacher can mean, or an example that was written already.
+            StoreError: a different shape, invalid numbers, or an example that was written already.
         """
         gold = self._gold(example)
         logits_TV = torch.as_tensor(logits)
@@ -190,9 +191,9 @@ class StoreWriter:
         gold_logit: Values | None = None,
         gold_rank: Values | None = None,
     ) -> None:
-        """Keep what another program kept of a teacher's logits.
+        """Store the top K that another program kept of a teacher's logits.
 
-        Log-probabilities are logits whose `logsumexp` is 0: leave it out. What stands in `bounded` is left out too: a
+        Log-probabilities are logits whose `logsumexp` is 0: leave it out. What is in `bounded` is left out too: a
         lower bound of the entropy is stored, and for a gold token outside the K an upper bound of its logit.
 
         Args:
@@ -201,11 +202,11 @@ class StoreWriter:
             logits: (T, K) their logits, or log-probabilities in nats over all V tokens.
             logsumexp: (T,) over all V tokens, nats.
             entropy: (T,) of the full distribution, nats.
-            gold_logit: (T,) needed only where the gold token may be outside the K; NaN where it is not known.
+            gold_logit: (T,) needed only if the gold token may be outside the K; NaN if it is not known.
             gold_rank: (T,) likewise.
 
         Raises:
-            StoreError: another shape, a number that is missing and not bounded, or see `write`.
+            StoreError: a different shape, a number that is missing and not bounded, or see `write`.
         """
         gold = self._gold(example)
         ids, values = np.asarray(token_ids, np.int32), np.asarray(logits, np.float32)
@@ -218,7 +219,9 @@ class StoreWriter:
             self._require_shape(example, name, found.shape, (len(gold),))
         if (np.diff(np.sort(ids, axis=1)) == 0).any():
             name = self._examples[example].example_id
-            raise StoreError(f"example {example} ({name}), token_ids: expected distinct tokens, got one twice in a row")
+            raise StoreError(
+                f"example {example} ({name}), token_ids: expected distinct tokens per row, got a repeated one"
+            )
         order = np.argsort(-values, axis=1, kind="stable")
         ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
         whole = scalars.get("logsumexp", np.zeros(len(gold), np.float32))
@@ -250,7 +253,7 @@ class StoreWriter:
         shard = int(self._shard_of[example])
         if shard in self._done or example in self._waiting.get(shard, {}):
             name = self._examples[example].example_id
-            raise StoreError(f"example {example} ({name}): has its rows already; write those that missing() names")
+            raise StoreError(f"example {example} ({name}): already has its rows; write only those that missing() lists")
         return self._examples[example].answer_ids
 
     def _gold_logit(
@@ -272,7 +275,7 @@ class StoreWriter:
         if name not in self._bounded:
             raise StoreError(
                 f"example {example} ({self._examples[example].example_id}), {what}: expected (T,) numbers, got none; "
-                f"give them, or say bounded=[{name!r}]"
+                f"pass them, or set bounded=[{name!r}]"
             )
 
     def _take(self, example: int, rows: TeacherRows) -> None:

@@ -101,7 +101,7 @@ def test_a_record_is_read_as_it_was_written_and_cannot_be_changed(tmp_path: Path
     [
         ("{", "cannot be read"),
         ("[1]", "expected a JSON object, got list"),
-        ('{"run": "r"}', "it lacks condition, model"),
+        ('{"run": "r"}', "these keys are missing: condition, model"),
     ],
 )
 def test_what_is_no_record_is_one_line(tmp_path: Path, content: str, message: str) -> None:

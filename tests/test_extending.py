@@ -115,7 +115,7 @@ def test_a_name_is_known_while_it_is_registered_and_listed_with_the_others(
     load_config([], ["model.name=m", *(f"{key}={value}" for key, value in chosen.items())])
     with pytest.raises(ConfigError, match=name):  # the list of choices has it
         load_config([], ["model.name=m", f"{registry.key}={'[nonsense]' if registry is TASKS else 'nonsense'}"])
-    with pytest.raises(ConfigError, match=f"{name} is registered already"):
+    with pytest.raises(ConfigError, match=f"{name} is already registered"):
         registry.register(name, "elsewhere:thing")
 
 

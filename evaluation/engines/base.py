@@ -172,7 +172,7 @@ class Engine(Protocol):
 
 
 def sample_of(ids: Sequence[int], stop_ids: Sequence[int], vocabulary: int) -> Sample:
-    """The sample in generated ids: up to and with the first stop token, or up to the first id that is no token."""
+    """The sample in generated ids: up to and with the first stop token, or up to the first id that is not a token."""
     for position, token in enumerate(ids):
         if token in stop_ids:
             return Sample(list(ids[: position + 1]), cut_short=False)
@@ -182,7 +182,7 @@ def sample_of(ids: Sequence[int], stop_ids: Sequence[int], vocabulary: int) -> S
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Sequence[int]) -> Answer:
-    """The answer in generated ids: up to the first stop token, cut short where there is none."""
+    """The answer in generated ids: up to the first stop token, cut short if there is none."""
     ends = [position for position, token in enumerate(ids) if token in stop_ids]
     kept = list(ids[: ends[0]] if ends else ids)
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -62,5 +62,5 @@ def draw_tokens(logits_BV: torch.Tensor, uniform_B: torch.Tensor, sampling: Samp
     mass_B = (probability_BV * kept_BV).sum(dim=-1)
     place_B1 = (uniform_B.to(upto_BV.device) * mass_B)[:, None]
     rank_B1 = torch.searchsorted(upto_BV, place_B1, right=True)
-    rank_B1 = torch.minimum(rank_B1, kept_BV.sum(dim=-1, keepdim=True) - 1)  # what rounding puts behind the last
+    rank_B1 = torch.minimum(rank_B1, kept_BV.sum(dim=-1, keepdim=True) - 1)  # what rounding puts after the last
     return order_BV.gather(1, rank_B1).squeeze(1)

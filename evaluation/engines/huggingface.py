@@ -176,7 +176,7 @@ class HfEngine:
         return [decode_answer(self.tokenizer, row, self.stop_ids) for row in self._generated(requests)]
 
     def _generated(self, requests: Sequence[Request], *changes: LogitsProcessor) -> list[list[int]]:
-        """The tokens that follow each prompt, padded behind the stop token; the likeliest after the changes."""
+        """The tokens that follow each prompt, padded after the stop token; the likeliest after the changes."""
         ids_BS, mask_BS = self._left_pad([request.prompt_ids for request in requests])
         longest = max(request.max_new_tokens for request in requests)
         settings = GenerationConfig(

@@ -26,7 +26,9 @@ from logitbank.sequences import AnsweredSequence
 from logitbank.tasks.prompts import PromptEncoder
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM makes room for
-KL_REFUSED = "--store: vLLM gives no logits to compare with a teacher's; set evaluation.engine=hf, or leave --store out"
+KL_REFUSED = (
+    "--store: vLLM does not return logits to compare with a teacher's; set evaluation.engine=hf, or leave --store out"
+)
 ROOM_FOR_ANSWERS = 2048  # tokens after the longest prompt; more than any gold answer of the tasks has
 
 
@@ -154,7 +156,7 @@ class VllmEngine:
         return found
 
     def _ask(self, asked: Sequence[tuple[Sequence[int], int]]) -> list[Any]:
-        """vLLM's `Logprob` of a token behind each prompt.
+        """vLLM's `Logprob` of a token after each prompt.
 
         Each token is the only one allowed in a completion of one token, which leaves the raw log-probabilities and
         ranks as they are; equal beginnings are computed once. Log-probabilities of prompts would be one request a
@@ -200,7 +202,7 @@ def _room_for_rank(checkpoint: Checkpoint) -> int:
     room = next((size for size in LORA_RANKS if size >= rank), None)
     if room is None:
         raise ConfigError(
-            f"--checkpoint: vLLM takes adapters up to rank {LORA_RANKS[-1]}, {checkpoint.path} has {rank}; "
+            f"--checkpoint: vLLM supports adapters up to rank {LORA_RANKS[-1]}, {checkpoint.path} has {rank}; "
             "set evaluation.engine=hf"
         )
     return room

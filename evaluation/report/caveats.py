@@ -61,7 +61,7 @@ def _uneven(row: Row) -> bool:
 
 
 def _by_task(results: Results, averages: Sequence[Row], about: str, say: Callable[[Row], str]) -> list[str]:
-    """One sentence of what is to be said of some tasks of some columns."""
+    """One caveat, as a sentence about some tasks in some columns."""
     said = []
     for row in averages:
         tasks = {own["task"]: own for own in results.primary_tasks(row)}

@@ -36,7 +36,7 @@ class Series:
         name: in the legend.
         x: places, categories of the chart or numbers.
         y: values.
-        bounds: lowest and highest of each value's interval, where there is one; empty without any.
+        bounds: lowest and highest of each value's interval, if there is one; empty without any.
         colour: which of `COLOURS`; series of the same thing share one.
         dashed: for lines.
         said: of each value, beside it where a pointer is over it; empty without.
@@ -53,7 +53,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """A heat map: `values` are rows of cells, None where there is none."""
+    """A heat map: `values` are rows of cells, None if there is none."""
 
     title: str
     columns: Sequence[str]
@@ -67,7 +67,7 @@ class Chart:
 
     Attributes:
         name: of its file, without suffix.
-        caption: what it shows; alone, where there is nothing to draw.
+        caption: what it shows; alone, if there is nothing to draw.
         kind: `bars` and `points` have categories on the x axis, `lines` numbers; `heat` has panels.
         categories: in order, of bars and points.
         series: what is drawn.
@@ -235,7 +235,7 @@ def bounds_of(found: Interval | None) -> tuple[float, float] | None:
 
 
 def arms(series: Series) -> Mapping[str, Sequence[float]]:
-    """How far each value's interval reaches `below` and `above` it, zero where there is none."""
+    """How far each value's interval reaches `below` and `above` it, zero if there is none."""
     bounds = series.bounds or [None] * len(series.y)
     pairs = list(zip(series.y, bounds, strict=True))
     return {

@@ -73,9 +73,9 @@ def row_labels(own: Sequence[Scored]) -> list[str]:
 
 
 def reference_of(results: Results, scored: Sequence[Scored], one: Scored) -> Scored | None:
-    """The series that another one's difference is to; None where there is none that can be compared with it.
+    """The series that another one's difference is to; None if there is none that can be compared with it.
 
-    For a student that is the finetuned one of its setup, so that the two differ in what they learnt from. What has no
+    For a student that is the finetuned one of its setup, so that the two differ in what they learned from. What has no
     such setup (a baseline, a merged student, the base model) is compared with the only finetuned series there is. Both
     were asked the same examples.
     """

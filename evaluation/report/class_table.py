@@ -93,7 +93,7 @@ def _table(results: Results, own: Sequence[Scored]) -> Table:
 
 
 def where(place: Place) -> str:
-    """`preference (test)`, with the language where there is one."""
+    """`preference (test)`, with the language if there is one."""
     task, language, split = place
     return f"{task} ({split})" if language == UNDETERMINED else f"{task}/{language} ({split})"
 

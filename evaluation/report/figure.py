@@ -34,7 +34,7 @@ def write_figure(results: Results, output: Path, model: str | None = None) -> No
     Args:
         results: what is drawn.
         output: its suffix says how: `.svg`, `.png` or `.pdf`.
-        model: as the tables call it, or in full; None where there is only one.
+        model: as the tables call it, or in full; None if there is only one.
 
     Raises:
         ConfigError: another suffix, no such model, several without `model`, or no matplotlib.
@@ -54,7 +54,7 @@ def overview_chart(results: Results, model: str | None = None) -> Chart:
         StoreError: no metric rows.
     """
     if not results.main_averages:
-        raise StoreError("--results: no scores of answers in it; evaluate-model writes them")
+        raise StoreError("--results: contains no scores of answers; run evaluate-model first")
     chosen, labels = _model(results, model), results.labels
     means = {labels.column(row): row for row in results.main_averages if row["model"] == chosen}
     own = {column: results.primary_tasks(row) for column, row in means.items()}

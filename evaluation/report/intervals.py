@@ -104,11 +104,11 @@ class Replicates:
             self.continuous.add(cell)
 
     def cell(self, cell: CellKey, metric: str) -> Interval | None:
-        """Interval of one cell; None where it has no predictions (published numbers)."""
+        """Interval of one cell; None if it has no predictions (published numbers)."""
         return self.average([cell], metric)
 
     def average(self, cells: Iterable[CellKey], metric: str | Mapping[str, str]) -> Interval | None:
-        """Interval of the mean over cells; None where one of them has no predictions."""
+        """Interval of the mean over cells; None if one of them has no predictions."""
         return _interval_of_mean([self._alone(cell, _metric(metric, cell)) for cell in cells])
 
     def task_mean(self, cells: Iterable[CellKey], metric: Mapping[str, str]) -> Interval | None:
@@ -143,7 +143,7 @@ class Replicates:
     def difference(self, pairs: Iterable[tuple[CellKey, CellKey]], metric: str) -> Interval | None:
         """Interval of the mean difference over pairs of cells that were asked the same examples.
 
-        None where a cell has no predictions or the two were asked different examples.
+        None if a cell has no predictions or the two were asked different examples.
         """
         differences = []
         for one, other in pairs:

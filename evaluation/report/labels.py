@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Labels:
-    """Short names of models and of series; they say more only where they would be ambiguous."""
+    """Short names of models and of series; longer only where a short name would be ambiguous."""
 
     models: Mapping[str, str]
     details: Mapping[tuple[str, ...], str]  # by key

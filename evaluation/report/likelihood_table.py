@@ -14,7 +14,7 @@ from logitbank.evaluation.report.units import MISSING, lower_is_better, unit_of
 
 METRICS = ("token_accuracy", "cross_entropy", "perplexity", "kl", "agreement")
 NOTE = (
-    "Of the gold answers' tokens, each behind the gold tokens before it. `token_accuracy`: the model's first choice is "
+    "Of the gold answers' tokens, each given the gold tokens before it. `token_accuracy`: the model's first choice is "
     "the gold token. Intervals and gaps by a (paired) bootstrap over conversations, gaps in the unit of their row. "
     f"{UNRESOLVED}: the interval contains zero."
 )

@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else: no network, no file beside it.
 
-Whatever a model or a data set said reaches the page as text: escaped where it is markup, as JSON set
-through `textContent` where it is script. A content security policy forbids all that is loaded, and every
+Whatever a model or a data set said reaches the page as text: escaped if it is markup, as JSON set
+through `textContent` if it is script. A content security policy forbids all that is loaded, and every
 script but the page's own.
 """
 
@@ -59,7 +59,7 @@ def html_page(
 
 
 def script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element it is in."""
     text = json.dumps(value, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,4 +1,4 @@
-"""How far class probabilities depend on which answer stands first, beside what people preferred.
+"""How far class probabilities depend on which answer comes first, next to what people preferred.
 
 Shape legend: M prompts.
 """
@@ -24,8 +24,8 @@ A, B, _ = CLASSES
 ORDERS = {"given": "as given", "swapped": "swapped", "both": "both orders"}
 HEADER = ("condition", *ORDERS.values(), "labels", "first place", "first choice changes (%)")
 NOTE = (
-    "Mean P(A) − P(B) in points, where A is always the answer that the file calls A. As given: A stands first. "
-    "Swapped: B stands first. Both orders: the average of the two, as submitted. Labels: what people said. First "
+    "Mean P(A) − P(B) in points, where A is always the answer that the file calls A. As given: A comes first. "
+    "Swapped: B comes first. Both orders: the average of the two, as submitted. Labels: what people said. First "
     "place: half of as given minus swapped, what an answer gains by standing first, with an interval by a bootstrap "
     f"over prompts; {UNRESOLVED}: the interval contains zero, so no position bias is resolved. First choice changes: "
     "the share of comparisons whose likeliest class depends on the order. —: evaluated in one order only "

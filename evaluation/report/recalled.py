@@ -32,7 +32,7 @@ def recall_replicates(catalogue: Catalogue, metrics: Sequence[str] = ()) -> Repl
     tasks = catalogue.rows(f"SELECT DISTINCT task FROM metrics WHERE {BOOTSTRAPPED} ORDER BY task")
     if not {row["task"] for row in tasks} <= set(TASKS.shipped):
         return load_replicates(catalogue, metrics)
-    made: list[Replicates] = []  # no way there and back for whoever makes them
+    made: list[Replicates] = []  # the process that makes them needs no round trip
 
     def make() -> pa.Table:
         made.append(load_replicates(catalogue, metrics))

@@ -133,7 +133,7 @@ class Results:
         return with_interval(unit.text(cell["value"]), cell["value"], found, unit)
 
     def gap(self, row: Row) -> str:
-        """A row of `task_gaps` with its paired interval and, where it is not resolved, the mark."""
+        """A row of `task_gaps` with its paired interval and, if it is not resolved, the mark."""
         unit = unit_of(row["metric"])
         shown = average(row["difference"], row["languages"], row["expected_languages"], signed=True, unit=unit)
         return difference_with_interval(shown, row["difference"], self.gap_interval(row), unit)

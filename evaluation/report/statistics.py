@@ -34,7 +34,7 @@ class Segment:
 
     Attributes:
         numbers: (N,S), in the order of the examples' hashes.
-        clusters: (N,) uint64, examples of one cluster having one number; None where each stands alone.
+        clusters: (N,) uint64, examples of one cluster having one number; None if each is on its own.
         digest: of hashes and clusters: equal where the same examples meet the same draws.
     """
 
@@ -168,7 +168,7 @@ def lists_of(column: pa.ChunkedArray, kind: type[np.generic] | type[float]) -> l
 
 
 def array_of(numbers: Array | None) -> Array:
-    """A list that is no null."""
+    """A list that is not null."""
     if numbers is None:
-        raise StoreError("predictions: expected the statistics of every example, got none for some")
+        raise StoreError("predictions: expected the statistics of every example, but some have none")
     return numbers

@@ -82,7 +82,7 @@ def with_interval(text: str, value: float | None, found: Interval | None, unit: 
     """A score with its interval: `56.7 ±4.3`, or `98.0 [92.9, 99.7]` where the interval is lopsided.
 
     The interval reaches to the score: of a mean over cells that are all at 0 or at 1, Jeffreys' draws stay inside, and
-    the end at the bound is the bound (Brown, Cai and DasGupta, 2001). The text alone where there are no predictions to
+    the end at the bound is the bound (Brown, Cai and DasGupta, 2001). The text alone if there are no predictions to
     bootstrap.
     """
     if text == MISSING or value is None or found is None:

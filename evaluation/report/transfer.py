@@ -10,7 +10,7 @@ from logitbank.evaluation.report.table import MISSING, UNRESOLVED, Table, differ
 
 
 def transfer_tables(results: Results) -> list[Table]:
-    """One table over the tasks that have both; none where no task has."""
+    """One table over the tasks that have both; none if no task has."""
     rows = [row for row in results.catalogue.rows("SELECT * FROM transfer_gaps") if row["transfer_gap"] is not None]
     if not rows:
         return []

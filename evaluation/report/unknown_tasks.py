@@ -52,7 +52,7 @@ class MeanOfAStatistic:
 def scored_task(catalogue: Catalogue, name: str) -> Scored | None:
     """The task of that name: the package's own, what the rows say of another, or that of an installed package.
 
-    None where the rows do not say enough, and nothing is installed.
+    None if the rows do not say enough, and nothing is installed.
     """
     if name in TASKS.shipped:
         task: Scored = TASKS[name]

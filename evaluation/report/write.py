@@ -65,7 +65,7 @@ def collect(catalogue: Catalogue) -> Report:
     """
     results = Results.load(catalogue)
     if not results.task_averages:
-        raise StoreError("--results: no metric in it; evaluate-model or query-results import write them")
+        raise StoreError("--results: contains no metrics; run evaluate-model or query-results import first")
     charts = [*all_charts(results), *reliability_charts(results)]
     return Report(summary_lines(results), standing_tables(results), charts, browsed_examples(catalogue))
 
@@ -86,7 +86,9 @@ def _pictures(charts: Sequence[Chart]) -> dict[str, bytes]:
     try:
         from logitbank.evaluation.report.png import draw_png
     except ImportError:
-        logger.warning("warning: the Markdown has no pictures, matplotlib is missing; pip install 'logitbank[plots]'")
+        logger.warning(
+            "warning: the Markdown has no charts because matplotlib is not installed; pip install 'logitbank[plots]'"
+        )
         return {}
     return {f"{chart.name}.png": draw_png(chart) for chart in charts if chart.drawn}
 

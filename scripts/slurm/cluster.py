@@ -20,11 +20,11 @@ from logitbank.scripts.slurm.plan import Job
 def add_cluster(parser: CommandParser) -> None:
     """Add `--teacher-jobs`, `--time`, `--partition` and `--account`."""
     parser.add_argument(
-        "--teacher-jobs", type=positive(int), default=4, metavar="N", help="array tasks a teacher (default: 4)"
+        "--teacher-jobs", type=positive(int), default=4, metavar="N", help="array tasks per teacher (default: 4)"
     )
-    parser.add_argument("--time", default="24:00:00", help="limit of a task (default: 24:00:00)")
-    parser.add_argument("--partition", metavar="NAME", help="where jobs run")
-    parser.add_argument("--account", metavar="NAME", help="who pays")
+    parser.add_argument("--time", default="24:00:00", help="time limit of a task (default: 24:00:00)")
+    parser.add_argument("--partition", metavar="NAME", help="partition to submit to")
+    parser.add_argument("--account", metavar="NAME", help="account to charge")
 
 
 def options_of(arguments: argparse.Namespace) -> list[str]:
@@ -53,7 +53,7 @@ def submit_jobs(jobs: Sequence[Job], options: Sequence[str], output: Path, *, gp
         LogitbankError: no sbatch here, or it refuses a job; says which are submitted.
     """
     if shutil.which("sbatch") is None:
-        raise LogitbankError("sbatch: not found; run this where Slurm's commands are, or with --dry-run")
+        raise LogitbankError("sbatch: not found; run this on a machine with Slurm, or use --dry-run")
     make_directory("--output", output / "logs")
     commands = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"  # ours, where no environment is active
     _submit(jobs, options, {**os.environ, "PATH": commands, "GPUS": str(gpus)})
@@ -89,10 +89,10 @@ def _submit(jobs: Sequence[Job], options: Sequence[str], environment: Mapping[st
         except subprocess.CalledProcessError as error:
             said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
             submitted = f"; {len(ids)} jobs are submitted: scancel {' '.join(ids)}" if ids else ""
-            raise LogitbankError(f"sbatch refuses {job.script}: {said}{submitted}") from None
+            raise LogitbankError(f"sbatch rejected {job.script}: {said}{submitted}") from None
         ids.append(done.stdout.strip().partition(";")[0])  # a federation appends its cluster
         print(f"{ids[-1]}: {job.script}" + ("" if job.tasks is None else f", {job.tasks} tasks"), flush=True)
 
 
 def _scripts() -> Path:
-    return Path(str(resources.files("logitbank.scripts.slurm")))  # as files: sbatch wants paths
+    return Path(str(resources.files("logitbank.scripts.slurm")))  # as files: sbatch needs paths

@@ -6,7 +6,7 @@
     logitbank slurm --output runs/xtreme --config qwen3-1.7b --dry-run \\
         --teacher-rate 20000 --student-rate 1.5 --evaluation-rate 30
 
-SBATCH_* variables reach sbatch as ever. Submit again what failed: what is done is not done twice.
+SBATCH_* variables are passed on to sbatch. Submit again what failed: what is done is not done twice.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def make_parser() -> CommandParser:
         type=whole,
         default=1,
         metavar="N",
-        help="of a teacher and student task, and of each node of Ray (default: 1)",
+        help="GPUs per teacher and student task, and per Ray node (default: 1)",
     )
     parser.add_argument(
         "--ray-nodes",
         type=whole,
         metavar="N",
-        help="each teacher is one job over N nodes whose GPUs Ray shares out, instead of --teacher-jobs",
+        help="run each teacher as one job of N nodes whose GPUs are scheduled by Ray, instead of --teacher-jobs",
     )
-    parser.add_argument("--dry-run", action="store_true", help="submit nothing: print the jobs and what they cost")
+    parser.add_argument("--dry-run", action="store_true", help="print the jobs and their cost without submitting them")
     for name, what in (
         ("teacher", "teacher tokens"),
         ("student", "student steps"),

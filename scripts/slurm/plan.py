@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one GPU was measured to do in a second; None where it was not.
+    """What one GPU was measured to do in a second; None if it was not.
 
     Attributes:
         teacher: teacher tokens.

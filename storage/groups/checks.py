@@ -49,7 +49,7 @@ def check_manifests(url: str, advance: Callable[[str], object]) -> list[str]:
         if key.startswith(PLAN_PREFIX):
             problems += _check_plan(objects, key)
         elif key not in listed and not key.startswith(("manifest/", LOCK_NAME)):
-            problems.append(f"{key}: no manifest lists it (an unfinished shard, or not of this store)")
+            problems.append(f"{key}: not listed in any manifest (an unfinished shard, or not of this store)")
     return problems
 
 
@@ -81,7 +81,7 @@ def _check_objects(objects: ObjectStore, manifest: str, listed: set[str]) -> Ite
 
 
 def _check_plan(objects: ObjectStore, key: str) -> Iterator[str]:
-    """What a build left for the next one, which makes it again where it is gone."""
+    """What a build left for the next one, which makes it again if it is gone."""
     try:
         read_manifest(objects, key)
     except StoreError as error:

@@ -30,7 +30,7 @@ class Column:
         return self._count
 
     def extend(self, values: ArrayLike) -> None:
-        """Add values; StoreError where the temporary directory has no room."""
+        """Add values; StoreError if the temporary directory has no room."""
         data = np.asarray(values, dtype=self.dtype)
         try:
             self._file.write(data.data if data.flags.c_contiguous else data.tobytes())

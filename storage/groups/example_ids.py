@@ -35,7 +35,7 @@ class ExampleIds(Sequence[str]):
     """N names, in the order of a table. A name may come several times in a view's own table."""
 
     def __init__(self, text: NDArray[np.uint8], start: NDArray[np.int64], length: NDArray[np.int32]) -> None:
-        """Name i is the UTF-8 text[start[i] : start[i] + length[i]], behind which a line feed stands."""
+        """Name i is the UTF-8 text[start[i] : start[i] + length[i]], followed by a line feed."""
         self._text = text
         self._start = start
         self._length = length
@@ -70,7 +70,7 @@ class ExampleIds(Sequence[str]):
             yield self[position]
 
     def positions_of(self, name: str) -> NDArray[np.int64]:
-        """Where a name stands, ascending; empty where it stands nowhere. The first call indexes all names."""
+        """The positions of a name, ascending; empty if it does not occur. The first call indexes all names."""
         hashes, order = self._by_hash
         wanted = np.frombuffer(name.encode() + b"\n", dtype=np.uint8)
         value = _hashes(wanted, np.zeros(1, np.int64), np.array([len(wanted) - 1]))[0]

@@ -94,7 +94,7 @@ def read_all(array: zarr.Array[Any]) -> NDArray[Any]:
 
 
 def starts_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Where runs of these lengths begin that lie end to end."""
+    """Where runs of these lengths begin that are laid end to end."""
     starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
     return starts
 

@@ -1,4 +1,4 @@
-"""What a store is built from, as JSON: compared when building goes on, hashed into fingerprints."""
+"""What a store is built from, as JSON: compared when a build resumes, hashed into fingerprints."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def refuse_difference(
         old, new = before.get(key, absent), now.get(key, absent)
         if old != new:
             raise StoreError(
-                f"{where}: created with {key} = {old}, but this run requests {new}; "
-                "use the same settings to resume, or another --store"
+                f"{where}: created with {key} = {old}, but this run requests {new}; use the same settings to resume, "
+                "or "
+                "another --store"
             )
 
 

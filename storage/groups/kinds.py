@@ -36,7 +36,7 @@ def read_root(objects: ObjectStore) -> dict[str, Any]:
 
 
 def require_kind(url: str, attributes: Mapping[str, Any], kind: str) -> None:
-    """Raise `StoreError` where a root says that its store is of the other kind."""
+    """Raise `StoreError` if a root says that its store is of the other kind."""
     found = attributes.get("format")
     if found != kind and found in _FOUND:
         raise StoreError(f"--store {shlex.quote(url)}: {_FOUND[found]}, but {_WANTED[kind]}")
@@ -49,7 +49,7 @@ def open_root(
 
     Args:
         url: of the store, for messages.
-        objects: where it lies.
+        objects: where it is.
         kind: what the caller reads.
         versions: of its format that the caller reads.
 

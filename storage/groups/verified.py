@@ -31,7 +31,7 @@ class VerifiedObjects(MutableMapping[str, Buffer]):
         if key in self._recent:
             return self._recent[key]
         if key not in self._entries and "/c/" in key:  # never let Zarr fill a gap with zeros
-            raise CorruptStoreError(f"{key}: a chunk that no manifest lists")
+            raise CorruptStoreError(f"{key}: no manifest lists this chunk")
         return self._keep(key, read_object(self._objects, key, self._entries[key]))
 
     def fetch(self, keys: Sequence[str]) -> None:

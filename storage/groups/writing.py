@@ -1,4 +1,4 @@
-"""Putting a Zarr group that was made in memory where a store lies, its manifest last."""
+"""Putting a Zarr group that was made in memory where a store is, its manifest last."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def put_objects(
         details: what the manifest says besides.
         what: what they are, for the message where the place refuses.
         below: goes before each key.
-        also: what the manifest lists besides: objects that lie there already.
+        also: what the manifest lists besides: objects that are already there.
 
     Raises:
         StoreError: the place cannot be written; what was finished is kept.

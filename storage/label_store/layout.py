@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """Where training rows lie: those of a fold end to end, and every fold begins with a shard of its own.
+    """Where training rows are: those of a fold end to end, and every fold begins with a shard of its own.
 
     Attributes:
         shard_rows: rows of a shard; those that the last shard of a fold leaves over stay unused.
@@ -47,7 +47,7 @@ class FoldPlan:
         return range(int(self.first[shards[0]]), int(self.first[shards[-1] + 1]))
 
     def places(self) -> NDArray[np.int64]:
-        """(N,) where each training row lies on the axis of logits."""
+        """(N,) where each training row is on the axis of logits."""
         lengths = np.diff(self.first)
         return np.arange(int(self.first[-1])) + np.repeat(
             np.arange(self.shards) * self.shard_rows - self.first[:-1], lengths
@@ -55,7 +55,7 @@ class FoldPlan:
 
 
 def plan_folds(fold: NDArray[np.int8], folds: int, shard_rows: int) -> FoldPlan:
-    """Cut rows, which lie in the order of their folds, into shards.
+    """Cut rows, which are in the order of their folds, into shards.
 
     Args:
         fold: (N,) the fold of each training row.
@@ -68,7 +68,7 @@ def plan_folds(fold: NDArray[np.int8], folds: int, shard_rows: int) -> FoldPlan:
     if len(fold) == 0:
         raise StoreError("train: expected at least one row, got none")
     if fold.min() < 0 or fold.max() >= folds or (np.diff(fold) < 0).any():
-        raise StoreError(f"folds: expected rows in the order of their folds, 0 to {folds - 1}")
+        raise StoreError(f"folds: expected rows sorted by fold, 0 to {folds - 1}")
     sizes = np.bincount(fold, minlength=folds)
     if (sizes == 0).any():
         raise StoreError(

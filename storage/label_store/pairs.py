@@ -1,4 +1,4 @@
-"""Pairs as a label store keeps them: small columns in memory, texts compressed and read as they are asked for.
+"""Pairs as a label store keeps them: small columns in memory, texts compressed and read on demand.
 
 Shape letters: N pairs, B bytes of their texts.
 """
@@ -137,7 +137,7 @@ class PairTable:
         return Pair(self.example_id[position], *self.turns(position), target=(first, second, tie))
 
     def index_of(self, example_id: str) -> int | None:
-        """Position of a pair; None where there is none of that id."""
+        """Position of a pair; None if there is none of that id."""
         if not len(self):
             return None
         positions = self.example_id.positions_of(example_id)

@@ -38,7 +38,7 @@ class LabelStore:
     """Read access to one label store.
 
     Attributes:
-        url: where it lies.
+        url: where it is.
         info: what it is.
         train: the training rows, in the order of their folds.
         validation: held-out rows, without logits.
@@ -70,7 +70,7 @@ class LabelStore:
         return cls(url)
 
     def view_attributes(self, view: str) -> Mapping[str, Any]:
-        """`identity`, `details` and `fingerprint` of a view; StoreError where there is none."""
+        """`identity`, `details` and `fingerprint` of a view; StoreError if there is none."""
         self._require_exists(view)
         key = f"teachers/{view}/zarr.json"
         entries, _ = read_manifest(self.objects, view_key(view))
@@ -89,7 +89,7 @@ class LabelStore:
         return hash_json([self.view_attributes(view)["fingerprint"], [[fold, weights[fold]] for fold in wanted]])
 
     def missing_shards(self, view: str, fold: int | None = None) -> list[int]:
-        """Shards of a view, or of one of its folds, that are still to be written."""
+        """Shards of a view, or of one of its folds, that are not written yet."""
         done = done_shards(self.objects, view)
         wanted = range(self.plan.shards) if fold is None else self.plan.shards_of(fold)
         return [shard for shard in wanted if shard not in done]
@@ -111,8 +111,8 @@ class LabelStore:
         if lacking:
             named = f"fold {lacking[0]}" if len(lacking) == 1 else f"folds {', '.join(map(str, lacking))}"
             raise IncompleteStoreError(
-                f"--view {view}: {named} of {shlex.quote(self.url)} still to be scored; run build-teacher-cache "
-                f"--view {view} --fold {lacking[0]} with a teacher that was trained without it"
+                f"--view {view}: {named} of {shlex.quote(self.url)} not scored yet; run build-teacher-cache "
+                f"--view {view} --fold {lacking[0]} with a teacher trained without it"
             )
 
     def logits(self, view: str) -> NDArray[np.float32]:
@@ -145,8 +145,8 @@ class LabelStore:
                 values = np.asarray(array[start : start + len(rows)])
             except CorruptStoreError as error:
                 raise CorruptStoreError(
-                    f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
-                    "which writes this shard again"
+                    f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command to write "
+                    "this shard again"
                 ) from error
             yield rows, values
 
@@ -157,7 +157,7 @@ class LabelStore:
         return [ScoredShard.from_manifest(read_manifest(self.objects, shard_key(view, shard))[1]) for shard in done]
 
     def seen_rows(self, view: str, fold: int) -> SeenRows | None:
-        """Which training rows the scorer of a fold had seen the prompts of; None where nothing says.
+        """Which training rows the scorer of a fold had seen the prompts of; None if unknown.
 
         Raises:
             CorruptStoreError: missing or damaged.
@@ -166,7 +166,9 @@ class LabelStore:
         try:
             entries, _ = read_manifest(self.objects, fold_key(view, fold))
         except FileNotFoundError:
-            raise CorruptStoreError(f"{fold_key(view, fold)}: missing, though shards of the fold are done") from None
+            raise CorruptStoreError(
+                f"{fold_key(view, fold)}: missing, although shards of the fold are finished"
+            ) from None
         if place not in entries:
             return None
         data = read_object(self.objects, place, entries[place], f"view {view}, fold {fold}")
@@ -188,7 +190,7 @@ class LabelStore:
 
 
 def is_label_store(url: str) -> bool:
-    """Whether a label store lies there; a teacher store, or nothing, is none.
+    """Whether there is a label store; a teacher store, or nothing, does not count.
 
     Raises:
         StoreError: the place cannot be reached.

@@ -18,7 +18,7 @@ class SeenRows(NamedTuple):
     """The rows whose prompts a scorer had seen.
 
     Attributes:
-        trained: (N,) bool, it learnt from the prompt.
+        trained: (N,) bool, it learned from the prompt.
         selected: (N,) bool, the prompt helped to choose its checkpoint.
     """
 

@@ -75,8 +75,8 @@ class Scorer:
     Attributes:
         model: hub id or path, or the file that logits came from.
         weights: hash of the weights, or of that file.
-        fold: the fold that was held out of its training; None where none was.
-        seen: the prompts that it learnt from or was selected on; None where nothing says which.
+        fold: the fold that was held out of its training; None if none was.
+        seen: the prompts that it learned from or was selected on; None if that is unknown.
         details: recorded with every shard, for information.
     """
 
@@ -97,11 +97,11 @@ class ScoredShard:
         rows: the training rows that it holds.
         model: hub id or path of the scorer, or the file that logits came from.
         weights: hash of its weights, or of that file.
-        held_out_fold: the fold that was held out of its training; None where none was.
+        held_out_fold: the fold that was held out of its training; None if none was.
         proven: whether anything says which prompts it saw.
-        trained_rows: training rows of the store whose prompts it learnt from; None unless proven.
+        trained_rows: training rows of the store whose prompts it learned from; None unless proven.
         selected_rows: training rows of the store whose prompts chose its checkpoint; None unless proven.
-        trained_prompts: prompts that it learnt from, in the store or not; None unless proven.
+        trained_prompts: prompts that it learned from, in the store or not; None unless proven.
         selected_prompts: prompts that chose its checkpoint, in the store or not; None unless proven.
         details: for information.
     """

@@ -25,7 +25,7 @@ from logitbank.storage.objects import BASE_KEY, fold_key, read_manifest, read_ob
 def verify_labels(url: str, advance: Callable[[str], object] = lambda what: None) -> list[str]:
     """Every problem found in a label store, a line each; none for a sound one.
 
-    A fold that nobody began to score is none; one that was begun and not finished is.
+    A fold that nobody started to score is not a fault; one that was started and not finished is.
 
     Args:
         url: the store.
@@ -84,7 +84,7 @@ def _check_folds(store: LabelStore) -> Iterator[str]:
 
 
 def _check_progress(store: LabelStore, view: str) -> Iterator[str]:
-    """Folds that were begun, and not finished."""
+    """Folds that were started and not finished."""
     for fold in range(store.info.folds):
         shards, missing = store.plan.shards_of(fold), store.missing_shards(view, fold)
         if missing and (len(missing) < len(shards) or store.objects.exists(fold_key(view, fold))):
@@ -111,7 +111,7 @@ def _check_shard(store: LabelStore, view: str, shard: ScoredShard) -> Iterator[s
     if not np.isfinite(logits).all():
         yield f"{where}: logits that are not finite"
     if shard.held_out_fold not in (None, shard.fold):
-        yield f"{where}: {shard.model} was trained without fold {shard.held_out_fold}, not without this one"
+        yield f"{where}: {shard.model} was trained without fold {shard.held_out_fold}, not this one"
     if seen is not None:
         if (shard.trained_rows, shard.selected_rows) != (seen.trained.sum(), seen.selected.sum()):
             yield f"{where}: {shard.model} saw other rows than its manifest counts"

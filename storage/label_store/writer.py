@@ -1,7 +1,7 @@
 """Building a label store: rows and folds first, then each view shard by shard, each marked done last.
 
 Nothing that is done is ever written again. Before the first shard of a fold a manifest says who scores the fold
-and what it had seen: whoever had seen a prompt of the fold is refused, and so is a second scorer.
+and what it had seen: a scorer that had seen a prompt of the fold is refused, and so is a second scorer.
 
 Shape letters: N training rows of the store, n rows of a shard.
 """
@@ -152,8 +152,8 @@ class LabelStoreBuilder:
             scorer: who gave them.
 
         Raises:
-            StoreError: logits of another shape or not finite; a scorer that saw a prompt of the shard, or that is not
-                the one that scored other rows of the fold; a place that cannot be written.
+            StoreError: logits of a different shape or not finite; a scorer that saw a prompt of the shard, or that is
+                not the one that scored other rows of the fold; a place that cannot be written.
         """
         rows, fold = self.shard_rows(shard), self.shard_fold(shard)
         self._check_logits(f"view {view}, shard {shard}", rows, logits)
@@ -193,7 +193,7 @@ class LabelStoreBuilder:
 
     def _refuse_seen(self, view: str, fold: int, scorer: Scorer, seen: SeenRows | None) -> None:
         """Raise `StoreError` for a scorer that is not out of fold."""
-        where, mend = f"view {view}, fold {fold}", f"score it with a teacher trained with --held-out-fold {fold}"
+        where, remedy = f"view {view}, fold {fold}", f"score it with a teacher trained with --held-out-fold {fold}"
         rows = self.plan.rows_of_fold(fold)
         ways = () if seen is None else (("trained on", seen.trained), ("was selected on", seen.selected))
         for way, mask in ways:
@@ -203,12 +203,10 @@ class LabelStoreBuilder:
                 row = self._train[int(leaked[0])].row_id
                 raise StoreError(
                     f"{where}: {scorer.model} {way} {prompts} of it (first row {row}), "
-                    f"so its logits are not out of fold; {mend}"
+                    f"so its logits are not out of fold; {remedy}"
                 )
         if scorer.fold is not None and scorer.fold != fold:
-            raise StoreError(
-                f"{where}: {scorer.model} was trained without fold {scorer.fold}, not without this one; {mend}"
-            )
+            raise StoreError(f"{where}: {scorer.model} was trained without fold {scorer.fold}, not this one; {remedy}")
 
     def _claim(self, view: str, fold: int, scorer: Scorer, seen: SeenRows | None) -> None:
         """Write down who scores a fold, or check that it is the one that began it."""
@@ -226,15 +224,15 @@ class LabelStoreBuilder:
         before = about["scorer"]
         if before["weights"] != scorer.weights:
             raise StoreError(
-                f"view {view}, fold {fold}: begun with {before['model']} (weights {before['weights'][:12]}), but "
-                f"{scorer.model} has weights {scorer.weights[:12]}; one teacher scores a fold: use that one, or "
-                "another --view"
+                f"view {view}, fold {fold}: started with {before['model']} (weights {before['weights'][:12]}), but "
+                f"{scorer.model} has weights {scorer.weights[:12]}; a fold is scored by one teacher: use that one, "
+                "or another --view"
             )
         stored = read_object(self.objects, place, entries[place]) if place in entries else None
         if (before["held_out_fold"], stored) != (scorer.fold, data):
             raise StoreError(
-                f"view {view}, fold {fold}: begun with the weights of {scorer.model}, but with another record of the "
-                "prompts that they saw; score it from the same directory, or use another --view"
+                f"view {view}, fold {fold}: started with the weights of {scorer.model}, but with a different record of "
+                "training prompts; score it from the same directory, or use another --view"
             )
         self._claimed[view, fold] = now
 
@@ -312,7 +310,7 @@ def _check(rows: Mapping[str, _Rows]) -> None:
                 raise StoreError(f"{name}s: expected one for each row ({len(pairs)}), got {len(numbers)}")
     keyed = (Keyed([pair.example_id for pair in pairs], prompt_keys(pairs)) for pairs, _ in rows.values())
     for problem in prompt_problems(next(keyed), rows["train"].columns["fold"], *keyed):
-        raise StoreError(f"{problem}; rows of a prompt lie in one fold, and none in validation too")
+        raise StoreError(f"{problem}; rows that share a prompt must be in one fold, and not in validation")
 
 
 def _create(objects: ObjectStore, attributes: Mapping[str, Any], plan: FoldPlan, rows: Mapping[str, _Rows]) -> None:
@@ -353,7 +351,7 @@ def _reopen(objects: ObjectStore, identity: Mapping[str, Any]) -> dict[str, Any]
     where = f"--store {shlex.quote(objects.url)}"
     if (version := root.get("format_version")) != FORMAT_VERSION:
         raise StoreError(
-            f"{where}: has format version {version}, which is not known here; expected {FORMAT_VERSION}: "
+            f"{where}: has format version {version}, which this version cannot read; expected {FORMAT_VERSION}: "
             "build into another --store"
         )
     refuse_difference(where, root["identity"], identity)

@@ -1,4 +1,4 @@
-"""Where a store's bytes lie: whole objects under a directory or a URL, and the manifests that say which exist.
+"""Where a store's bytes are: whole objects under a directory or a URL, and the manifests that say which exist.
 
 What talks to the hub is imported with the first name that needs it.
 """

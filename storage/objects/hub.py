@@ -50,7 +50,7 @@ class HubPlace:
 
     @classmethod
     def of(cls, url: str) -> HubPlace:
-        """What a URL names; StoreError for one that is no dataset's."""
+        """What a URL names; StoreError for one that is not a dataset's."""
         found = HUB_URL.fullmatch(url.rstrip("/"))
         if found is None:
             raise StoreError(f"--store {shlex.quote(url)}: expected hf://datasets/ORG/NAME or …/NAME@REVISION")
@@ -59,7 +59,7 @@ class HubPlace:
 
 
 def open_hub(url: str) -> WebSource:
-    """The files of a dataset, all as they are in one commit, whatever is pushed meanwhile.
+    """The files of a dataset, all as they are in one commit, whatever is pushed in the meantime.
 
     Raises:
         StoreError: no such dataset or revision, no right to read it, or no hub.
@@ -109,17 +109,17 @@ def create_dataset(repository: str, card: str, *, private: bool) -> bool:
             RepoCard(card).validate(repo_type="dataset")
         except ValueError as error:
             raise StoreError(
-                f"push {repository}: the hub refuses the data card: {' '.join(str(error).split())}; check --license"
+                f"push {repository}: the hub rejected the data card: {' '.join(str(error).split())}; check --license"
             ) from None
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         return bool(api.dataset_info(repository).private)
 
 
 def push_folder(folder: Path, names: Sequence[str], repository: str, message: str) -> str:
-    """Upload a packed store; run again, it goes on where an interrupted upload stopped.
+    """Upload a packed store; run again, it resumes an interrupted upload.
 
-    Packs go first. The index and what lies beside it follow in one commit of their own, which also removes packs that
-    the index does not name: whoever reads meanwhile sees the store as it was, or as it will be.
+    Packs go first. The index and what is beside it follow in one commit of their own, which also removes packs that
+    the index does not name: a reader sees the store as it was, or as it will be.
 
     Args:
         folder: of the packed store.
@@ -177,17 +177,19 @@ def _hub_errors(what: str, repository: str, revision: str | None = None) -> Iter
     except GatedRepoError:
         raise StoreError(f"{what}: {repository} is gated; accept its conditions on the hub, then {LOG_IN}") from None
     except RevisionNotFoundError:
-        raise StoreError(f"{what}: {repository} has no revision {revision}; name a branch, tag or commit") from None
+        raise StoreError(f"{what}: {repository} has no revision {revision}; give a branch, tag or commit") from None
     except RepositoryNotFoundError:
         raise StoreError(
-            f"{what}: no dataset {repository} on the hub that you may read; check its name, and {LOG_IN}"
+            f"{what}: no dataset {repository} on the hub that you can read; check its name, and {LOG_IN}"
         ) from None
     except HFValidationError as error:
         raise StoreError(f"{what}: expected ORG/NAME of a dataset, got {repository} ({_first_line(error)})") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise StoreError(f"{what}: the hub refused (HTTP {status}); {LOG_IN}, with the right to do this") from None
+            raise StoreError(
+                f"{what}: the hub refused (HTTP {status}); {LOG_IN}, with an account that has write access"
+            ) from None
         raise StoreError(f"{what}: the hub answered HTTP {status}: {_first_line(error)}; try again") from error
     except (RuntimeError, ValueError) as error:  # the first of a thread that uploads
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error

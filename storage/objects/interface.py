@@ -13,7 +13,7 @@ PARTIAL_SUFFIX = ".partial"  # keys that end so are unfinished writes
 class ObjectStore(Protocol):
     """Get, put, list and delete objects by key (`a/b/c`) below one URL, and the locks of those who write there.
 
-    Objects are written whole and never changed. Every method raises `StoreError` where the place cannot be
+    Objects are written whole and never changed. Every method raises `StoreError` if the place cannot be
     reached or refuses, except as said below.
 
     Attributes:
@@ -53,12 +53,12 @@ class ObjectStore(Protocol):
         """Remove what killed writers left, if last written `older_than` seconds ago; returns how many files."""
 
     def require_writable(self) -> None:
-        """Raise `StoreError` where it is plain already that nothing can be written; creates nothing."""
+        """Raise `StoreError` if it is plain already that nothing can be written; creates nothing."""
 
     def builder_lock(self, worker: int | None = None, workers: int | None = None) -> AbstractContextManager[None]:
         """Hold the right to write for as long as the context lasts.
 
-        An undeclared builder excludes all others; a worker excludes whoever claims to be the same one.
+        An undeclared builder excludes all others; a worker excludes any other that claims to be the same one.
 
         Args:
             worker: index of this worker; None for an undeclared builder.
@@ -71,6 +71,6 @@ class ObjectStore(Protocol):
     def base_lock(self) -> AbstractContextManager[None]:
         """Wait for the right to create the base, then hold it for as long as the context lasts.
 
-        The base holds a table learnt from a pilot, which on an accelerator need not come out the same twice:
+        The base holds a table learned from a pilot, which on an accelerator need not come out the same twice:
         two workers that each made one would mix their objects.
         """

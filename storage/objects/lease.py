@@ -39,9 +39,9 @@ class Lease:
     """One process's claim to a name below one store.
 
     Args:
-        objects: where the lease lies; nobody else writes through them.
+        objects: where the lease is; nobody else writes through them.
         name: what is claimed.
-        conflicts: whether a lease of another name stands against this one.
+        conflicts: whether a lease of another name conflicts with this one.
     """
 
     def __init__(self, objects: ObjectStore, name: str, conflicts: Callable[[str], bool]) -> None:
@@ -63,7 +63,7 @@ class Lease:
             wait: for a living holder to release it, instead of refusing.
 
         Raises:
-            StoreError: a living process stands against it, or the store cannot be written.
+            StoreError: a living process conflicts with it, or the store cannot be written.
         """
         try:
             self._renew()
@@ -76,7 +76,7 @@ class Lease:
             raise
 
     def check(self) -> None:
-        """Raise `StoreError` where others may have removed this lease."""
+        """Raise `StoreError` if others may have removed this lease."""
         if self._ran_out():
             raise StoreError(
                 f"{self._where}: could not be reached for {_now() - self._renewed:.0f} seconds, so another process "
@@ -95,7 +95,7 @@ class Lease:
         try:
             self._objects.delete(self._key)
         except (OSError, StoreError) as error:
-            logger.warning("cannot remove a lease, which others respect until it runs out: %s", error)
+            logger.warning("cannot remove a lease, which blocks other processes until it expires: %s", error)
 
     def _take_turn(self, wait: bool) -> None:
         seen: dict[str, tuple[bytes, float]] = {}
@@ -123,11 +123,11 @@ class Lease:
                 if not told and (lives is None or wait):
                     told = True
                     holder = f"process {owner.get('pid')} on {owner.get('host')}"
-                    logger.info("waiting for %s, or at most %.0f s if it died", holder, LIFETIME)
+                    logger.info("waiting for %s (at most %.0f s if it has died)", holder, LIFETIME)
             time.sleep(LIFETIME / RENEWALS / 10)
 
     def _others(self) -> dict[str, tuple[int, bytes]]:
-        """Number and content of every lease that stands against this one."""
+        """Number and content of every lease that conflicts with this one."""
         found = {}
         for key in self._objects.sizes(LOCK_NAME):
             name = key.split("/")[1] if key.count("/") == 2 else None
@@ -168,7 +168,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """What tells apart machines, boots and containers, so that a pid means one process; None where unknown."""
+    """What tells apart machines, boots and containers, so that a pid means one process; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -177,7 +177,7 @@ def _machine() -> str | None:
 
 
 def _start(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None where it is gone or only waits to be reaped."""
+    """When a process started, in ticks since boot; None if it is gone or only waits to be reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -194,7 +194,7 @@ def _owner(content: bytes) -> dict[str, Any]:
 
 
 def _lives(owner: dict[str, Any]) -> bool | None:
-    """Whether the owner's process lives; None where this machine cannot know."""
+    """Whether the owner's process lives; None if this machine cannot know."""
     if owner.get("machine") is None or owner["machine"] != _machine():
         return None
     return bool(_start(owner["pid"]) == owner["start"])

@@ -111,8 +111,8 @@ class LocalObjects:
         nearest = next(place for place in (self._root, *self._root.parents) if place.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise StoreError(
-                f"--store {shlex.quote(self.url)}: nothing can be written into {shlex.quote(str(nearest))}; "
-                "choose another place, or change its permissions"
+                f"--store {shlex.quote(self.url)}: {shlex.quote(str(nearest))} is not writable; choose another "
+                "place, or change its permissions"
             )
 
     @contextlib.contextmanager
@@ -152,7 +152,7 @@ class LocalObjects:
                         f"--store {shlex.quote(self.url)}: another process is building it ({other}); "
                         "wait for it, or give every builder --worker I/N"
                     ) from None
-                logger.info("waiting for another process, which plans the store or creates its base")
+                logger.info("waiting for another process that is planning or creating the store")
                 fcntl.flock(descriptor, kind)
             yield
         finally:

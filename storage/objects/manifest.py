@@ -126,7 +126,7 @@ def read_objects(
     """
     for key in keys:
         if key not in entries:
-            raise CorruptStoreError(f"{key} ({what}): no manifest lists it")
+            raise CorruptStoreError(f"{key} ({what}): not listed in any manifest")
     found = zip(keys, objects.get_each(keys), strict=True)
     return [check_object(key, data, entries[key], what) for key, data in found]
 
@@ -139,7 +139,7 @@ def check_object(key: str, data: bytes | None, entry: ObjectEntry, what: str = "
     """
     where = f"{key} ({what})" if what else key
     if data is None:
-        raise CorruptStoreError(f"{where}: missing, though the manifest lists it")
+        raise CorruptStoreError(f"{where}: missing, although the manifest lists it")
     if len(data) != entry.size:
         raise CorruptStoreError(f"{where}: expected {entry.size} bytes, got {len(data)}")
     if google_crc32c.value(data) != entry.crc32c:

@@ -1,8 +1,8 @@
-"""Stores packed for sharing: many objects end to end in few files, and an index that says where each lies.
+"""Stores packed for sharing: many objects end to end in few files, and an index that says where each is.
 
 A place that only serves files (a web server, a repository of the hub) can neither list nor append. There a
 store is `logitbank.json`, the index, and `packs/*.pack`, the objects of one manifest after the other. Objects
-and manifests are those of the store, byte for byte, and are checked as ever.
+and manifests are those of the store, byte for byte, and are checked as usual.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class Extent:
-    """Where an object lies: its pack, and its first byte and the one after its last there."""
+    """Where an object is: its pack, and its first byte and the one after its last there."""
 
     pack: str
     start: int
@@ -81,8 +81,8 @@ class PackedObjects:
             data = source.read(INDEX_NAME)
         except FileNotFoundError:
             raise StoreError(
-                f"--store {shlex.quote(url)}: no {INDEX_NAME} there; expected a store that logitbank push packed "
-                "(--output packs into a directory, for any web server)"
+                f"--store {shlex.quote(url)}: no {INDEX_NAME} there; expected a store packed by logitbank push "
+                "(--output DIR packs into a directory for any web server)"
             ) from None
         self._extents = read_index(self.url, data)
 
@@ -92,7 +92,7 @@ class PackedObjects:
             raise FileNotFoundError(key)
         (data,) = self._fetch([key]).values()
         if data is None:
-            raise CorruptStoreError(f"{self._extents[key].pack}: missing, though {INDEX_NAME} lists it")
+            raise CorruptStoreError(f"{self._extents[key].pack}: missing, although {INDEX_NAME} lists it")
         return data
 
     def get_each(self, keys: Iterable[str]) -> Iterator[bytes | None]:
@@ -144,12 +144,12 @@ class PackedObjects:
 
     def _refuse(self) -> NoReturn:
         raise StoreError(
-            f"--store {shlex.quote(self.url)}: a packed store is only read; "
-            "unpack it into a directory with logitbank pull, and build there"
+            f"--store {shlex.quote(self.url)}: a packed store is read-only; unpack it into a directory with "
+            "logitbank pull, and build there"
         )
 
     def _fetch(self, run: Sequence[str]) -> dict[str, bytes | None]:
-        """Objects that lie end to end in one pack, from one request; None where the pack is missing."""
+        """Objects that are end to end in one pack, from one request; None if the pack is missing."""
         extents = [self._extents[key] for key in run]
         start = extents[0].start
         try:
@@ -166,7 +166,7 @@ def write_index(packs: Mapping[str, Sequence[tuple[str, int]]]) -> bytes:
 
 
 def read_index(url: str, data: bytes) -> dict[str, Extent]:
-    """Where each object lies, by key.
+    """Where each object is, by key.
 
     Raises:
         StoreError: an index of another version.
@@ -210,7 +210,7 @@ def _windows(keys: Sequence[str], extents: Mapping[str, Extent], most: int) -> I
 
 
 def _runs(keys: Iterable[str], extents: Mapping[str, Extent]) -> list[list[str]]:
-    """The keys by where they lie, those that lie end to end together."""
+    """The keys by their position, those that are end to end together."""
     ordered = sorted(keys, key=lambda key: (extents[key].pack, extents[key].start, extents[key].stop))
     runs: list[list[str]] = [ordered[:1]] if ordered else []
     for before, key in pairwise(ordered):

@@ -100,7 +100,7 @@ def copy_objects(
         How many bytes were fetched.
 
     Raises:
-        StoreError: another store lies there.
+        StoreError: there is another store.
         CorruptStoreError: an object is not what its manifest says.
     """
     fetched = 0
@@ -117,7 +117,7 @@ def copy_objects(
                     advance(len(document) + sum(entry.size for entry in entries.values()))
                 else:
                     raise StoreError(
-                        f"--output {shlex.quote(target.url)}: its {manifest} is that of another store than "
+                        f"--output {shlex.quote(target.url)}: its {manifest} belongs to a different store than "
                         f"{shlex.quote(objects.url)}; choose another directory"
                     )
             for manifest, contents in groupby(_contents(objects, missing), key=lambda content: content[0]):
@@ -172,7 +172,7 @@ def _documents(objects: ObjectStore, manifests: Sequence[str]) -> dict[str, byte
     found: dict[str, bytes] = {}
     for key, data in zip(manifests, objects.get_each(manifests), strict=True):
         if data is None:
-            raise CorruptStoreError(f"{key}: missing, though it was listed")
+            raise CorruptStoreError(f"{key}: missing, although it was listed")
         found[key] = data
     return found
 

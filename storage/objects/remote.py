@@ -36,7 +36,7 @@ class RemoteObjects:
             scheme = url.split("://")[0]
             raise StoreError(f"{place}: {error}; {scheme}:// needs a package that is not installed") from None
         except ValueError as error:
-            raise StoreError(f"{place}: {error}; expected a directory or a URL as s3://bucket/name") from None
+            raise StoreError(f"{place}: {error}; expected a directory or a URL such as s3://bucket/name") from None
         self._root = root.rstrip("/")
 
     def get(self, key: str) -> bytes:

@@ -36,7 +36,7 @@ class WebSource:
         """Files below a URL.
 
         Args:
-            url: for messages, and where the files lie unless `address` says otherwise.
+            url: for messages, and where the files are unless `address` says otherwise.
             address: gives the address of a file.
             headers: sent with every request, though not to other hosts that the server redirects to.
         """
@@ -79,7 +79,7 @@ class WebSource:
             if status == 416:  # the file ends before the part: too short, which its checksum will say
                 return b"", ""
             if status in (401, 403):
-                raise StoreError(f"{self._where(name)}: the server refused (HTTP {status}); log in, or ask its owner")
+                raise StoreError(f"{self._where(name)}: access denied (HTTP {status}); log in, or ask its owner")
             if status not in (200, 206):
                 raise StoreError(f"{self._where(name)}: expected HTTP 200, got {status}; check the URL")
             if start is None or stop is None:

@@ -1,6 +1,6 @@
 """DuckDB over result files: views, no database file and no lock.
 
-A catalogue reads the files of a table that exist when a query first names it; writers go on meanwhile. A torn
+A catalogue reads the files of a table that exist when a query first names it; writers are not blocked. A torn
 file is reported and left out; a table without any file is an empty view with the right columns. Many small files
 are read through a few copies of them (`compaction`), which the first query that names their table makes. A view is
 created when a query first names it too, or asks which views there are: DuckDB plans each view that it creates. What
@@ -40,7 +40,7 @@ READ_ONLY = {
     duckdb.StatementType.CREATE,  # views and macros of one's own: in memory, gone with the process
     duckdb.StatementType.DROP,
 }
-# A query that asks what there is to query.
+# A query that lists what can be queried.
 ASKS_WHAT_THERE_IS = re.compile(r"\b(show|pragma\w*|information_schema|duckdb_\w+|pg_\w+|sqlite_\w+)\b", re.IGNORECASE)
 WRITES_FILES = re.compile(r"^\s*explain\b.*\b(copy|export|attach)\b", re.IGNORECASE | re.DOTALL)
 
@@ -77,8 +77,8 @@ class Catalogue:
     """An in-memory DuckDB connection with a view for every table, and the tables derived from them.
 
     Attributes:
-        memory: what reading may use.
-        torn: files that are no whole Parquet files and were left out, of the tables read so far.
+        memory: memory that reading may use.
+        torn: incomplete Parquet files that were skipped, of the tables read so far.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Catalogue:
         self._directories = [Path(directory) for directory in results_dirs]
         for directory in self._directories:
             if not directory.is_dir():
-                raise StoreError(f"--results: no directory {directory}; evaluate-model --results DIR fills one")
+                raise StoreError(f"--results: no directory {directory}; create one with evaluate-model --results DIR")
         self.memory = Memory.of(memory)
         self.torn: list[Path] = []
         self._listed: dict[Path, dict[str, Signature]] = {}
@@ -133,7 +133,7 @@ class Catalogue:
     def read(self, *names: str) -> None:
         """Look for the files of the named tables, or of those that the named views are made of, by default of all.
 
-        Queries do it themselves for what they name.
+        Queries do this themselves for the tables they name.
 
         Raises:
             StoreError: files of a newer version.
@@ -154,15 +154,15 @@ class Catalogue:
             parameters: values of its `$name`; long lists are read faster from here than from SQL.
 
         Raises:
-            StoreError: SQL that DuckDB refuses (its message in one line), or that would write.
+            StoreError: SQL that DuckDB rejects (its message on one line), or that would write.
         """
         try:
             statements = duckdb.extract_statements(sql)
             if not statements:
-                raise StoreError("sql: expected a query such as SELECT * FROM cells, got nothing")
+                raise StoreError("sql: expected a query such as SELECT * FROM cells, got an empty one")
             for statement in statements:
                 if statement.type not in READ_ONLY or WRITES_FILES.match(statement.query):
-                    raise StoreError(f"sql: only queries are allowed here, got {statement.query.strip().split()[0]}")
+                    raise StoreError(f"sql: only queries are allowed, got {statement.query.strip().split()[0]}")
             self._keep_views()
             self.read(*re.findall(r"\w+", sql.lower()))
             if ASKS_WHAT_THERE_IS.search(sql):
@@ -331,7 +331,7 @@ def _whole_files(directory: Path, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def footer_version(path: str, size: int) -> int | None:
-    """Schema version of a result file, read from its footer; None where the file is torn.
+    """Schema version of a result file, read from its footer; None if the file is torn.
 
     A Parquet file ends in its footer, the footer's length and a magic word: what was cut off or never
     finished lacks them. Files of other programs count as version 1.

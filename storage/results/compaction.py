@@ -119,7 +119,7 @@ def renew(found: Copies, new: Mapping[str, tuple[Signature, int]], directory: Pa
     Args:
         found: the copies there are.
         new: whole files that are in none of them, by name: signature and schema version.
-        directory: where they lie.
+        directory: where they are.
         memory: what making copies may use.
 
     Returns:

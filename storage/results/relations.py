@@ -13,7 +13,7 @@ from logitbank.storage.results.rows import SCHEMAS
 SOURCE = "source"  # column of copies: which of the files a row is of
 
 # One row for each run, task, language and method. The order of the examples is that of their hashes, so that cells
-# asked the same examples list them alike; in `numbers` the statistics of one example stand together.
+# asked the same examples list them alike; in `numbers` the statistics of one example are adjacent.
 _STATISTICS = {
     "run": "VARCHAR",
     "task": "VARCHAR",

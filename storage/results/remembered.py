@@ -1,8 +1,8 @@
 """What follows from result files, kept beside their copies: answers of queries, and numbers made of them.
 
 `RESULTS/.cache/answers/` has a file for each, named by a hash of all that it follows from: what was asked, the views
-it was asked of, and every file (name, size, modification time) of the tables behind them. So what is found is true, and
-what is no longer asked for is removed in time. Little is lost with it: deleting `.cache` is safe.
+it was asked of, and every file (name, size, modification time) of the tables that they read. So what is found is true,
+and what is no longer asked for is removed in time. Little is lost with it: deleting `.cache` is safe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def key_of(*parts: object) -> str:
 
 
 def recall(results: Path, key: str) -> pa.Table | None:
-    """What was kept under a key; None where nothing was, or nothing whole."""
+    """What was kept under a key; None if nothing was, or nothing whole."""
     path = _path(results, key)
     try:
         content = memoryview(path.read_bytes())

@@ -167,7 +167,7 @@ def write_rows(results_dir: str | Path, table: str, rows: Sequence[Mapping[str, 
         if isinstance(error, OutputError):
             raise
         reason = error.strerror or error
-        raise OutputError(f"--results: cannot write {path}: {reason}; what is finished is kept") from None
+        raise OutputError(f"--results: cannot write {path}: {reason}; finished work is kept") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -180,13 +180,13 @@ def read_rows(
     """The rows that `write_rows` wrote under a name, in their order; columns that an older version lacks are None.
 
     Args:
-        results_dir: where they lie.
+        results_dir: where they are.
         table: a key of `SCHEMAS`.
         name: of the file, without suffix.
         columns: to read; none reads all.
 
     Returns:
-        None where there is no such file.
+        None if there is no such file.
 
     Raises:
         StoreError: unknown table, a bad name, or a torn file.
@@ -212,7 +212,7 @@ def names_of(results_dir: str | Path, table: str, prefix: str) -> list[str]:
 
 
 def withdraw_rows(results_dir: str | Path, table: str, name: str) -> None:
-    """Delete the rows written under a name, where there are any: whoever wrote them is about to repeat the work.
+    """Delete the rows written under a name, if there are any: their writer is about to repeat the work.
 
     Raises:
         StoreError: unknown table or a bad name.
@@ -221,7 +221,7 @@ def withdraw_rows(results_dir: str | Path, table: str, name: str) -> None:
 
 
 def file_of(results_dir: str | Path, table: str, name: str) -> Path:
-    """Where the rows of that name lie, or would; StoreError for an unknown table or a bad name."""
+    """Where the rows of that name are, or would be; StoreError for an unknown table or a bad name."""
     if table not in SCHEMAS:
         raise StoreError(f"table: expected one of {', '.join(SCHEMAS)}, got {table!r}")
     if not NAME_PATTERN.fullmatch(name):
@@ -246,7 +246,7 @@ def to_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     for field in schema:
         values = [row.get(field.name) for row in rows]
         if not field.nullable and any(value is None for value in values):
-            raise StoreError(f"{table}.{field.name}: mandatory, missing in row {values.index(None)}")
+            raise StoreError(f"{table}.{field.name}: required, but missing in row {values.index(None)}")
         try:
             columns.append(pa.array(values, field.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
@@ -267,7 +267,9 @@ def _same_or_refuse(path: Path, content: pa.Table) -> Path:
     except (pa.ArrowException, OSError):
         raise _torn(path) from None
     if not same:
-        raise StoreError(f"{path}: exists with other rows and result files are never rewritten; use a new name")
+        raise StoreError(
+            f"{path}: already exists with different rows, and result files are never rewritten; use a new name"
+        )
     return path
 
 

@@ -10,7 +10,7 @@ A *series* is what one row or column of a table is about: `SERIES` names the col
 another. All rows of a series come from runs that differ in seed and step alone. A cell is the mean over
 seeds of the primary metric at one training step. `expected_*` counts what any row of the results has, so
 that an average over fewer says so. All values are fractions, but `cross_entropy` and `kl` (nats per answer token),
-`log_loss` (nats), `brier` and `perplexity`; differences of those are better where they are negative.
+`log_loss` (nats), `brier` and `perplexity`; differences of those are better if they are negative.
 
 Students of one experiment that leave out different folds are of one series, like seeds. Scored on the same rows, they
 are averaged; each scored on its own held-out fold (`split = 'held_out'`), their rows are pooled.
@@ -108,7 +108,7 @@ VIEWS: dict[str, str] = {
         QUALIFY folds = max(folds) OVER (PARTITION BY {SERIES}, task, language)
     """,
     # The rows of all held-out folds of one seed together: every mean over rows weighs a fold by its rows. The expected
-    # calibration error is no such mean; tables compute it from the predictions.
+    # calibration error is not such a mean; tables compute it from the predictions.
     "pooled_scores": f"""
         WITH final AS MATERIALIZED (SELECT * FROM final_scores)
         SELECT * EXCLUDE (held_out_fold), (held_out_fold IS NOT NULL)::BIGINT AS folds

@@ -55,7 +55,7 @@ ROOT = "zarr.json"
 def planned_of(
     plan: ShardPlan, chunk_tokens: int, examples: ExampleColumns, validation: ExampleColumns
 ) -> PlannedExamples:
-    """What is to be known of examples whose rows are laid out."""
+    """What must be known about examples whose rows are laid out."""
     found = ({"count": len(columns), "hash": columns.hash} for columns in (examples, validation))
     return PlannedExamples(plan.shard_tokens, chunk_tokens, plan.shards, int(plan.answer_length.sum()), *found)
 
@@ -101,8 +101,8 @@ def create_base(
     entries: Mapping[str, ObjectEntry],
     vocabulary: Callable[[], Vocabulary],
 ) -> tuple[dict[str, Any], Vocabulary]:
-    """Make a store of examples that lie there already: vocabulary, root, and the manifest that says that it exists."""
-    numbering = learnt(vocabulary, spec.tokenizer_size)
+    """Make a store of examples that are already there: vocabulary, root, and the manifest that says that it exists."""
+    numbering = learned(vocabulary, spec.tokenizer_size)
     attributes = root_attributes(spec, identity_of(spec, planned), planned, numbering)
     made: dict[str, Buffer] = {}
     root = zarr.create_group(MemoryStore(made), attributes=attributes)
@@ -112,7 +112,7 @@ def create_base(
 
 
 def reopen_base(objects: ObjectStore, spec: StoreSpec, planned: PlannedExamples) -> tuple[dict[str, Any], Vocabulary]:
-    """Root attributes and vocabulary of a store that exists; StoreError where it was made of something else."""
+    """Root attributes and vocabulary of a store that exists; StoreError if it was made of something else."""
     where = f"--store {shlex.quote(objects.url)}"
     entries, _ = read_manifest(objects, BASE_KEY)
     root = read_root(objects)
@@ -127,7 +127,7 @@ def reopen_base(objects: ObjectStore, spec: StoreSpec, planned: PlannedExamples)
 
 
 def read_plan(objects: ObjectStore, planned: PlannedExamples, entries: Mapping[str, ObjectEntry]) -> ShardPlan:
-    """Which rows belong to which example, from examples that lie in the store."""
+    """Which rows belong to which example, from examples in the store."""
     group = _read_arrays(objects, entries, "examples", ("answer_start", "answer_length"))
     starts, lengths = (read_all(array_of(group, name)) for name in ("answer_start", "answer_length"))
     first = np.searchsorted(starts // planned.shard_tokens, np.arange(planned.shards + 1)).astype(np.int64)
@@ -154,7 +154,7 @@ def read_vocabulary(objects: ObjectStore, entries: Mapping[str, ObjectEntry], pr
     return Vocabulary.from_arrays(lambda name: array_of(group, name))
 
 
-def learnt(vocabulary: Callable[[], Vocabulary], tokens: int) -> Vocabulary:
+def learned(vocabulary: Callable[[], Vocabulary], tokens: int) -> Vocabulary:
     """A new numbering of that many tokens."""
     numbering = vocabulary()
     if len(numbering.tokens) != tokens:

@@ -1,4 +1,4 @@
-"""The examples of a store while it is planned: columns that lie on disk, written into the store once all are known.
+"""The examples of a store while it is planned: columns on disk, written into the store once all are known.
 
 Shape letters: N examples, T rows of the answer-token axis.
 """

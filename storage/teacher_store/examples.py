@@ -47,13 +47,13 @@ class ExampleRecord:
         task: str = "chat",
         language: str = "und",
     ) -> ExampleRecord:
-        """An example whose labels say which tokens are learnt, as trainers have them.
+        """An example whose labels say which tokens are learned, as trainers have them.
 
         Args:
             example_id: unique in the store.
             input_ids: (L,) the whole sequence.
-            labels: (L,) the same ids where a token is learnt, −100 elsewhere. What stands behind the last learnt token
-                is left out, for nothing is predicted there.
+            labels: (L,) the same ids where a token is learned, −100 elsewhere. Tokens after the last learned one are
+                dropped, because nothing is predicted there.
             task: name of the task.
             language: code of the language; `und` is undetermined.
 
@@ -61,13 +61,13 @@ class ExampleRecord:
             StoreError: another length, a label that is not its token, none at all, or one on the first token.
         """
         ids, marks = np.asarray(input_ids, np.int32), np.asarray(labels)
-        learnt = np.flatnonzero(marks != -100)
-        if marks.shape != ids.shape or not len(learnt) or learnt[0] == 0 or (marks[learnt] != ids[learnt]).any():
+        learned = np.flatnonzero(marks != -100)
+        if marks.shape != ids.shape or not len(learned) or learned[0] == 0 or (marks[learned] != ids[learned]).any():
             raise StoreError(
-                f"example {example_id}, labels: expected one for each of its {len(ids)} tokens, the id or -100, some "
-                "learnt and the first not; check how they were made"
+                f"example {example_id}, labels: expected one for each of its {len(ids)} tokens: the token id or "
+                "-100, at least one id, and -100 first; check how they were made"
             )
-        stop = int(learnt[-1]) + 1
+        stop = int(learned[-1]) + 1
         edges = np.flatnonzero(np.diff(np.concatenate([[False], marks[:stop] != -100, [False]])))
         spans = zip(edges[::2], edges[1::2] - edges[::2], strict=True)
         return cls(example_id, task, language, AnsweredSequence(ids[:stop], spans))
@@ -89,12 +89,12 @@ class ExampleRecord:
 
     @property
     def answer_positions(self) -> NDArray[np.int64]:
-        """(T,) int64, where the answer tokens stand in `input_ids`."""
+        """(T,) int64, the positions of the answer tokens in `input_ids`."""
         return self.sequence.answer_positions
 
     @property
     def prompt_ids(self) -> NDArray[np.int32]:
-        """What stands before the first span."""
+        """What comes before the first span."""
         return self.sequence.prompt_ids
 
 
@@ -183,7 +183,7 @@ class ExampleTable:
         return self._answers.read(int(self.answer_start[example]), int(self.answer_length[example]))
 
     def _spans_of(self, example: int) -> list[Span]:
-        if not self._spans:  # format 3: one answer behind one prompt
+        if not self._spans:  # format 3: one answer after one prompt
             length = int(self.answer_length[example])
             return [Span(int(self.input_length[example]) - length, length)]
         starts, counts, positions, lengths = self._spans
@@ -193,7 +193,9 @@ class ExampleTable:
         return list(map(Span, positions.read(first, count).tolist(), lengths.read(first, count).tolist()))
 
     def positions_of(self, example_id: str) -> NDArray[np.int64]:
-        """Where an example stands, ascending: more than once where a view has several sequences of it, or nowhere."""
+        """The positions of an example, ascending: more than once where a view has several sequences of it, or
+        nowhere.
+        """
         return self.example_id.positions_of(example_id)
 
     def index_of(self, example_id: str) -> int:
@@ -205,5 +207,5 @@ class ExampleTable:
         found = self.positions_of(example_id)
         if not len(found):
             some = ", ".join(self.example_id[:3])
-            raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")
+            raise StoreError(f"example {example_id!r}: not in the store; its ids look like {some}")
         return int(found[0])

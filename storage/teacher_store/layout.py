@@ -1,4 +1,4 @@
-"""Where everything lies in a store: the shard plan and the Zarr arrays. docs/store-format.md has it all."""
+"""Where everything is in a store: the shard plan and the Zarr arrays. docs/store-format.md has it all."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class ArraySpec:
         width: columns, or None for one value per answer token.
         coder: key of `groups.coder`.
         per_block: its columns are blocks of ranks, not ranks.
-        whole: its columns are no ranks at all: always read completely.
+        whole: its columns are not ranks: always read completely.
     """
 
     name: str

@@ -19,14 +19,15 @@ def open_store(
 
     Args:
         url: a directory, or a URL that fsspec can reach: `s3://…`, `hf://datasets/ORG/NAME`, `https://…`.
-        revision: branch, tag or commit of a store on the hub; None takes what the URL says, or the newest.
+        revision: branch, tag or commit of a store on the hub; None takes the URL's, or the newest.
         cache_bytes: how much decompressed teacher signal to keep in memory.
 
     Returns:
         The store: `examples[i]` is an example, `read([0, 5], view=…)` are its teacher rows.
 
     Raises:
-        StoreError: there is none, one of another kind or format version, or a revision of what has none.
+        StoreError: there is no store, its kind or format version is different, or a revision is given for a store
+            without revisions.
         CorruptStoreError: a damaged root, manifest or example table.
     """
     place = os.fspath(url)
@@ -38,8 +39,9 @@ def _at_revision(url: str, revision: str) -> str:
     found = HUB_URL.fullmatch(url)
     if found is None:
         raise StoreError(
-            f"revision: expected a store on the hub (hf://datasets/ORG/NAME), got {url}; leave the revision out"
+            f"revision: expected a store on the hub (hf://datasets/ORG/NAME) with a revision, got {url}; leave out "
+            "the revision"
         )
     if found[2] not in (None, f"@{revision}"):
-        raise StoreError(f"revision: the URL {url} names another one than {revision}; name one of the two")
+        raise StoreError(f"revision: the URL {url} names a different revision than {revision}; give only one")
     return f"{found[1]}@{revision}{found[3] or ''}"

@@ -42,7 +42,7 @@ class ViewRead:
 
     Attributes:
         view: its name.
-        top_k: how many ranks, up to the stored K; None for all. Fewer come without draws.
+        top_k: how many ranks, up to the stored K; None for all. With fewer, draws are left out.
     """
 
     view: str
@@ -67,7 +67,7 @@ def read_ahead(
     Args:
         store: what to read.
         requests: which examples, taken from the iterable as far ahead as rows are decoded.
-        reads: the views that every request reads; none where `make` needs no rows.
+        reads: the views that every request reads; none if `make` needs no rows.
         make: called for one request at a time, in order, in any of the threads.
         threads: how many decode; 0 decodes in the caller's, when a result is asked for.
         cache_bytes: most bytes of decoded rows in memory, beside one chunk per thread and the rows of one request.
@@ -150,7 +150,7 @@ class _Work(Generic[Asked, Made]):
         self._entries: deque[_Entry[Asked, Made]] = deque()
         self._unmade: deque[_Entry[Asked, Made]] = deque()
         self._making = False
-        self._wants: dict[tuple[int, int], _Wants] = {}  # by read and shard, in the order of the first that wants it
+        self._wants: dict[tuple[int, int], _Wants] = {}  # by read and shard, in the order of the first that needs it
 
     def take(self) -> _Entry[Asked, Made] | None:
         """The next result, or None after the last; raises what went wrong with it."""
@@ -282,7 +282,7 @@ class _Work(Generic[Asked, Made]):
                 entry.error = entry.error or error
 
     def _give_out(self, read: int, shard: int, wants: _Wants) -> None:
-        """Decode a shard and copy its rows to the requests that want them."""
+        """Decode a shard and copy its rows to the requests that need them."""
         view, top_k = self._reads[read]
         row, place, length = (np.concatenate(parts) for parts in (wants.row, wants.place, wants.length))
         order = np.argsort(row, kind="stable")

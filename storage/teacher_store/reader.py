@@ -51,7 +51,7 @@ class TeacherStore:
     """Read access to one store.
 
     Attributes:
-        url: where it lies.
+        url: where it is.
         info: what it is.
         examples: the training examples.
         validation: held-out examples, without teacher rows.
@@ -79,7 +79,7 @@ class TeacherStore:
         if self.info.encoding not in ENCODINGS:
             raise StoreError(
                 f"--store {shlex.quote(url)}: its encoding is {self.info.encoding}, "
-                f"but the known ones are {', '.join(ENCODINGS)}; register it before opening the store"
+                f"but the registered ones are {', '.join(ENCODINGS)}; register it before opening the store"
             )
         self.encoding: Encoding = ENCODINGS[self.info.encoding]
         self._specs = self.encoding.arrays(self.info.top_k) + sample_arrays(self.info.draws, self.encoding)
@@ -107,7 +107,7 @@ class TeacherStore:
         return cls(url, cache_bytes)
 
     def view_attributes(self, view: str) -> Mapping[str, Any]:
-        """`identity`, `details` and `fingerprint` of a view; StoreError where there is none."""
+        """`identity`, `details` and `fingerprint` of a view; StoreError if there is none."""
         if view not in self.views:
             have = ", ".join(self.views) or "none yet"
             raise StoreError(
@@ -122,7 +122,7 @@ class TeacherStore:
         return self._view_attributes[view]
 
     def table(self, view: str) -> ExampleTable:
-        """The examples that a view's rows are of: the store's, or the view's own."""
+        """The examples that a view's rows belong to: the store's, or the view's own."""
         return self.examples if not self.has_own_sequences(view) else self._own_of(view)[1]
 
     def plan_of(self, view: str) -> ShardPlan:
@@ -138,16 +138,18 @@ class TeacherStore:
         return self.view_attributes(view).get("sequences") == "own"
 
     def bounded(self, view: str) -> tuple[str, ...]:
-        """Which of `BOUNDABLE` a view does not know exactly, for another program made it; none in what we build."""
+        """Which of `BOUNDABLE` a view only knows as bounds, because another program wrote it; none in views that we
+        build.
+        """
         return tuple(self.view_attributes(view).get("identity", {}).get("bounded", ()))
 
     def require_examples(self, view: str) -> None:
-        """Raise `StoreError` where a view's rows are not of the store's examples, which students learn from."""
+        """Raise `StoreError` if a view's rows do not belong to the store's examples, which students learn from."""
         if self.has_own_sequences(view):
             shared = ", ".join(name for name in self.views if not self.has_own_sequences(name)) or "none"
             raise StoreError(
-                f"--view {view}: its teacher read sequences of its own, not those that a student learns from here; "
-                f"expected a view of the store's examples ({shared})"
+                f"--view {view}: its teacher read different sequences from those that students train on; expected a "
+                f"view of the store's own examples ({shared})"
             )
 
     def _layout_of(self, view: str) -> ViewLayout:
@@ -168,18 +170,18 @@ class TeacherStore:
         return self._own[view]
 
     def missing_shards(self, view: str) -> list[int]:
-        """Shards of a view that are still to be written."""
+        """Shards of a view that are not written yet."""
         shards = self.plan_of(view).shards
         done = done_shards(self.objects, view)
         return [shard for shard in range(shards) if shard not in done]
 
     def require_view(self, view: str) -> None:
-        """Raise `StoreError` where the view is absent, `IncompleteStoreError` where half-built."""
+        """Raise `StoreError` if the view is absent, `IncompleteStoreError` if half-built."""
         missing = self.missing_shards(view)
         if missing:
             raise IncompleteStoreError(
                 f"--view {view}: {len(missing)} of {counted(self.plan_of(view).shards, 'shard')} of "
-                f"{shlex.quote(self.url)} still to be written; run the same build-teacher-cache command to resume"
+                f"{shlex.quote(self.url)} not written yet; run the same build-teacher-cache command to resume"
             )
 
     def read(self, examples: Sequence[int] | NDArray[Any], view: str, top_k: int | None = None) -> TeacherRows:
@@ -188,7 +190,7 @@ class TeacherStore:
         Args:
             examples: positions in `table(view)`, at least one.
             view: which view.
-            top_k: how many ranks, up to the stored K (the default). Fewer come without draws.
+            top_k: how many ranks, up to the stored K (the default). With fewer, draws are left out.
 
         Raises:
             StoreError: no such view, more ranks than stored, or no examples asked for.
@@ -212,7 +214,7 @@ class TeacherStore:
         return self._decode(view, {shard: [(0, 0, used)]}, used, self.check_top_k(top_k))
 
     def check_top_k(self, top_k: int | None) -> int:
-        """How many ranks that asks for, None for all; StoreError for more than the store holds."""
+        """The number of ranks requested, None for all; StoreError for more than the store holds."""
         top_k = self.info.top_k if top_k is None else top_k
         if not 1 <= top_k <= self.info.top_k:
             raise StoreError(f"top_k: expected 1 to {self.info.top_k} (what the store holds), got {top_k}")
@@ -241,11 +243,11 @@ class TeacherStore:
         Args:
             view: which view.
             shard: which shard.
-            top_k: how many ranks, up to the stored K. Fewer come without draws.
+            top_k: how many ranks, up to the stored K. With fewer, draws are left out.
             wanted: (used rows,) which rows.
 
         Yields:
-            The rows of a chunk, ascending, and what the teacher said there; nothing of a chunk without any.
+            The rows of a chunk, ascending, and their teacher rows; chunks without any are skipped.
 
         Raises:
             StoreError, CorruptStoreError: as `read`.
@@ -321,8 +323,8 @@ class TeacherStore:
             yield
         except CorruptStoreError as error:
             raise CorruptStoreError(
-                f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command, "
-                "which writes this shard again"
+                f"{error}; delete {shard_key(view, shard)} and run the same build-teacher-cache command to write "
+                "this shard again"
             ) from error
 
     def _array(self, path: str) -> zarr.Array[Any]:

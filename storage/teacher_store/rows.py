@@ -135,7 +135,7 @@ def concatenate(parts: Sequence[TeacherRows]) -> TeacherRows:
 
 def log_tail_of(logits: NDArray[np.float32], logsumexp: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log of the probability outside the (T, K) logits, (T,), no less than what rounding leaves of it."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused by `check`
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is refused by `check`
         mass = np.exp(logits - logsumexp[:, None].astype(np.float64)).sum(axis=1)
         tail: NDArray[np.float32] = np.log(np.clip(1 - mass, TAIL_FLOOR, 1.0)).astype(np.float32)
     return tail

@@ -85,7 +85,7 @@ class StoreInfo(StoreFields):
 
     @property
     def template_hash(self) -> str | None:
-        """Hash of the chat template that made every prompt; None where the builder recorded none."""
+        """Hash of the chat template that made every prompt; None if the builder recorded none."""
         return self._text(self.identity.get("identity", {}).get("template"))
 
     @property
@@ -95,7 +95,7 @@ class StoreInfo(StoreFields):
 
     @property
     def teacher_template(self) -> str | None:
-        """Hash of the teacher's chat template, where it is another than the student's; None for any other teacher."""
+        """Hash of the teacher's chat template, if it is another than the student's; None for any other teacher."""
         return self._text(self.identity.get("identity", {}).get("teacher_template"))
 
     @property
@@ -105,9 +105,9 @@ class StoreInfo(StoreFields):
 
     @property
     def answers(self) -> Mapping[str, Any] | None:
-        """Which model wrote the answers, and how: the record of their file; None where they are the examples' own.
+        """Which model wrote the answers, and how: the record of their file; None if they are the examples' own.
 
-        `model` is None where nothing says it.
+        `model` is None if nothing says it.
         """
         found = self.identity.get("identity", {}).get("answers")
         return found if isinstance(found, Mapping) else None

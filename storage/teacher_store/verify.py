@@ -53,7 +53,7 @@ def verify(url: str, advance: Callable[[str], object] = lambda what: None) -> li
 def _check_table(
     name: str, table: ExampleTable, plan: ShardPlan | None, tokens: Tokens, store: TeacherStore
 ) -> Iterator[str]:
-    """What is wrong with examples, and with how their answers lie where they have teacher rows (`plan`)."""
+    """What is wrong with examples, and with how their answers are laid out if they have teacher rows (`plan`)."""
     ends = table.answer_start + table.answer_length
     if (table.answer_start[1:] < ends[:-1]).any() or (table.answer_length < 1).any():
         yield f"{name}: answers overlap or are empty"

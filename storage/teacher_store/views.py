@@ -1,4 +1,5 @@
-"""What a view's teacher read: the students' sequences, the same answers behind other context, or sequences of its own.
+"""What a view's teacher read: the students' sequences, the same answers after a different context, or sequences of its
+own.
 
 Shape letters: N sequences of a view.
 """
@@ -71,7 +72,7 @@ class OwnSequences:
         """(N,) positions of the examples among the store's; StoreError for one that the store does not have."""
         if len(self.example_ids) != len(self.sequences):
             raise StoreError(
-                f"own sequences: expected an example id for each, got {len(self.example_ids)} ids and "
+                f"own sequences: expected one example id per sequence, got {len(self.example_ids)} ids and "
                 f"{counted(len(self.sequences), 'sequence')}"
             )
         position_of = {name: position for position, name in enumerate(names)}
@@ -93,7 +94,7 @@ class OwnSequences:
 
 @dataclass(frozen=True)
 class ViewLayout:
-    """How a view's rows lie and what their ids stand for; the store's own, unless it has sequences of its own.
+    """How a view's rows are laid out and what their ids stand for; the store's own, unless it has sequences of its own.
 
     Attributes:
         plan: which rows belong to which example.

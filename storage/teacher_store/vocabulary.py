@@ -1,4 +1,4 @@
-"""Short codes for tokens, learnt from a pilot and then frozen: small numbers for what a teacher often ranks high.
+"""Short codes for tokens, learned from a pilot and then frozen: small numbers for what a teacher often ranks high.
 
 Which tokens a teacher ranks high depends most on which one it ranks first: after a digit come digits. So
 every common top token, a *context*, has its own *front*, the tokens that follow it most often; all other
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from logitbank.errors import StoreError
 
 CONTEXTS = 128  # at most
-CONTEXT_ROWS = 2  # a top token seen less often in the pilot is no context
+CONTEXT_ROWS = 2  # a top token seen less often in the pilot is not a context
 FRONT = 512  # at most
 FIRST_RANKS = 16  # a rank r counts 1 / (1 + r / 16) in the pilot: fewer ranks than all are read often
 
@@ -33,7 +33,7 @@ class Vocabulary:
     Attributes:
         tokens: (V,) int32, a permutation: the token at each position, frequent tokens first.
         contexts: (M,) int32, the top tokens that have a front of their own.
-        fronts: (M + 1, F) uint32 positions; row 0 (0, 1, 2 …) serves rows whose top token is no context.
+        fronts: (M + 1, F) uint32 positions; row 0 (0, 1, 2 …) serves rows whose top token is not a context.
     """
 
     tokens: NDArray[np.int32]
@@ -48,7 +48,7 @@ class Vocabulary:
             raise StoreError(f"vocabulary: {self.fronts.shape} fronts do not fit {len(self.contexts)} contexts")
         ordered = np.sort(self.fronts, axis=1)
         if ordered[:, -1].max() >= size or (ordered[:, 1:] == ordered[:, :-1]).any():
-            raise StoreError("vocabulary: expected different positions in each front")
+            raise StoreError("vocabulary: expected distinct positions in each front")
 
     @cached_property
     def _row_of_token(self) -> NDArray[np.int64]:

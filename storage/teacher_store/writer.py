@@ -41,7 +41,7 @@ from logitbank.storage.objects import (
 from logitbank.storage.teacher_store.base import (
     create_base,
     lay_out,
-    learnt,
+    learned,
     planned_of,
     read_names,
     read_plan,
@@ -68,7 +68,7 @@ from logitbank.storage.teacher_store.vocabulary import Vocabulary
 
 
 class _View(NamedTuple):
-    """A view that was added: how it lies, and the metadata documents of its group and arrays."""
+    """A view that was added: its layout, and the metadata documents of its group and arrays."""
 
     layout: ViewLayout
     metadata: dict[str, Buffer]
@@ -107,8 +107,8 @@ class StoreBuilder:
             view: its name.
             identity: what must not change between runs: demonstrations, a hash of what the teacher saw …
             details: for information (demonstrations dropped …).
-            sequences: whether the teacher saw the examples as the student does, or their answers behind other
-                `context`.
+            sequences: whether the teacher saw the examples as the student does, or
+                their answers after a different `context`.
             own: where it saw other answers than the examples', or other token ids: what it saw. The view then has
                 examples and shards of its own.
 
@@ -162,8 +162,8 @@ class StoreBuilder:
         tokens = self._layout.tokens if own.teacher is None else own.teacher.tokens
         if tokens.tokenizer_size < self.info.top_k:
             raise StoreError(
-                f"own sequences: expected a tokenizer of at least {self.info.top_k} tokens, as many as the store keeps "
-                f"for each answer token, got {tokens.tokenizer_size}"
+                f"own sequences: expected a tokenizer of at least {self.info.top_k} tokens, the number that the "
+                f"store keeps per answer token, got {tokens.tokenizer_size}"
             )
         plan, chunk_tokens = plan_shards(
             [sequence.answer_length for sequence in own.sequences], self._spec.shard_tokens, self._spec.chunk_tokens
@@ -176,7 +176,7 @@ class StoreBuilder:
         """The numbering of another teacher's tokens: that of the view that exists, or a new one."""
         if existing is not None:
             return read_vocabulary(self.objects, existing, f"teachers/{view}/")
-        return learnt(teacher.vocabulary, teacher.tokens.tokenizer_size)
+        return learned(teacher.vocabulary, teacher.tokens.tokenizer_size)
 
     def plan_of(self, view: str) -> ShardPlan:
         """Which rows of a view that was added belong to which example."""
@@ -232,7 +232,7 @@ class BuildSite:
     """The right to build one store; made by `open_site`.
 
     Attributes:
-        objects: where it lies.
+        objects: where it is.
     """
 
     def __init__(self, objects: ObjectStore) -> None:

@@ -62,7 +62,7 @@ class TrainingRows:
     Attributes:
         packed: N pairs.
         target_NC: float32 probabilities.
-        teacher_NC: float32, the teachers' mean probabilities at the configured temperature; 0 where there are none.
+        teacher_NC: float32, the teachers' mean probabilities at the configured temperature; 0 if there are none.
         taught_N: bool, which rows teachers scored.
         external_N: bool, which rows are from external files.
         prompt_key_N: uint64.

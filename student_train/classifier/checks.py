@@ -29,25 +29,27 @@ def check_options(run: Run) -> None:
     """
     views, weights = views_of(run), run.config.distillation.view_weights
     if run.rows == "external" and run.held_out_fold is not None:
-        raise ConfigError("--held-out-fold: external rows are in no fold; leave it out, or use --rows train or all")
+        raise ConfigError(
+            "--held-out-fold: external rows do not belong to a fold; leave it out, or use --rows train or all"
+        )
     if run.rows == "external" and views:
         raise ConfigError(
-            f"--view: no teacher scored external rows; expected none with --rows external, got {run.view}"
+            f"--view: expected none with --rows external, because no teacher scored these rows; got {run.view}"
         )
     if len(set(views)) != len(views):
-        raise ConfigError(f"--view: each at most once, got {', '.join(views)}")
+        raise ConfigError(f"--view: expected each at most once, got {', '.join(views)}")
     for view in weights:
         if view not in views:
             raise ConfigError(
                 f"distillation.view_weights.{view}: expected one of the views asked for ({', '.join(views) or 'none'})"
             )
     if run.config.training.packing:
-        raise ConfigError("training.packing: comparisons are padded, one in a row; expected false, got true")
+        raise ConfigError("training.packing: expected false for comparisons, which are padded, got true")
     for flag, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
         if parse_flag_from_env(flag):
             raise ConfigError(
                 f"distributed_type: {name} is not supported for comparisons; use several processes (MULTI_GPU), with "
-                "lora.load_in_4bit=true where the model does not fit"
+                "lora.load_in_4bit=true if the model does not fit"
             )
 
 
@@ -64,7 +66,7 @@ def check_store_fits(store: LabelStore, run: Run) -> None:
             f"--held-out-fold: expected one of the {folds} folds of {place}, 0 to {folds - 1}, got {fold}"
         )
     for view in views_of(run):
-        store.require_view(view, folds_learnt(store, run))
+        store.require_view(view, folds_learned(store, run))
     if run.rows == "external" and not len(store.external):
         raise ConfigError(f"--rows: the store {place} has no external rows; name files in preference.external")
     if run.config.training.eval_steps is not None and not len(selection_rows(store)):
@@ -88,7 +90,7 @@ def check_length(config: Config, max_tokens: int) -> None:
         )
 
 
-def folds_learnt(store: LabelStore, run: Run) -> list[int]:
+def folds_learned(store: LabelStore, run: Run) -> list[int]:
     """The folds whose rows a run learns from."""
     return [] if run.rows == "external" else [fold for fold in range(store.info.folds) if fold != run.held_out_fold]
 

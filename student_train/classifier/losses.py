@@ -1,10 +1,10 @@
-"""The loss of comparisons: what people preferred, and what teachers say of it.
+"""The loss for comparisons: what people preferred, and what teachers say of it.
 
     L = α T² KL(teacher ‖ student at T) + (1 − α) CE + w MSE
 
 CE is between the target, smoothed, and the student at temperature 1. KL and MSE, the mean over the classes, are between
 the teacher's and the student's probabilities at T. T² keeps the gradients of one size (Hinton, Vinyals & Dean 2015,
-arXiv:1503.02531). A row that no teacher scored has L = CE with weight 1, as every row has where there is no teacher:
+arXiv:1503.02531). A row that no teacher scored has L = CE with weight 1, as every row has if there is no teacher:
 α shares out the weight of a row between two sources, and it has one.
 
 Shapes: B rows of a batch, N rows, C classes. Everything is in nats.
@@ -45,7 +45,7 @@ def pair_terms(
     Args:
         logits_BC: of the student, float32 or float64.
         target_BC: probabilities.
-        teacher_BC: probabilities at T; anything finite where there are none.
+        teacher_BC: probabilities at T; anything finite if there are none.
         taught_B: bool, which rows a teacher scored.
         alpha: α, from 0 to 1.
         temperature: T, above 0.

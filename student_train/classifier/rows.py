@@ -13,7 +13,7 @@ from logitbank.configs import Config
 from logitbank.preference import CLASSES, PackedPair
 from logitbank.storage import LabelStore, PairTable
 from logitbank.student_train.classifier.batch import PackedPairs, TrainingRows
-from logitbank.student_train.classifier.checks import folds_learnt, selection_rows, views_of
+from logitbank.student_train.classifier.checks import folds_learned, selection_rows, views_of
 from logitbank.student_train.classifier.losses import average_views
 from logitbank.student_train.classifier.selection import SelectionRows
 from logitbank.student_train.records import Run
@@ -27,7 +27,7 @@ def training_rows(store: LabelStore, run: Run, packer: PairPacker, *, shows_prog
 
     `data.max_train_per_task` keeps a subset of them, drawn by the seed.
     """
-    own = np.flatnonzero(np.isin(store.train.fold, folds_learnt(store, run)))
+    own = np.flatnonzero(np.isin(store.train.fold, folds_learned(store, run)))
     external = np.arange(0 if run.rows == "train" else len(store.external))
     own, external = _limited(own, external, run.config)
     places = [(store.train, own), (store.external, external)]
@@ -63,7 +63,7 @@ def views_fingerprint(store: LabelStore, run: Run) -> str | None:
 
 def scorers_fingerprint(store: LabelStore, run: Run) -> str | None:
     """What tells the weights that scored the rows of a run from others; None without views."""
-    return _joined(store, run, lambda view: store.view_fingerprint(view, folds_learnt(store, run)))
+    return _joined(store, run, lambda view: store.view_fingerprint(view, folds_learned(store, run)))
 
 
 def teachers_of(store: LabelStore, run: Run) -> str | None:
@@ -72,7 +72,7 @@ def teachers_of(store: LabelStore, run: Run) -> str | None:
         f"{scorer.model} (trained)" if scorer.trained_prompts else scorer.model
         for view in views_of(run)
         for scorer in store.scorers(view)
-        if scorer.fold in folds_learnt(store, run)
+        if scorer.fold in folds_learned(store, run)
     }
     return ", ".join(sorted(names)) or None
 

@@ -16,7 +16,7 @@ from logitbank.student_train.classifier.batch import PackedPairs
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands after its evaluations so far.
+    """The state of a run after its evaluations so far.
 
     Attributes:
         best_step: the step of least log loss; None before the first evaluation.
@@ -29,7 +29,7 @@ class Standing:
     worse: int = 0
 
     def after(self, step: int, log_loss: float) -> Standing:
-        """The standing after another evaluation; a tie is no improvement."""
+        """The standing after another evaluation; a tie is not an improvement."""
         if log_loss < self.best_log_loss:
             return Standing(step, log_loss)
         return Standing(self.best_step, self.best_log_loss, self.worse + 1)

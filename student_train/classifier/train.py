@@ -72,7 +72,7 @@ class PairTraining(TrainingLoop):
     log: PairLog
 
     def __init__(self, run: Run) -> None:
-        """Open the store, pack its rows, build the student, take up the newest checkpoint where there is one."""
+        """Open the store, pack its rows, build the student, take up the newest checkpoint if there is one."""
         config = run.config
         check_options(run)
         self._plan = split_batch(config.training)
@@ -176,7 +176,7 @@ class PairTraining(TrainingLoop):
         return enough
 
     def _note_standing(self) -> None:
-        """The record of every checkpoint says how the run stands."""
+        """The record of every checkpoint holds the state of the run."""
         standing = self._standing
         if standing.best_step is not None:
             self.record = dataclasses.replace(

@@ -35,7 +35,9 @@ def merged_model(sources: Sequence[Source]) -> Any:
     causal = is_causal_lm(base)
     on_backbone = sources[0].has_own_head
     if not causal and not on_backbone:
-        raise ConfigError(f"--base: {base.name} is no causal language model, and {sources[0].path} was trained on one")
+        raise ConfigError(
+            f"--base: {base.name} is not a causal language model, but {sources[0].path} was trained on one"
+        )
     model = open_whole(base, dtype="float32")
     if causal:
         _untie(model, sources)
@@ -60,7 +62,7 @@ def put_adapters(model: Any, sources: Sequence[Source]) -> Any:
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise _misfit(source, str(error).strip().splitlines()[0].rstrip(": ") or type(error).__name__) from error
         if lacking := [*result.missing_keys, *result.unexpected_keys]:  # PEFT would leave these layers as they are
-            raise _misfit(source, f"{lacking[0]} is in one of them alone")
+            raise _misfit(source, f"{lacking[0]} is in only one of them")
     return adapted
 
 
@@ -84,7 +86,7 @@ def average_adapters(adapted: Any, names: Sequence[str]) -> str:
         return names[0]
     shares = [1 / len(names)] * len(names)
     adapted.add_weighted_adapter(list(names), shares, adapter_name=MEAN, combination_type="cat")
-    for module in adapted.modules():  # the scales are inside A: rank-stabilised adapters would be scaled once more
+    for module in adapted.modules():  # the scales are inside A: rank-stabilised adapters would be scaled again
         if isinstance(module, peft.tuners.lora.LoraLayer) and MEAN in module.scaling:
             module.scaling[MEAN] = 1.0
     return MEAN

@@ -14,39 +14,44 @@ def make_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         prog="export-model",
-        description="Write a whole model of what training wrote: adapters averaged and merged into their base, "
-        "quantised if asked, with head, tokenizer and a record of how it was made. "
-        "An export that is finished already is left as it is.",
+        description="Write a complete model from what training wrote: average adapters, merge them into their base "
+        "and quantise the result, with head, tokenizer and a record of how it was made. A finished export is not "
+        "written again.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="export one adapter or model")
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="adapter or model to export")
     what.add_argument(
-        "--average", type=Path, nargs="+", metavar="DIR", help="export the mean of several of the same base"
+        "--average", type=Path, nargs="+", metavar="DIR", help="adapters or models of one base to average and export"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the model goes")
-    parser.add_argument("--base", metavar="MODEL", help="where the adapters' base model lies now (default: as trained)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory for the model")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="where the adapters' base model is now (default: where it was in training)"
+    )
     parser.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="number format of the weights (default auto: as the base is stored)",
+        help="number format of the weights (default auto: that of the base)",
     )
     parser.add_argument("--quantize", choices=("gptq", "int8"), help="quantise the linear layers")
-    parser.add_argument("--bits", type=int, choices=(4, 8), help="of a weight, for gptq (default 4)")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="bits per weight, for gptq (default 4)")
     parser.add_argument(
         "--group-size",
         type=positive(int),
         metavar="N",
-        help="weights that share a scale, for gptq (default: the first of 128, 64, 32, 16 that divides every layer)",
+        help="number of weights that share a scale, for gptq (default: the first of 128, 64, 32, 16 that divides "
+        "every layer)",
     )
     parser.add_argument(
-        "--samples", type=positive(int), metavar="N", help="rows of --store that calibrate gptq (default 256)"
+        "--samples", type=positive(int), metavar="N", help="number of rows of --store that calibrate gptq (default 256)"
     )
     parser.add_argument(
-        "--store", metavar="URL", help="label store whose rows calibrate gptq, and compare before and after"
+        "--store",
+        metavar="URL",
+        help="label store whose rows calibrate gptq and compare the model before and after quantisation",
     )
     parser.add_argument(
-        "--fallback", choices=("int8",), help="use this where llm-compressor is missing or refuses the model"
+        "--fallback", choices=("int8",), help="use this if llm-compressor is missing or does not support the model"
     )
     return parser
 
@@ -75,7 +80,7 @@ def perform(arguments: argparse.Namespace) -> None:
         check_unquantised(source.base, "--base" if source.is_adapter else option)
     if arguments.quantize == "gptq" and sources[0].head is None:
         raise ConfigError(
-            f"--quantize gptq: calibrates on preferences, and {paths[0]} is no model of these; use --quantize int8"
+            f"--quantize gptq: calibrates on preferences, but {paths[0]} was not trained on them; use --quantize int8"
         )
     quantization = None
     if arguments.quantize is not None:
@@ -102,7 +107,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and arguments.quantize != "gptq":
             raise ConfigError(f"--{name.replace('_', '-')}: needs --quantize gptq")
     if arguments.store is not None and arguments.quantize is None:
-        raise ConfigError("--store: needs --quantize, which draws rows from the store")
+        raise ConfigError("--store: is only used with --quantize; add --quantize, or leave it out")
     if arguments.quantize == "gptq" and arguments.store is None:
         raise ConfigError("--quantize gptq: needs --store URL, the label store whose rows calibrate it")
     if arguments.average is not None and len(arguments.average) < 2:

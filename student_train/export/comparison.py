@@ -55,15 +55,15 @@ def chosen_rows(
 ) -> tuple[list[PackedPair], list[PackedPair]]:
     """Rows of a label store that calibrate, and others that compare, packed as the model was trained.
 
-    They are drawn from the rows that the model has learnt from, where that is known, those from elsewhere included: a
+    They are drawn from the rows that the model has learned from, where that is known, those from elsewhere included: a
     model that left a fold out has still not seen it when it is quantised.
 
     Args:
         store: rows in any number.
         head: how they are packed.
         tokenizer_of: directory of the model.
-        samples: most rows that calibrate; None where none do.
-        seen: the prompts that the model learnt from.
+        samples: most rows that calibrate; None if none do.
+        seen: the prompts that the model learned from.
 
     Raises:
         ConfigError: a store without such rows.
@@ -75,7 +75,7 @@ def chosen_rows(
         places = [places[index] for index in np.flatnonzero(np.isin(keys, seen.trained))]
     if len(places) < 2:
         raise ConfigError(
-            f"--store: {store.url} has {counted(len(places), 'row')} that the model was trained on, and quantising "
+            f"--store: {store.url} has {counted(len(places), 'row')} that the model was trained on, but quantisation "
             "needs some; give the store that it was trained from"
         )
     order = np.random.default_rng(0).permutation(len(places))

@@ -1,4 +1,4 @@
-"""GPTQ (arXiv:2210.17323) by llm-compressor, in an environment of its own: it wants an older transformers."""
+"""GPTQ (arXiv:2210.17323) by llm-compressor, in an environment of its own: it needs an older transformers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def require_llm_compressor() -> None:
     """
     if importlib.util.find_spec("llmcompressor") is None:
         raise RefusedError(
-            "--quantize gptq: llm-compressor is not installed here, since it needs an older transformers; run "
-            "make install-quantize, then the same command by .venv-quantize/bin/export-model, or use --quantize int8, "
+            "--quantize gptq: llm-compressor is not installed here because it needs an older transformers; run make "
+            "install-quantize, then the same command by .venv-quantize/bin/export-model, or use --quantize int8, "
             "which works here"
         )
 

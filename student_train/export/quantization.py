@@ -66,7 +66,7 @@ def find_group_size(model: ModelConfig, asked: int | None) -> int:
     """
     layers = linear_layers(model)
     if not layers:
-        raise ConfigError(f"--quantize: {model.name} has no linear layer that could be quantised")
+        raise ConfigError(f"--quantize: {model.name} has no linear layer to quantise")
     fitting = [size for size in GROUP_SIZES if all(inputs % size == 0 for inputs in layers.values())]
     size = asked or (fitting or GROUP_SIZES)[0]
     for name, inputs in layers.items():
@@ -79,7 +79,7 @@ def find_group_size(model: ModelConfig, asked: int | None) -> int:
 
 
 def check_unquantised(model: ModelConfig, option: str) -> None:
-    """Refuse what is quantised already: nothing is averaged, merged or quantised once more.
+    """Refuse what is quantised already: nothing is averaged, merged or quantised again.
 
     Args:
         model: a base, or a whole model.
@@ -91,9 +91,7 @@ def check_unquantised(model: ModelConfig, option: str) -> None:
     found = getattr(model_config(model), "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-        raise ConfigError(
-            f"{option}: {model.name} is quantised already ({method}); give the model that it was made from"
-        )
+        raise ConfigError(f"{option}: {model.name} is already quantised ({method}); give the original model")
 
 
 def require_int8() -> None:

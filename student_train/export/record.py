@@ -69,7 +69,7 @@ class Export:
 
 
 def is_finished(export: Export) -> bool:
-    """Whether the output holds this very export, whole.
+    """Whether the output already holds this export, complete.
 
     Raises:
         ConfigError: it holds something else.
@@ -81,8 +81,8 @@ def is_finished(export: Export) -> bool:
         before = json.loads((output / EXPORT_RECORD).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"--output: {shlex.quote(str(output))} exists and has no {EXPORT_RECORD}, so export-model did not write "
-            "it; choose another"
+            f"--output: {shlex.quote(str(output))} exists but was not written by export-model (it has no "
+            f"{EXPORT_RECORD}); choose another"
         ) from None
     now = export.identity()
     if before != now:

@@ -29,10 +29,10 @@ class Source:
         path: the directory.
         adapter: `peft.LoraConfig` of an adapter; None for a whole model.
         base: what an adapter is put on, or a whole model itself.
-        training: what the training run said of itself; None where another program trained it.
+        training: what the training run said of itself; None if another program trained it.
         head: how pairs are packed for its head; None for a language model's own.
         weights: hash of its weights.
-        seen: the prompts that it learnt from; None where nothing says that.
+        seen: the prompts that it learned from; None if that is unknown.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Source:
 
     @property
     def has_own_head(self) -> bool:
-        """Whether `classifier_head.safetensors` lies beside it."""
+        """Whether `classifier_head.safetensors` is beside it."""
         return self.head is not None and self.head.head == "classifier"
 
 
@@ -60,7 +60,7 @@ def open_source(path: Path, option: str, base: str | None = None) -> Source:
     Args:
         path: its directory.
         option: that names it, for messages.
-        base: where the base model of an adapter lies now; default where its training found it.
+        base: where the base model of an adapter is now; default where its training found it.
 
     Raises:
         ConfigError: no model in the directory, an adapter that names no base, or a classifier without its head.
@@ -100,7 +100,7 @@ def check_together(sources: Sequence[Source]) -> None:
             kinds = {True: "an adapter", False: "a whole model"}
             raise ConfigError(
                 f"--average: {first.path} is {kinds[first.is_adapter]} and {other.path} {kinds[other.is_adapter]}; "
-                "give adapters alone or whole models alone"
+                "give only adapters or only whole models"
             )
         if other.head != first.head:
             raise ConfigError(
@@ -109,13 +109,13 @@ def check_together(sources: Sequence[Source]) -> None:
             )
         if (names := _other_bases(first, other)) is not None:
             raise ConfigError(
-                f"--average: expected one base model, got {names[0]} for {first.path} and {names[1]} for {other.path}; "
-                "the mean of weights that grew from different ones is no model"
+                f"--average: expected one base model, got {names[0]} for {first.path} and {names[1]} for "
+                f"{other.path}; weights that started from different models cannot be averaged"
             )
 
 
 def seen_by_all(sources: Sequence[Source]) -> SeenPrompts | None:
-    """The prompts that any of them saw; None where one of them does not say."""
+    """The prompts that any of them saw; None if one of them does not say."""
     union: SeenPrompts | None = None
     for source in sources:
         if source.seen is None:
@@ -148,7 +148,7 @@ def _adapter(path: Path, option: str) -> Any:
     }
     if found := [name for name, present in extras.items() if present]:
         raise ConfigError(
-            f"{option}: the adapter in {path} has {', '.join(found)}, and export-model reads plain LoRA, as "
+            f"{option}: the adapter in {path} has {', '.join(found)}, but export-model only reads plain LoRA, as "
             "train-student writes it"
         )
     return config
@@ -158,9 +158,9 @@ def _base(path: Path, option: str, adapter: Any, training: TrainingRecord | None
     recorded = {} if training is None else training.config.get("model", {})
     name = given or adapter.base_model_name_or_path or (None if training is None else training.model)
     if name is None:
-        raise ConfigError(f"{option}: nothing in {path} says which model the adapter is for; add --base MODEL")
+        raise ConfigError(f"{option}: {path} does not record which model the adapter is for; add --base MODEL")
     if given is None and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ConfigError(f"{option}: the base model of {path} was {name}, which is not there; add --base MODEL")
+        raise ConfigError(f"{option}: the base model of {path} was {name}, which does not exist; add --base MODEL")
     return ModelConfig(
         name=name,
         revision=None if given is not None else adapter.revision or recorded.get("revision"),
@@ -173,18 +173,18 @@ def _head(path: Path, option: str, training: TrainingRecord | None) -> HeadSetti
     if head is None:
         was_classifier = training is not None and training.config.get("tasks") == [TASK]
         if was_classifier or (path / HEAD_WEIGHTS).is_file():
-            raise ConfigError(f"{option}: {path} has no {HEAD_SETTINGS}, so nothing says how its head reads pairs")
+            raise ConfigError(f"{option}: {path} has no {HEAD_SETTINGS}, so it is unknown how its head reads pairs")
     elif head.head == "classifier" and not (path / HEAD_WEIGHTS).is_file():
-        raise ConfigError(f"{option}: {path} has no {HEAD_WEIGHTS}; a head is trained, never made up")
+        raise ConfigError(f"{option}: {path} has no {HEAD_WEIGHTS} with the trained weights of its head")
     return head
 
 
 def _other_bases(one: Source, other: Source) -> tuple[str, str] | None:
-    """The names of two bases that are not the same; None where they are."""
+    """The names of two bases that are not the same; None if they are."""
     names = [_trained_from(source) for source in (one, other)]
     if names[0] == names[1]:
         return None
-    if not one.is_adapter:  # what a whole model began as says nothing of where it lies now
+    if not one.is_adapter:  # what a whole model began as does not record where it is now
         return None if is_same_model(names[0][0], names[1][0]) else (names[0][0], names[1][0])
     shown = [name if revision is None else f"{name} at {revision}" for name, revision in names]
     local = [Path(source.base.name).expanduser().is_dir() for source in (one, other)]

@@ -82,14 +82,14 @@ def write_mean(directories: Sequence[Path], target: Path, dtype: str | None = No
         dtype: number format of the result, one of `DTYPES`; default that of the first model, tensor by tensor.
 
     Raises:
-        ConfigError: weights that are no safetensors, or other tensors or shapes than the first model's.
+        ConfigError: weights that are not in safetensors format, or other tensors or shapes than the first model's.
     """
     models = [StoredWeights(directory) for directory in directories]
     for model in models[1:]:
         if other := models[0].names() ^ model.names():
             raise ConfigError(
-                f"--average: {model.directory} and {models[0].directory} have other layers: {sorted(other)[0]} is in "
-                "one of them alone"
+                f"--average: {model.directory} and {models[0].directory} have different layers: {sorted(other)[0]} "
+                "is in only one of them"
             )
     for name, tensors in models[0].files.items():
         mean = {tensor: _mean(models, tensor, DTYPES.get(dtype or "")) for tensor in tensors}
@@ -101,7 +101,7 @@ def write_mean(directories: Sequence[Path], target: Path, dtype: str | None = No
 
 
 def write_mean_head(directories: Sequence[Path], target: Path) -> None:
-    """Write the mean of the heads that lie in directories: `classifier_head.safetensors`, float32.
+    """Write the mean of the heads in directories: `classifier_head.safetensors`, float32.
 
     Raises:
         ConfigError: heads of other shapes.
@@ -132,7 +132,7 @@ def restore_dtypes(directory: Path, original: Path, scales: torch.dtype | None =
         for name in tensors.keys() & formats.keys():
             if tensors[name].is_floating_point() and now[name] != formats[name]:
                 tensors[name] = tensors[name].to(before.read(name).dtype)
-        partial = directory / f"{file_name}.partial"  # the tensors may lie in the file itself
+        partial = directory / f"{file_name}.partial"  # the tensors may be in the file itself
         for name in tensors.keys() - formats.keys():
             if scales is not None and tensors[name].is_floating_point():
                 tensors[name] = tensors[name].to(scales)
@@ -155,7 +155,7 @@ def _mean(models: Sequence[StoredWeights], name: str, dtype: torch.dtype | None)
     first = models[0].read(name)
     if not first.is_floating_point():
         if any(not torch.equal(model.read(name), first) for model in models[1:]):
-            raise ConfigError(f"--average: {name} holds whole numbers, and they differ; they have no mean")
+            raise ConfigError(f"--average: {name} holds integers that differ, so they cannot be averaged")
         return first
     total = first if first.dtype == torch.float64 else first.float()
     for model in models[1:]:

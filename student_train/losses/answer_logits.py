@@ -41,7 +41,7 @@ def answer_logits(
         top_ids_TK: the teacher's ids; K may be 0.
         chunk_tokens: answer tokens whose logits may be alive at once.
         with_argmax: see `StudentLogits`.
-        with_rest: see `StudentLogits`; no id may stand twice among a token's K.
+        with_rest: see `StudentLogits`; no id may occur twice among a token's K.
         head_draws: whether the head may draw random numbers (dropout): a chunk computed again must draw the same.
     """
     starts = range(0, len(gold_T), chunk_tokens)
@@ -103,8 +103,8 @@ class _ReadLogits(torch.autograd.Function):
         wide_TV = _at_least_float32(logits_TV)
         picked_TM = wide_TV.gather(-1, ids_TM)
         if left_out_TK.shape[1]:
-            # masked for a moment, where a masked copy would be another (T, V) to fill; `data` has no version, for
-            # nothing that is kept for backward has changed when it is restored
+            # masked for a moment, where a masked copy would be another (T, V) to fill; `data` has no version,
+            # because nothing that is kept for backward has changed when it is restored
             left_out_logits_TK = wide_TV.data.gather(-1, left_out_TK)
             logsumexp_T = wide_TV.data.scatter_(-1, left_out_TK, -torch.inf).logsumexp(dim=-1)
             wide_TV.data.scatter_(-1, left_out_TK, left_out_logits_TK)

@@ -24,7 +24,7 @@ class StudentLogits(NamedTuple):
         gold_T: logit of the gold answer token.
         top_TK: logits at the teacher's top-K ids, then at the drawn ones if any; K is 0 without a teacher.
         argmax_T: id of the largest logit, or empty where it was not asked for.
-        rest_T: logsumexp over the V − K other rows, −inf where there is none; or empty where it was not asked for.
+        rest_T: logsumexp over the V − K other rows, −inf if there is none; or empty where it was not asked for.
     """
 
     logsumexp_T: torch.Tensor
@@ -52,7 +52,7 @@ class TeacherLogits:
     log_tail_T: torch.Tensor | None = None
     weight_TC: torch.Tensor | None = None
     zeroshot_cross_entropy_T: torch.Tensor | None = None  # for the gate that asks what few shots gained
-    taught_T: torch.Tensor | None = None  # 0 where the row carries no teacher term, else 1; None where all do
+    taught_T: torch.Tensor | None = None  # 0 where the row carries no teacher term, else 1; None if all do
 
     @property
     def cross_entropy_T(self) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Loss(ABC):
         takes_normalize_logits: whether `distillation.normalize_logits` may differ from `none`.
         reads_rest: whether it compares the tokens outside the top K too, as one (`StudentLogits.rest_T`).
         needs: which of `storage.BOUNDABLE` it has to know exactly.
-        from_draws: its unbiased estimate from a store with draws; None where there is none.
+        from_draws: its unbiased estimate from a store with draws; None if there is none.
     """
 
     takes_temperature: ClassVar[bool] = False

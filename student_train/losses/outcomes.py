@@ -24,7 +24,7 @@ import torch
 from logitbank.student_train.losses.base import Loss, StudentLogits, TeacherLogits
 
 LOG_FLOOR = -50.0  # a token that the teacher rules out (logit −inf) keeps this log-probability
-ROUNDINGS = 8  # sums of probabilities are off by this many units in the last place: less than that is no rest
+ROUNDINGS = 8  # sums of probabilities are off by this many units in the last place: less than that counts as none
 
 
 class OutcomeDivergence(Loss):

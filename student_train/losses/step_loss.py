@@ -62,7 +62,7 @@ def step_loss(
         kd_term: of the run; None without a teacher.
         lambda_T: weight of each token's KD term; carries no gradient.
         step_tokens: N, answer tokens of the whole optimizer step over all ranks.
-        weight_T: w, see above; None where all are 1.
+        weight_T: w, see above; None if all are 1.
         ce_weight: c, see above.
     """
     ce_T = cross_entropy(student)

@@ -8,7 +8,7 @@ from logitbank.student_train.losses.outcomes import OutcomeDivergence
 
 
 class Tvd(OutcomeDivergence):
-    """½ Σ |p − q| over the outcomes; at most 1. Not multiplied by τ²: it is no KL divergence."""
+    """½ Σ |p − q| over the outcomes; at most 1. Not multiplied by τ²: it is not a KL divergence."""
 
     scaled = False
 

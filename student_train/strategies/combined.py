@@ -30,7 +30,7 @@ class TokenWeights:
     """λ_t of every answer token, by the parts of a strategy, and what they learn on the way."""
 
     def __init__(self, setting: Setting) -> None:
-        """Raises ConfigError where a part finds something missing in the student or the store."""
+        """Raises ConfigError if a part finds something missing in the student or the store."""
         self._setting = setting
         chosen: list[type[Strategy]] = [STRATEGIES[name] for name in setting.config.distillation.strategy.split("*")]
         # a part that sets the base may learn from the factors of all others: they are ready before it
@@ -94,10 +94,10 @@ class TokenWeights:
 
 
 def refuse_sharding(accelerator: Accelerator, strategy: str) -> None:
-    """Raise `ConfigError` where parameters are sharded and a part compares whole gradients."""
+    """Raise `ConfigError` if parameters are sharded and a part compares whole gradients."""
     for name in strategy.split("*"):
         if is_sharded(accelerator) and STRATEGIES[name].compares_gradients:
             raise ConfigError(
-                f"distillation.strategy: {name} compares whole gradients, which "
-                f"{accelerator.distributed_type.value} shards; use DDP or one process, or another strategy"
+                f"distillation.strategy: {name} needs whole gradients, but {accelerator.distributed_type.value} "
+                "shards them; use DDP or one process, or another strategy"
             )

@@ -31,11 +31,13 @@ def named_subset(student: torch.nn.Module, pattern: str | None) -> list[torch.nn
     try:
         chosen = [p for name, p in named if re.search(pattern, name)]
     except re.error as error:
-        raise ConfigError(f"distillation.conflict_parameters: {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(
+            f"distillation.conflict_parameters: {pattern!r} is not a valid regular expression: {error}"
+        ) from None
     if not chosen:
         raise ConfigError(
-            f"distillation.conflict_parameters: {pattern!r} matches no trainable parameter; "
-            f"one of them is called {named[0][0]}"
+            f"distillation.conflict_parameters: {pattern!r} matches no trainable parameter; their names look like "
+            f"{named[0][0]}"
         )
     return chosen
 

@@ -1,4 +1,4 @@
-"""`meta`: one λ per task, learnt from held-out examples."""
+"""`meta`: one λ per task, learned from held-out examples."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Meta(Strategy):
         distillation = config.distillation
         if "per_task" in distillation.strategy.split("*"):
             raise ConfigError(
-                "distillation.strategy: per_task and meta both set one λ per task; "
-                "use meta with distillation.meta_init=per_task"
+                "distillation.strategy: per_task and meta both set λ per task; use meta with "
+                "distillation.meta_init=per_task"
             )
         uniform = distillation.meta_init == "uniform"
         if not uniform:
@@ -60,7 +60,7 @@ class Meta(Strategy):
             if not uniform:
                 key, value = f"lambda_per_task.{task}", distillation.lambda_per_task[task]
             if not 0 < value < 1:
-                raise ConfigError(f"distillation.{key}: meta starts between 0 and 1, exclusive; got {value:g}")
+                raise ConfigError(f"distillation.{key}: expected a number above 0 and below 1 for meta, got {value:g}")
 
     def prepare(self, work: StepWork, factors: Callable[[Batch], torch.Tensor]) -> None:
         """Measure the alignment, where the step is one of those."""
@@ -130,7 +130,7 @@ class HeldOut:
     """Held-out micro-batches: tasks in turn, every rank the same ones."""
 
     def __init__(self, config: Config, store: TeacherStore) -> None:
-        """Raises ConfigError where the store has no held-out examples of the configured tasks."""
+        """Raises ConfigError if the store has no held-out examples of the configured tasks."""
         table = store.validation
         of_task = {
             task: np.flatnonzero(np.asarray(table.task) == store.info.tasks.index(task)) for task in config.tasks
@@ -138,7 +138,7 @@ class HeldOut:
         of_task = {task: examples for task, examples in of_task.items() if len(examples)}
         if not of_task:
             raise ConfigError(
-                f"distillation.strategy: meta needs held-out examples, and the store at {store.url} has none of "
+                f"distillation.strategy: meta needs held-out examples, but the store at {store.url} has none for "
                 f"{', '.join(config.tasks)}; build it with data.max_validation_per_task above 0"
             )
         order = ExampleOrder(of_task, np.zeros(len(table), dtype=np.int64), config.seed)

@@ -19,11 +19,11 @@ class Conversation:
 
     Attributes:
         messages: OpenAI's dictionaries: `role` (system, user, assistant, tool), `content` (text, which may be
-            empty), and where there is any: `reasoning_content`, `tool_calls` with `arguments` as a mapping,
+            empty), and if there is any: `reasoning_content`, `tool_calls` with `arguments` as a mapping,
             `tool_call_id`, `name`.
         tools: descriptions of the tools that may be called.
         teacher_messages: what a teacher that knows more reads instead of `messages`, the same assistant turns in
-            it; None where the row names nothing of the kind.
+            it; None if the row names nothing of the kind.
     """
 
     messages: tuple[Message, ...]

@@ -34,7 +34,7 @@ class ConversationEncoder:
         Args:
             encoder: of the student.
             teacher: of the teacher, where its chat template differs from the student's.
-            chat: which turns are learnt, and whether thinking is kept.
+            chat: which turns are learned, and whether thinking is kept.
             counts: what is left out or changed is added here.
         """
         thinking = chat.thinking == "keep"
@@ -54,7 +54,7 @@ class ConversationEncoder:
         conversation = example.fields["conversation"]
         try:
             rendered, groups = self._groups(conversation)
-            learnt = [_learnt(rendered, group, alone=len(groups) == 1) for group in groups]
+            learned = [_learned(rendered, group, alone=len(groups) == 1) for group in groups]
         except Refused as reason:
             self._counts[f"conversations left out, because {reason}"] += 1
             return []
@@ -62,11 +62,11 @@ class ConversationEncoder:
             raise TaskError(f"{example.example_id}: {error}") from error
         self._count(conversation, rendered, groups)
         if rendered.assistant_turns > len(rendered.numbers):
-            self._counts["opening assistant turns, not learnt"] += 1
+            self._counts["opening assistant turns, not learned"] += 1
         if not groups:
             self._counts["conversations without a turn to learn"] += 1
             return []
-        fitting = [part for part in (_cut(sequence, max_tokens) for sequence in learnt) if part is not None]
+        fitting = [part for part in (_cut(sequence, max_tokens) for sequence in learned) if part is not None]
         if not fitting:
             self._counts["conversations left out, because the first turn is too long"] += 1
             return []
@@ -76,7 +76,7 @@ class ConversationEncoder:
         return fitting
 
     def prompts(self, example: Example) -> list[AnswerPrompt]:
-        """The prompt of every turn that is learnt, in their order; see `ExampleEncoder.prompts`.
+        """The prompt of every turn that is learned, in their order; see `ExampleEncoder.prompts`.
 
         Raises:
             TaskError: see `student`.
@@ -105,7 +105,7 @@ class ConversationEncoder:
         *,
         max_tokens: int,
     ) -> TeacherSequence | None:
-        """What the teacher reads under a view; None where it does not fit even without demonstrations.
+        """What the teacher reads under a view; None if it does not fit even without demonstrations.
 
         Raises:
             TaskError: a view that conversations do not have, or a turn that the teacher's template writes with
@@ -135,7 +135,7 @@ class ConversationEncoder:
     def generation(
         self, example: Example, demonstrations: Sequence[Example], *, max_tokens: int
     ) -> EncodedPrompt | None:
-        """The prompt of the last turn; None where it does not fit even without demonstrations."""
+        """The prompt of the last turn; None if it does not fit even without demonstrations."""
         conversation = example.fields["conversation"]
 
         def prompt_ids(shown: Sequence[Example]) -> NDArray[np.int32]:
@@ -155,7 +155,7 @@ class ConversationEncoder:
         """What `make` gives with as many demonstrations as fit, dropped from the front, and how many these are.
 
         Raises:
-            TaskError: what `make` raises, behind the example's id.
+            TaskError: what `make` raises, after the example's id.
         """
         for start in range(len(demonstrations) + 1):
             shown = demonstrations[start:]
@@ -183,7 +183,7 @@ class ConversationEncoder:
             readings.append(self._reading("context", conversation, ()))
         for reading in readings:
             if any(reading.turn(number).end_of_turn != rendered.turn(number).end_of_turn for number in numbers):
-                groups = [(number,) for number in numbers]  # nothing stands behind an end of turn of one's own
+                groups = [(number,) for number in numbers]  # nothing follows an end of turn of its own
             groups = _common(groups, reading.groups(numbers))
         return rendered, groups
 
@@ -194,12 +194,12 @@ class ConversationEncoder:
     def _read(
         self, reading: RenderedConversation, conversation: Conversation, student: StudentSequence
     ) -> AnsweredSequence:
-        """The student's spans as they stand in a teacher's reading of the conversation."""
+        """The student's spans as they are in a teacher's reading of the conversation."""
         if len(student.turns) > 1:
             if reading.groups(student.turns) != [student.turns]:
                 raise TaskError(
-                    "expected turns that share a sequence to share it behind demonstrations too, but the chat template "
-                    "renders them differently there; use --view zeroshot"
+                    "the chat template renders these turns differently after demonstrations, so they cannot share a "
+                    "sequence; use --view zeroshot"
                 )
             sequence = reading.sequence(student.turns)
             self._check_same(sequence, student.sequence)
@@ -269,7 +269,7 @@ class ConversationEncoder:
             self._counts["conversations with thinking dropped"] += 1
 
 
-def _learnt(rendered: RenderedConversation, group: Group, *, alone: bool) -> StudentSequence:
+def _learned(rendered: RenderedConversation, group: Group, *, alone: bool) -> StudentSequence:
     return StudentSequence(rendered.sequence(group), "" if alone else _suffix(rendered, group[-1]), group)
 
 
@@ -278,7 +278,7 @@ def _suffix(rendered: RenderedConversation, turn: int) -> str:
 
 
 def _cut(sequence: StudentSequence, max_tokens: int) -> StudentSequence | None:
-    """The sequence up to the last turn that fits; None where none does."""
+    """The sequence up to the last turn that fits; None if none does."""
     spans = [span for span in sequence.sequence.spans if span.stop <= max_tokens]
     if not spans:
         return None

@@ -35,7 +35,7 @@ class Format(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a row holds: its conversation, and how many messages behind the last answer were left out."""
+    """What a row holds: its conversation, and how many messages after the last answer were dropped."""
 
     conversation: Conversation
     unanswered: int
@@ -81,7 +81,7 @@ def read_row(layout: Format, row: Mapping[str, Any]) -> Found:
 
     Raises:
         BrokenRow: it is none; names the field.
-        UnusableRow: there is nothing in it to learn, or something that is no text.
+        UnusableRow: there is nothing in it to learn, or something that is not text.
     """
     if lacking := [column for column in layout.columns if column not in row]:
         raise BrokenRow(f"expected a column {lacking[0]!r} ({layout.name}), got {', '.join(row)}")
@@ -96,7 +96,7 @@ def read_row(layout: Format, row: Mapping[str, Any]) -> Found:
     try:
         conversation.digest_with_teacher  # noqa: B018
     except UnicodeEncodeError:
-        raise UnusableRow("with half a character (a lone surrogate)") from None
+        raise UnusableRow("with an invalid character (a lone surrogate)") from None
     return Found(conversation, len(messages) - len(kept))
 
 
@@ -107,12 +107,14 @@ def with_context(conversation: Conversation, context: str) -> Conversation:
         BrokenRow: its row brings a context of its own.
     """
     if conversation.teacher_messages is not None:
-        raise BrokenRow("expected no context and no teacher_messages, since chat.context names a file; use one of them")
+        raise BrokenRow(
+            "expected no context and no teacher_messages because chat.context names a file; use one of them"
+        )
     return dataclasses.replace(conversation, teacher_messages=tuple(_behind_system(context, conversation.messages)))
 
 
 def read_conversation(row: Mapping[str, Any]) -> Conversation | None:
-    """The conversation of a row on its own; None where there is nothing in it to learn.
+    """The conversation of a row on its own; None if there is nothing in it to learn.
 
     Raises:
         TaskError: the row is broken; names the field.
@@ -126,7 +128,7 @@ def read_conversation(row: Mapping[str, Any]) -> Conversation | None:
 
 
 def _teacher_messages(field: str, row: Mapping[str, Any], messages: Sequence[Message]) -> tuple[Message, ...] | None:
-    """What the row says that its teacher reads; None where it says nothing."""
+    """What the row says that its teacher reads; None if it says nothing."""
     context = as_text("context", row.get("context"))
     given = row.get("teacher_messages")
     if given is None:
@@ -138,7 +140,9 @@ def _teacher_messages(field: str, row: Mapping[str, Any], messages: Sequence[Mes
     ours, own = _answers(messages), _answers(theirs)
     for number, (mine, other) in enumerate(zip(ours, own, strict=False), start=1):
         if mine != other:
-            raise BrokenRow(f"teacher_messages: expected the assistant turns of {field}, but turn {number} differs")
+            raise BrokenRow(
+                f"teacher_messages: expected the same assistant turns as {field}, but turn {number} differs"
+            )
     if len(ours) != len(own):
         raise BrokenRow(f"teacher_messages: expected the {len(ours)} assistant turns of {field}, got {len(own)}")
     return tuple(theirs)
@@ -149,7 +153,7 @@ def _answers(messages: Sequence[Message]) -> list[Message]:
 
 
 def _behind_system(text: str, messages: Sequence[Message]) -> list[Message]:
-    """The messages behind a text as system prompt, which a system message of their own follows in the same turn."""
+    """The messages after a text as system prompt, which a system message of their own follows in the same turn."""
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
     rest = messages[1:] if messages and messages[0]["role"] == "system" else messages
     return [{"role": "system", "content": f"{text}\n\n{own}" if own else text}, *rest]

@@ -35,7 +35,7 @@ class BrokenRow(ValueError):
 
 
 class UnusableRow(ValueError):
-    """A row that is in order and cannot be learnt from; the message says what is wrong with it, for counts."""
+    """A row that is in order and cannot be learned from; the message says what is wrong with it, for counts."""
 
 
 def read_messages(field: str, value: Any) -> list[Message]:
@@ -43,7 +43,7 @@ def read_messages(field: str, value: Any) -> list[Message]:
 
     Args:
         field: the column, for messages.
-        value: what stands in it: a list, or a list as JSON.
+        value: its content: a list, or a list as JSON.
 
     Raises:
         BrokenRow, UnusableRow: a message that is neither.
@@ -216,7 +216,7 @@ def _check_tool_turns(field: str, messages: Sequence[Message]) -> None:
             calls = [] if asking is None else asking.get("tool_calls", [])
             in_text = asking is not None and "<tool_call>" in asking["content"]
             if not calls and not in_text:
-                raise BrokenRow(f"{field}[{i}]: expected a tool message behind an assistant turn with tool_calls")
+                raise BrokenRow(f"{field}[{i}]: expected a tool message only after an assistant turn with tool_calls")
             known = [call["id"] for call in calls if "id" in call]
             if known and message.get("tool_call_id", known[0]) not in known:
                 wanted = ", ".join(known)
@@ -226,7 +226,7 @@ def _check_tool_turns(field: str, messages: Sequence[Message]) -> None:
 
 
 def _says_something(text: str) -> bool:
-    """Whether there is text behind what is thought."""
+    """Whether there is text after the reasoning."""
     return bool((_THOUGHT.sub("", text, count=1) if "<think>" in text else text).strip())
 
 
@@ -237,7 +237,7 @@ def _decoded(field: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise BrokenRow(f"{field}: expected JSON, got text that is none: {str(error).partition(': line')[0]}") from None
+        raise BrokenRow(f"{field}: expected JSON, got text that is not: {str(error).partition(': line')[0]}") from None
 
 
 def _object(field: str, value: Any) -> dict[str, Any]:

@@ -26,8 +26,8 @@ _said: set[str] = set()  # lines that this process has logged: a file is read mo
 def read_split(task: str, split: str, data: DataSettings) -> Iterator[tuple[str, Conversation]]:
     """Ids and conversations of a split, in the order of its file; memory does not grow with them.
 
-    Without a validation file, a share of the training file is its validation split: the conversations whose hash lies
-    below it, so that neither order nor what is added to the file moves any between the two.
+    Without a validation file, a share of the training file is its validation split: the conversations whose
+    hash is below it, so that neither order nor what is added to the file moves any between the two.
 
     Args:
         task: whose files.
@@ -81,7 +81,7 @@ class _Seen:
             if self._rows.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
                 return None
         except sqlite3.Error as error:
-            raise TaskError(f"{place}: its hash cannot be kept in the temporary directory (TMPDIR): {error}") from None
+            raise TaskError(f"{place}: cannot write its hash to the temporary directory (TMPDIR): {error}") from None
         return str(self._rows.execute("SELECT place FROM seen WHERE key = ?", (key,)).fetchone()[0])
 
 
@@ -94,7 +94,7 @@ class _Tally:
         held_out: of these.
         skipped: what is wrong with a row -> rows.
         duplicates: rows with the content of an earlier one.
-        cut: conversations that lost messages behind their last answer.
+        cut: conversations that lost messages after their last answer.
         seen: contents and ids so far.
         formats: of each file.
     """
@@ -108,17 +108,17 @@ class _Tally:
     formats: dict[str, Format] = field(default_factory=dict)
 
     def finish(self, key: str, file: str, holdout: str | None) -> None:
-        """Log the counts; TaskError where nothing is left to learn."""
+        """Log the counts; TaskError if nothing is left to learn."""
         parts = [f"{counted(count, 'conversation')} {why}" for why, count in sorted(self.skipped.items())]
         if self.duplicates:
             parts.append(counted(self.duplicates, "duplicate"))
         lost = f"; skipped {', '.join(parts)}" if parts else ""
         if not self.used:
-            raise TaskError(f"{key}: {shlex.quote(file)} has no conversation to learn from{lost}")
+            raise TaskError(f"{key}: {shlex.quote(file)} has no usable conversation{lost}")
         if holdout is not None and self.held_out == self.used:
             raise TaskError(f"{key}: {holdout} holds out all of its {counted(self.used, 'conversation')}; lower it")
         shared = f", {self.held_out:,} of them held out for validation ({holdout})" if holdout is not None else ""
-        cut = f"; {counted(self.cut, 'conversation')} cut behind the last assistant turn" if self.cut else ""
+        cut = f"; {counted(self.cut, 'conversation')} cut after the last assistant turn" if self.cut else ""
         _say(f"{key}: {shlex.quote(file)}: {counted(self.used, 'conversation')}{shared}{lost}{cut}")
 
 
@@ -143,7 +143,7 @@ def _read(tally: _Tally, row: Row) -> tuple[str, Conversation] | None:
         tally.duplicates += 1
         return None
     if (other := tally.seen.earlier("id", name, row.place)) is not None:
-        raise BrokenRow(f"id: {name!r} is also that of {other}, which is another conversation; give each its own")
+        raise BrokenRow(f"id: {name!r} is also used by {other}, a different conversation; give each its own id")
     tally.used += 1
     tally.cut += found.unanswered > 0
     return name, found.conversation
@@ -161,7 +161,7 @@ def _id_of(value: object) -> str | None:
 
 
 def _share(digest: str) -> float:
-    """Where a hash lies between 0 and 1."""
+    """Where a hash is between 0 and 1."""
     return int(hashlib.blake2b(f"holdout/{digest}".encode(), digest_size=6).hexdigest(), 16) / 2**48
 
 

@@ -22,7 +22,7 @@ PLAIN_TEMPLATE = (
     "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
     "{% endif %}{% endfor %}"
 )
-OPENING = "<think>\n"  # of reasoning that stands in an assistant's content
+OPENING = "<think>\n"  # of reasoning that is in an assistant's content
 _LEADING_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _READS_REASONING = re.compile(r"\breasoning_content\b|\.thinking\b|\[['\"]thinking['\"]\]|['\"]thinking['\"] in ")
@@ -80,7 +80,7 @@ class ConversationTemplate:
             Refused: the template does not take these messages.
         """
         if not messages:
-            raise Refused("nothing stands before an assistant turn")
+            raise Refused("no message comes before an assistant turn")
         from transformers.utils import chat_template_utils  # slow to import
 
         try:
@@ -94,7 +94,7 @@ class ConversationTemplate:
             )
         except Exception as error:  # a template may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Refused(f"the chat template refuses it: {without_marks(reason)}") from error
+            raise Refused(f"the chat template rejects it: {without_marks(reason)}") from error
         texts, regions = rendered
         return str(texts[0]), list(regions[0]) if regions else []
 
@@ -109,13 +109,13 @@ class ConversationTemplate:
         return str(self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.end_of_turn_id))
 
     def find_end(self, text: str, start: int) -> tuple[int, str] | None:
-        """Where the turn that begins at `start` and stands last in `text` ends, and the token it ends with.
+        """Where the turn that begins at `start` and is last in `text` ends, and the token it ends with.
 
-        What a template writes behind a turn is white space and control tokens; the turn ends with the encoder's
+        What a template writes after a turn is white space and control tokens; the turn ends with the encoder's
         end of turn where that is among them, and with the first of them otherwise.
 
         Returns:
-            The position behind the token, and the token; None where the template writes none.
+            The position after the token, and the token; None if the template writes none.
         """
         found: list[tuple[int, str]] = []
         stop = len(text.rstrip())
@@ -128,13 +128,13 @@ class ConversationTemplate:
         return next((item for item in reversed(found) if item[1] == own), found[-1])
 
     def ends_turn(self, text: str) -> bool:
-        """Whether text holds nothing but what may stand behind an answer: control tokens and white space."""
+        """Whether text holds nothing but what may follow an answer: control tokens and white space."""
         for token in self._special:
             text = text.replace(token, "")
         return not text.strip()
 
     def shows(self, content: str, text: str) -> bool:
-        """Whether prepared content stands in rendered text, as it is or as JSON writes it."""
+        """Whether prepared content appears in rendered text, as it is or as JSON writes it."""
         content = content.strip()
         return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 

@@ -1,7 +1,7 @@
-"""Which tokens of a conversation are learnt: what the model would have generated, turn by turn.
+"""Which tokens of a conversation are learned: what the model would have generated, turn by turn.
 
-A turn is learnt as the model meets it: its prompt is what the template writes for the messages before it, the
-generation prompt included, and its answer is what the template writes behind that, up to the end of turn. Turns
+A turn is learned as the model meets it: its prompt is what the template writes for the messages before it, the
+generation prompt included, and its answer is what the template writes after that, up to the end of turn. Turns
 share one sequence where the rendering of a later one begins with that of an earlier one, text and tokens alike.
 """
 
@@ -70,7 +70,7 @@ class TurnIds:
 
     @property
     def prompt(self) -> NDArray[np.int32]:
-        """What stands before the answer."""
+        """What comes before the answer."""
         return self.ids[: self.start]
 
     @property
@@ -95,7 +95,7 @@ class RenderedConversation:
         self._at = [number for number, message in enumerate(self._messages) if message["role"] == "assistant"]
         #: Assistant turns of all kinds.
         self.assistant_turns = len(self._at)
-        #: Turns that something stands before.
+        #: Turns that follow something.
         self.numbers = [number for number, index in enumerate(self._at, start=-len(self._at)) if index > 0]
         self._turns: dict[int, Turn] = {}
         self._ids: dict[int, TurnIds] = {}
@@ -134,7 +134,7 @@ class RenderedConversation:
         """Turns that share a sequence, each group ascending, in the order of their last turns; raises as `turn`.
 
         Args:
-            numbers: the turns that are learnt, ascending.
+            numbers: the turns that are learned, ascending.
         """
         groups: list[list[int]] = []
         for number in numbers:
@@ -154,7 +154,7 @@ class RenderedConversation:
         return AnsweredSequence(turns[-1].ids, [Span(turn.start, len(turn.answer)) for turn in turns])
 
     def _shares(self, number: int, last: int) -> bool:
-        """Whether a turn stands in the sequence of a later one as the model meets it: the same text and tokens."""
+        """Whether a turn appears in the sequence of a later one as the model meets it: the same text and tokens."""
         if not self.turn(last).text.startswith(self.turn(number).text):
             return False
         own, prompt = self.ids(number).ids, self.ids(last).prompt
@@ -190,8 +190,8 @@ class RenderedConversation:
         place = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), 0)
         theirs, ours = (without_marks(it[max(place - 20, 0) :][:_EXCERPT]) for it in (text, prompt))
         raise TaskError(
-            f"the chat template writes an assistant turn where no generation prompt leads: expected it behind "
-            f"{ours!r}, got {theirs!r}; mark what is generated in the template with {{% generation %}}"
+            "the chat template does not write an assistant turn after its generation prompt: expected it after "
+            f"{ours!r}, got {theirs!r}; mark generated text in the template with {{% generation %}}"
         )
 
     def _behind_last_message(self, index: int, prompt: str, text: str) -> int | None:
@@ -217,7 +217,7 @@ class RenderedConversation:
             if name not in turn.prompt:
                 raise TaskError(
                     f"the chat template does not show tools: expected {name!r} in the prompt; use a tokenizer whose "
-                    "template takes tools, or leave `tools` out"
+                    "template supports tools, or leave `tools` out"
                 )
         for number, message in enumerate(self._messages[since:index], start=since):
             role, content = str(message["role"]), str(message["content"])
@@ -226,7 +226,7 @@ class RenderedConversation:
             if role == "tool":
                 raise TaskError(
                     f"the chat template does not show tool messages: expected {_short(content)} in the prompt; use a "
-                    "tokenizer whose template takes tools"
+                    "tokenizer whose template supports tools"
                 )
             raise Refused(f"the chat template does not show message {number + 1 + self._joined} ({role})")
         self._check_answer_shown(index, turn)
@@ -238,7 +238,7 @@ class RenderedConversation:
             if turn.answer.count(name) < count:
                 raise TaskError(
                     f"the chat template does not show tool calls: expected {count} of {name!r} in an assistant turn, "
-                    f"got {_short(turn.answer)}; use a tokenizer whose template takes tools"
+                    f"got {_short(turn.answer)}; use a tokenizer whose template supports tools"
                 )
         content, reasoning = str(message["content"]), str(message.get("reasoning_content", ""))
         thought = self.template.thinking and content.startswith(OPENING)  # which the generation prompt may open

@@ -30,7 +30,7 @@ def distinct(pairs: Sequence[Pair], dedup: str) -> Distinct:
 
     Args:
         pairs: with targets.
-        dedup: `pair` merges rows of the same prompt and the same two answers, whichever stands first; `prompt` then
+        dedup: `pair` merges rows of the same prompt and the same two answers, whichever comes first; `prompt` then
             keeps the first of each prompt; `none` keeps all.
     """
     if dedup == "none":

@@ -36,7 +36,7 @@ def folds_of(pairs: Sequence[Pair], folds: int, seed: int) -> NDArray[np.int8]:
     if distinct < folds:
         raise TaskError(f"{key}: expected at most as many folds as prompts ({distinct:,}), got {folds}; {fewer}")
     if (most := np.bincount(classes).max()) < folds:
-        raise TaskError(f"{key}: expected a class with at least {folds} rows, the most have {most}; {fewer}")
+        raise TaskError(f"{key}: expected a class with at least {folds} rows, the largest class has {most}; {fewer}")
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     found = np.empty(len(pairs), dtype=np.int8)
     order = np.argsort(prompts, kind="stable")

@@ -16,7 +16,7 @@ from logitbank.tasks.prompts import PromptEncoder
 from logitbank.tasks.texts import TextEncoder, around
 
 SHARES = (1, 2, 2)  # of prompt, answer A and answer B in what the fixed text leaves: 20, 40 and 40 %
-CUT = " [...]"  # stands where text was left out
+CUT = " [...]"  # marks where text was left out
 EMPTY = "(empty)"  # stands for an answer without text
 SYSTEM_PROMPT = "You compare two answers to the same prompt and say which of them people prefer."
 HOLES = ("\ue000prompt\ue000", "\ue001answer\ue001", "\ue002answer\ue002")  # where the texts go, in private letters
@@ -43,7 +43,7 @@ class _Section(NamedTuple):
 class PairPacker:
     """Packs comparisons for one tokenizer and one length.
 
-    Fixed text stands around three sections: prompt, answer A, answer B. They share what it leaves of the length 1:2:2;
+    Fixed text surrounds three sections: prompt, answer A, answer B. They share what it leaves of the length 1:2:2;
     what one does not need goes to those that do. A section that is cut keeps whole turns from its end, or from its
     beginning, then the beginning of the next, and a mark where something is missing. The texts are tokenised on their
     own, so the answers have the same tokens in either place.
@@ -110,7 +110,7 @@ class PairPacker:
         return found
 
     def _label(self, number: int) -> Ids:
-        """What stands before a turn of several."""
+        """What comes before a turn of several."""
         if number not in self._labels:
             text = f"Turn {number}:\n" if number == 1 else f"\n\nTurn {number}:\n"
             self._labels[number] = self._texts.own(text)

@@ -25,7 +25,7 @@ class Counts:
     Attributes:
         read: rows of the files.
         without_text: left out because the prompt or an answer has no text.
-        held_out: moved into validation, where there is no file of it.
+        held_out: moved into validation, if there is no file of it.
         leaking: dropped because validation or test has their prompt.
         known: external rows dropped because the training rows have their prompt.
         merged: rows that went into an earlier one of the same two answers.
@@ -74,7 +74,7 @@ class PreparationReport:
         test: rows.
         classes: of the base rows, rows whose likeliest class is each of `CLASSES`.
         folds: base rows of each fold.
-        soft: base rows whose target is no single class.
+        soft: base rows whose target is not a single class.
     """
 
     train: Counts
@@ -131,7 +131,7 @@ class Prepared:
 
 
 def prepare(data: DataSettings) -> Prepared:
-    """Read all files, and leave out what must not be learnt from.
+    """Read all files, and leave out what must not be learned from.
 
     Args:
         data: names the files; its seed draws the folds and the order within them.
@@ -151,7 +151,7 @@ def prepare(data: DataSettings) -> Prepared:
     clean = without_prompts(base.pairs, evaluated)
     kept = distinct(clean, settings.dedup)
     if not kept.pairs:
-        raise TaskError(f"{TASK}.train: all of its {base.read:,} rows share a prompt with validation or test")
+        raise TaskError(f"{TASK}.train: all of its {base.read:,} rows share a prompt with validation or test rows")
     folds = folds_of(kept.pairs, settings.folds, data.seed)
     order = np.lexsort((np.random.default_rng(data.seed).random(len(folds)), folds))
 

@@ -142,7 +142,9 @@ def read_pairs(
             found = read_comparison(row.values, labelled=labelled)
             name = _name(row, read)
             if name in places:
-                raise TaskError(f"id: {name!r} is also that of {places[name]}; give each row its own, or none")
+                raise TaskError(
+                    f"id: {name!r} is also used by {places[name]}; give each row its own id, or leave out the column"
+                )
         except TaskError as error:
             raise TaskError(f"{key}: {row.place}: {error}") from None
         places[name] = row.place
@@ -161,7 +163,7 @@ def read_pairs(
 
 
 def _name(row: Row, number: int) -> str:
-    """The id of a row; where it has none, its number over all files."""
+    """The id of a row; or, without one, its number over all files."""
     value = row.values.get("id")
     if value is None or value == "":
         return f"row-{number}"

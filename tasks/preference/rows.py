@@ -66,7 +66,7 @@ def has_text(turns: Turns) -> bool:
 
 
 def read_target(values: Mapping[str, Any], *, required: bool) -> Target | None:
-    """Who won, as a probability of each class; None where the row does not say and need not.
+    """Who won, as a probability of each class; None if the row does not say and need not.
 
     Raises:
         TaskError: a label that is missing, unknown, or no probabilities.

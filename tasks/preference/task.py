@@ -55,12 +55,12 @@ class Preference(Task):
         return f"Prompt:\n{prompt}\n\nAnswer A:\n{answer_a}\n\nAnswer B:\n{answer_b}\n\n{QUESTION}"
 
     def reference(self, example: Example) -> Target | None:
-        """The target; None where nobody said."""
+        """The target; None if unknown."""
         pair: Pair = example.fields["pair"]
         return pair.target
 
     def parse(self, output: str) -> str | None:
-        """The likeliest class; None where the output is no probabilities."""
+        """The likeliest class; None if the output is not probabilities."""
         said = _probabilities(output)
         return None if said is None else CLASSES[int(np.argmax(said))]
 
@@ -80,7 +80,7 @@ class Preference(Task):
 
 
 def _probabilities(output: str) -> list[float] | None:
-    """The probability of each class in an output; None where it does not say them."""
+    """The probability of each class in an output; None if it does not say them."""
     try:
         said = json.loads(output)
         return [float(said[name]) for name in CLASSES]

@@ -38,7 +38,7 @@ def parse_label(output: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first in the text as a word of its own, whatever its case; None if none does.
 
     Models write `Entailment.`, `**neutral**`, `The answer is: yes`. The first one counts, since what
-    follows an answer is usually the model going on with a question of its own.
+    follows an answer is usually the model continuing with a question of its own.
     """
     text = unicodedata.normalize("NFKC", output).casefold()
     word = rf"(?<![^\W_])({'|'.join(map(re.escape, labels))})(?![^\W_])"

@@ -27,7 +27,7 @@ class TagAnswers(Task):
     labels: tuple[str, ...] = ()
 
     def tag_of(self, value: Any) -> str | None:
-        """The tag that a value of `tag_column` stands for; None where it is none."""
+        """The tag that a value of `tag_column` stands for; None if it is none."""
         raise NotImplementedError
 
     def to_example(self, row: Mapping[str, Any], language: str, example_id: str) -> Example | None:
@@ -49,14 +49,14 @@ class TagAnswers(Task):
 
 
 def parse_tags(output: str, is_tag: Callable[[str], bool]) -> list[str] | None:
-    """The tags of a model text in order and in upper case; None where no word is a tag.
+    """The tags of a model text in order and in upper case; None if no word is a tag.
 
     Words before the first tag are a preamble (`Here are the tags:`) and dropped. From there on every
     word takes a token's place, so that one odd word costs one token and not all that follow.
 
     Args:
         output: raw model text.
-        is_tag: whether a word is a tag, asked with the word as it stands and in upper case.
+        is_tag: whether a word is a tag, asked with the word as it is and in upper case.
     """
     words = [word.strip(_AROUND) for word in _BETWEEN.split(output.strip(_TABLE_EDGE))]
     upper = [word.upper() for word in words]

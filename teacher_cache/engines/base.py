@@ -22,7 +22,7 @@ class Sequenced:
 
     Attributes:
         sequence: what the teacher reads; rows are wanted for every token of its answer spans.
-        shared: leading tokens, fewer than stand before the first span, that other sequences begin with too: an
+        shared: leading tokens, fewer than come before the first span, that other sequences begin with too: an
             engine may compute them once. Sequences of one batch have the same number and the same such tokens.
         sampling: what to draw besides, the same kind for all sequences of a batch; None for no draws.
     """
@@ -109,7 +109,7 @@ class TeacherOpener(Protocol):
         """Whether the engine will make use of `Sequenced.shared`, for which a plan is searched then."""
 
     def require(self, config: Config, environment: Mapping[str, str]) -> None:
-        """Raise `ConfigError` where this machine, or the way the process was started, lacks what it needs."""
+        """Raise `ConfigError` if this machine, or the way the process was started, lacks what it needs."""
 
     def open(self, opening: Opening) -> TeacherEngine:
         """Load the model.

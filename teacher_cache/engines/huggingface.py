@@ -109,7 +109,7 @@ class HFTeacher:
         if local_processes(environment) > 1 and config.teacher.device_map is not None:
             raise ConfigError(
                 f"teacher.device_map: {config.teacher.device_map} spreads one teacher over all devices, but several "
-                "processes were launched on this machine; launch one, or set it to null"
+                "processes were launched on this machine; launch only one, or set it to null"
             )
 
     @classmethod
@@ -161,7 +161,7 @@ class HFTeacher:
         """See `TeacherEngine.score_batches`.
 
         All spans of a sequence are scored in one forward pass. Sequences are padded on the right. No position
-        looks to its right, so the padding needs no mask; the logits of an answer token stand one position before it.
+        looks to its right, so the padding needs no mask; the logits of an answer token are one position before it.
         Last hidden states are collected until the `lm_head` can be read for many answer tokens at once.
 
         Raises:
@@ -224,7 +224,7 @@ class HFTeacher:
         return Unread(hidden_BLD.flatten(0, 1)[places_T], made.gold_T, made.sampling)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where the model reads; a GPU copies it while the processor goes on."""
+        """The tensor where the model reads; a GPU copies it while the processor continues."""
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
@@ -240,20 +240,20 @@ class HFTeacher:
         logits_TV = logits_TV.reshape(-1, self.vocab_size)
         if len(logits_TV) != tokens:
             raise ConfigError(
-                f"model.name: {self._config.name} ignores a boolean logits_to_keep "
-                f"(expected {tokens} rows of logits, got {len(logits_TV)}); its architecture cannot be a teacher"
+                f"model.name: {self._config.name} ignores a boolean logits_to_keep (expected {tokens} rows of "
+                f"logits, got {len(logits_TV)}); use a teacher of another architecture"
             )
         return logits_TV
 
     @functools.cached_property
     def _reader(self) -> AnswerReader | None:
-        """What reads answer tokens from hidden states; None where the model's logits come about otherwise."""
+        """What reads answer tokens from hidden states; None if the model's logits come about otherwise."""
         head = open_head(self._model)
         return AnswerReader(head, self.vocab_size, self._tokenizer_size, self._excluded) if head else None
 
 
 def _require_masks() -> None:
-    """Raise `ConfigError` where transformers is older than the mask of positions that `score` gives it."""
+    """Raise `ConfigError` if transformers is older than the mask of positions that `score` gives it."""
     if Version(transformers.__version__) < BOOLEAN_LOGITS_TO_KEEP:
         raise ConfigError(
             f"teacher.engine: hf needs transformers {BOOLEAN_LOGITS_TO_KEEP} or newer, got "

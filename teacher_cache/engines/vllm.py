@@ -88,14 +88,14 @@ class VllmTeacher:
         teacher = config.teacher
         if teacher.device_map is not None:
             raise ConfigError(
-                f"teacher.device_map: only teacher.engine=hf spreads layers (got {teacher.device_map}); "
+                f"teacher.device_map: only teacher.engine=hf spreads layers over devices (got {teacher.device_map}); "
                 "with vllm set vllm.tensor_parallel"
             )
         for key, asked in (("load_in_4bit", teacher.load_in_4bit), ("load_in_8bit", teacher.load_in_8bit)):
             if asked:
                 raise ConfigError(
-                    f"teacher.{key}: only teacher.engine=hf quantises while it loads; "
-                    "give vllm a quantised checkpoint as teacher.model"
+                    f"teacher.{key}: only teacher.engine=hf quantises at load time; for vllm set teacher.model to a "
+                    "quantised checkpoint"
                 )
 
     @staticmethod
@@ -109,7 +109,7 @@ class VllmTeacher:
         require_vllm("teacher.engine")
         if local_processes(environment) > 1 and default_device().type != "cpu":
             raise ConfigError(
-                "teacher.engine: vllm takes all devices it sees, but several processes were launched on this machine; "
+                "teacher.engine: vllm uses all visible devices, but several processes were launched on this machine; "
                 "start each with its own CUDA_VISIBLE_DEVICES and --worker I/N, "
                 "or launch one with vllm.tensor_parallel"
             )
@@ -170,7 +170,7 @@ class VllmTeacher:
         self._llm.collective_rpc("ask_signal", args=(asked,))
         self._prefill(batch, range(len(batch)), use_cache=self._prefix_reuse)
         # What is cached is not computed again. Where that was more than a context (equal prompts and
-        # beginnings of answers), the sequence is read once more as a whole.
+        # beginnings of answers), the sequence is read again as a whole.
         missing, *_ = self._llm.collective_rpc("missing_signal")
         if missing:
             self._prefill(batch, missing, use_cache=False)

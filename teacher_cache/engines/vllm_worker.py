@@ -34,7 +34,7 @@ class Asked:
 
     Attributes:
         positions: for each request an ascending (T,) int64, the prompt positions whose logits are read.
-        answer_ids: (T,) int32, the tokens behind the positions of all requests, end to end.
+        answer_ids: (T,) int32, the tokens that follow the positions of all requests, end to end.
         sampling: what to draw besides, for all of them; None for no draws.
         top_k: see `signal.read_signal`; so are the others.
         vocab_size: V.
@@ -51,7 +51,7 @@ class Asked:
     excluded: Sequence[int] = ()
 
     def rows(self, logits_TV: torch.Tensor, place_T: NDArray[np.int64]) -> TeacherRows:
-        """What is kept of logits behind which `answer_ids[place_T]` stand."""
+        """What is kept of the logits that predict `answer_ids[place_T]`."""
         device = logits_TV.device
         return rows_of_logits(
             logits_TV,
@@ -89,7 +89,7 @@ class SignalWorker:
 
 
 class _Tap:
-    """Stands between a model runner's forward pass and its sampler, and reads while it is open.
+    """Runs between a model runner's forward pass and its sampler, and reads while it is open.
 
     Args:
         runner: vLLM's; its `execute_model` is replaced, and its model's `compute_logits`.
@@ -118,7 +118,9 @@ class _Tap:
     def close(self) -> TeacherRows | None:
         missing, rows, self._asked, self._rows = self.missing(), self._rows, None, []
         if missing:
-            raise RuntimeError(f"vLLM computed no hidden states for answers of {len(missing)} prompts; report this")
+            raise RuntimeError(
+                f"vLLM computed no hidden states for answers of {len(missing)} prompts; please report this"
+            )
         if not self._reads:
             return None
         source_T = np.empty(self._first_row[-1], dtype=np.int64)
@@ -126,7 +128,7 @@ class _Tap:
         return concatenate(rows).take(source_T)
 
     def _sampled_logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:
-        """Logits for the sampler: a single zero where nobody wants its token, which saves the row."""
+        """Logits for the sampler: a single zero where nobody uses its token, which saves the row."""
         if self._asked is not None:
             return hidden_BD.new_zeros(len(hidden_BD), 1)
         logits_BV: torch.Tensor = self._compute_logits(hidden_BD)
@@ -134,7 +136,7 @@ class _Tap:
 
     def _execute(self, *arguments: Any, **named: Any) -> Any:
         output = self._execute_model(*arguments, **named)
-        state = self._runner.execute_model_state  # None where there was nothing to compute
+        state = self._runner.execute_model_state  # None if there was nothing to compute
         if self._asked is not None and state is not None:
             self._read(self._asked, state.hidden_states, state.scheduler_output.num_scheduled_tokens)
         return output

@@ -23,7 +23,7 @@ from logitbank.teacher_cache.exchange.layouts import (
     LayoutOptions,
     Predicts,
     RowReader,
-    learnt_positions,
+    learned_positions,
     optional_text,
     require,
 )
@@ -62,10 +62,10 @@ class _AxolotlReader:
         self._ahead = 1 if predicts == "next" else 0
 
     def read(self, cells: Cells) -> ForeignRow:
-        """See `RowReader`. Without labels, whatever has a row is learnt."""
+        """See `RowReader`. Without labels, whatever has a row is learned."""
         ids, rows = _aligned(cells, self._options)
         if "labels" in cells.columns:
-            positions = learnt_positions(cells, cells.vector("input_ids", "whole"))
+            positions = learned_positions(cells, cells.vector("input_ids", "whole"))
             positions -= _padding(cells)[0]
         else:
             positions = np.flatnonzero(rows.filled) + self._ahead
@@ -73,7 +73,7 @@ class _AxolotlReader:
         lacking = positions[~rows.filled[positions - self._ahead]]
         if len(lacking):
             raise TaskError(
-                f"{cells.place}: expected log-probabilities of every token that is learnt, got none of the one at "
+                f"{cells.place}: expected log-probabilities of every token that is learned, got none of the one at "
                 f"position {lacking[0]:,}; {counted(len(lacking), 'token')} in all"
             )
         chosen = positions - self._ahead - rows.start
@@ -199,7 +199,7 @@ def _told(first: Sequence[Cells], options: LayoutOptions) -> tuple[Predicts, str
     if not len(gains) or abs(gains.mean()) <= SURE * error:
         raise TaskError(
             f"{first[0].place}: cannot tell from the first {counted(len(first), 'row')} which token the "
-            "log-probabilities at a position predict; say --row-predicts own, or next"
+            "log-probabilities at a position predict; add --row-predicts own or --row-predicts next"
         )
     predicts: Predicts = "own" if gains.mean() > 0 else "next"
     means = [float(np.concatenate(parts).mean()) for parts in (own, following)]

@@ -54,7 +54,7 @@ class Ragged:
         return Ragged(self.values[first + np.arange(offsets[-1])], offsets)
 
     def table(self, fill: float) -> NDArray[Any]:
-        """(R, W) the runs side by side, `fill` behind the shorter ones."""
+        """(R, W) the runs side by side, `fill` after the shorter ones."""
         lengths = self.lengths
         width = int(lengths.max(initial=0))
         if (lengths == width).all():
@@ -79,21 +79,21 @@ class Cells:
         self._row = row
 
     def vector(self, column: str, kind: Kind) -> NDArray[Any]:
-        """A list of numbers, (L,) int64 or float64; TaskError where the cell is none."""
+        """A list of numbers, (L,) int64 or float64; TaskError if the cell is none."""
         values, (offsets,) = self._numbers(column, kind, 1)
         return values[slice(*offsets)]
 
     def matrix(self, column: str, kind: Kind) -> Ragged:
-        """A list of lists of numbers; null instead of an inner list has no numbers. TaskError where it is none."""
+        """A list of lists of numbers; null instead of an inner list has no numbers. TaskError if it is none."""
         values, (outer, inner) = self._numbers(column, kind, 2)
         offsets = inner[outer[0] : outer[1] + 1]
         return Ragged(values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def entries(self, column: str) -> dict[str, Ragged] | None:
-        """A list of lists of objects, by key: texts and numbers as they are; None where the innermost are no objects.
+        """A list of lists of objects, by key: texts and numbers as they are; None if the innermost are not objects.
 
         Raises:
-            TaskError: the cell is no list of lists.
+            TaskError: the cell is not a list of lists.
         """
         leaf, (outer, inner) = self._nested(column, 2, "objects")
         if not pa.types.is_struct(leaf.type):
@@ -107,7 +107,7 @@ class Cells:
         }
 
     def text(self, column: str) -> str:
-        """A text; TaskError where it is none."""
+        """A text; TaskError if it is none."""
         value = self._batch.column(column)[self._row].as_py()
         if not isinstance(value, str):
             raise TaskError(f"{self.place}, {column}: expected text, got {type(value).__name__}")
@@ -215,7 +215,7 @@ def parquet_reader(wanted: Collection[str]) -> ParquetReader:
 
 
 def _unnested(column: pa.Array, depth: int) -> tuple[pa.Array, list[NDArray[np.int64]]] | None:
-    """The innermost values of lists in lists, and the offsets of each level; None where it is no such column."""
+    """The innermost values of lists in lists, and the offsets of each level; None if it is not such a column."""
     levels = []
     for _ in range(depth):
         if pa.types.is_null(column.type):  # empty lists, of which JSON does not say what they are lists of
@@ -230,5 +230,5 @@ def _unnested(column: pa.Array, depth: int) -> tuple[pa.Array, list[NDArray[np.i
             return None
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         levels.append(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
-        column = column.flatten()  # leaves out what stands behind null
+        column = column.flatten()  # leaves out what follows null
     return column, levels

@@ -56,7 +56,7 @@ class CompressedLogprobs:
         exact_dtype: of these, a key of `DTYPES`.
         terms: powers, or keys of `FUNCTIONS`.
         term_dtype: of their coefficients.
-        bins: residuals, run after run; values behind them have none.
+        bins: residuals, run after run; values after them have none.
         delta: whether values are steps.
         unit: whether the places of the polynomial are 0 to 1, not 0 to K − `exact_k` − 1.
     """
@@ -87,7 +87,7 @@ class CompressedLogprobs:
         if not isinstance(found, Mapping) or not {"d", "k", "exact_k"} <= found.keys():
             raise TaskError(f"{where}: expected the keys d, k and exact_k of DistillKit's compressor")
         if "polynomial_degree" in found:
-            raise TaskError(f"{where}: is of DistillKit's legacy compressor; expected that of its current capture")
+            raise TaskError(f"{where}: written by DistillKit's legacy compressor; expected the current one")
         try:
             made = cls(
                 vocab_size=int(found["d"]),
@@ -180,7 +180,7 @@ class CompressedLogprobs:
 
     @staticmethod
     def _split(data: NDArray[np.uint8], count: int, dtype: str) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        """(R, count) numbers, and the bytes behind them."""
+        """(R, count) numbers, and the bytes after them."""
         size = count * _width(dtype)
         numbers = np.ascontiguousarray(data[:, :size]).view(DTYPES[dtype]).reshape(len(data), count)
         if dtype == "bfloat16":  # the upper half of a float32

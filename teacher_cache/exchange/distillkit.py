@@ -1,7 +1,7 @@
 """DistillKit's layout of captured logits: the whole sequence, compressed log-probabilities, and packed token ids.
 
-Row i of both predicts token i + 1. A capture by vLLM has one row fewer than tokens, since nothing is predicted behind
-the last. All tokens are learnt, but the first, where there are no labels.
+Row i of both predicts token i + 1. A capture by vLLM has one row fewer than tokens, because nothing is predicted after
+the last. All tokens are learned, but the first if there are no labels.
 
 Shape letters: L tokens of a sequence, R rows of log-probabilities, K entries of each.
 """
@@ -23,7 +23,7 @@ from logitbank.teacher_cache.exchange.foreign import ForeignRow, without_fillers
 from logitbank.teacher_cache.exchange.layouts import (
     LayoutOptions,
     RowReader,
-    learnt_positions,
+    learned_positions,
     optional_text,
     require,
 )
@@ -74,7 +74,7 @@ class _DistillKitReader:
                 f"but the first, and as many of {IDS}, got {len(values):,} and {len(packed):,}"
             )
         labelled = "labels" in cells.columns
-        positions = learnt_positions(cells, input_ids) if labelled else np.arange(1, len(input_ids))
+        positions = learned_positions(cells, input_ids) if labelled else np.arange(1, len(input_ids))
         rows = positions - 1
         token_ids, entries = without_fillers(self._compressor.ids(packed[rows]), self._compressor.values(values[rows]))
         return ForeignRow(
@@ -95,7 +95,7 @@ class _DistillKitReader:
         if len(wrong):
             raise TaskError(
                 f"{cells.place}, {column}: expected {width} bytes a row, as {CONFIG_NAME} says, got "
-                f"{found.lengths[wrong[0]]} in row {wrong[0] + 1:,}; take the one that was written beside the files"
+                f"{found.lengths[wrong[0]]} in row {wrong[0] + 1:,}; use the one that was written with the files"
             )
         if ((found.values < 0) | (found.values > 255)).any():
             raise TaskError(f"{cells.place}, {column}: expected bytes, got numbers outside 0 to 255")
@@ -110,8 +110,8 @@ def _compressor(options: LayoutOptions) -> CompressedLogprobs:
             text = file.read()
     except Exception as error:  # each client has its own family
         raise TaskError(
-            f"--compression-config: {shlex.quote(path)} cannot be read ({type(error).__name__}); name the "
-            f"{CONFIG_NAME} that DistillKit wrote beside the rows"
+            f"--compression-config: {shlex.quote(path)} cannot be read ({type(error).__name__}); give the "
+            f"{CONFIG_NAME} that DistillKit wrote with the rows"
         ) from error
     return CompressedLogprobs.of(text, f"--compression-config {shlex.quote(path)}")
 

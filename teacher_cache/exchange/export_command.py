@@ -22,7 +22,7 @@ def make_parser() -> CommandParser:
         prog="logitbank export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", metavar="STORE", help="directory or URL of a store")
-    parser.add_argument("--view", required=True, metavar="VIEW", help="whose rows")
+    parser.add_argument("--view", required=True, metavar="VIEW", help="view to export")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory for the Parquet files")
     parser.add_argument("--format", choices=EXPORT_LAYOUTS, default="plain", help="layout of the rows (default: plain)")
     parser.add_argument("--top-k", type=positive(int), metavar="K", help="ranks of each row (default: all)")
@@ -31,7 +31,7 @@ def make_parser() -> CommandParser:
         "--normalized",
         choices=("vocabulary", "top-k"),
         default="top-k",
-        help="axolotl: over what the probabilities of a row sum to 1 (default: top-k, as its loaders make them)",
+        help="axolotl: what the probabilities of a row sum to 1 over (default: top-k, like its loaders)",
     )
     return parser
 

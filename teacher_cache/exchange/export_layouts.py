@@ -80,7 +80,7 @@ class PlainRows:
         """See `ExportLayout`. What is only bounded is left out."""
         if options.logits and {"logits", "logsumexp"} & set(bounded):
             raise ConfigError(
-                f"--logits: the view {options.view} knows log-probabilities alone (bounded: {', '.join(bounded)}); "
+                f"--logits: the view {options.view} only has log-probabilities (bounded: {', '.join(bounded)}); "
                 "leave the option out"
             )
         lengths = [len(example.answer_ids) for example in examples]
@@ -150,10 +150,10 @@ def _sequences(examples: Sequence[ExampleRecord]) -> dict[str, pa.Array]:
     """`input_ids`, and `labels`, which are −100 outside the answers."""
     lengths = [len(example.input_ids) for example in examples]
     ids = np.concatenate([example.input_ids for example in examples])
-    learnt = np.concatenate([example.sequence.answer_mask for example in examples])
+    learned = np.concatenate([example.sequence.answer_mask for example in examples])
     return {
         "input_ids": _runs(ids, lengths),
-        "labels": _runs(np.where(learnt, ids, np.int32(NOT_LEARNT)), lengths),
+        "labels": _runs(np.where(learned, ids, np.int32(NOT_LEARNT)), lengths),
     }
 
 

@@ -180,6 +180,7 @@ def _require_same(path: Path, about: Mapping[str, Any]) -> None:
     differing = next((key for key in about if said.get(key) != about[key]), None)
     if differing is not None:
         raise ConfigError(
-            f"--output: {shlex.quote(str(path))} is of another export ({differing}: expected {about[differing]}, got "
+            f"--output: {shlex.quote(str(path))} belongs to a different export ({differing}: expected "
+            f"{about[differing]}, got "
             f"{said.get(differing)}); choose another directory"
         )

@@ -28,14 +28,14 @@ class ForeignRow:
 
     Attributes:
         place: file and row, for messages.
-        example_id: None where the row has none.
+        example_id: None if the row has none.
         task, language: likewise.
         input_ids: (L,) int64.
         answer_positions: (T,) int64, ascending.
-        token_ids: (T, E) int64, `ABSENT` where there is no entry.
+        token_ids: (T, E) int64, `ABSENT` if there is no entry.
         values: (T, E) float64, log-probabilities, or logits where there is a `logsumexp`; −inf without an entry.
         logsumexp: (T,) float64; None for log-probabilities.
-        entropy: (T,) float64, nats; None where the row has none.
+        entropy: (T,) float64, nats; None if the row has none.
         gold: (T,) float64 value of the answer token itself, for one that is not among the entries; likewise.
         gold_rank: (T,) int64; likewise.
     """
@@ -162,7 +162,7 @@ class ForeignRow:
         return np.where(np.isnan(value), np.inf, ranks)
 
     def _listed_gold(self) -> NDArray[np.float64]:
-        """(T,) the value of each answer token among the entries; NaN where it is not among them."""
+        """(T,) the value of each answer token among the entries; NaN if it is not among them."""
         is_gold = self.token_ids == self.answer_ids[:, None]
         value = np.where(is_gold, self.values, -np.inf).max(axis=1, initial=-np.inf)
         return np.where(is_gold.any(axis=1), value, np.nan)
@@ -176,9 +176,9 @@ class Ranked:
         token_ids: (T, K) int64, most likely first.
         values: (T, K) float64.
         logsumexp: (T,) float64.
-        entropy: (T,) float64; None where it is not known.
-        gold: (T,) float64; NaN where it is not known.
-        gold_rank: (T,) int64; None where it is not known.
+        entropy: (T,) float64; None if it is not known.
+        gold: (T,) float64; NaN if it is not known.
+        gold_rank: (T,) int64; None if it is not known.
     """
 
     token_ids: NDArray[np.int64]

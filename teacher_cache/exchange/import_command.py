@@ -28,36 +28,45 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="the students' base model, whose tokenizer made the ids"
     )
-    parser.add_argument("--teacher", required=True, metavar="MODEL", help="the model that said this")
-    parser.add_argument("--teacher-revision", metavar="REVISION", help="its revision")
-    parser.add_argument("--format", choices=IMPORT_LAYOUTS, help="layout of the rows (default: told from the columns)")
+    parser.add_argument(
+        "--teacher", required=True, metavar="MODEL", help="the model that computed these log-probabilities"
+    )
+    parser.add_argument("--teacher-revision", metavar="REVISION", help="revision of the teacher")
+    parser.add_argument(
+        "--format", choices=IMPORT_LAYOUTS, help="layout of the rows (default: detected from the columns)"
+    )
     parser.add_argument(
         "--top-k", type=positive(int), metavar="K", help="ranks to keep (default: as many as every answer token has)"
     )
     parser.add_argument(
-        "--vocab-size", type=positive(int), metavar="V", help="rows of the teacher's lm_head (default: of --model)"
+        "--vocab-size",
+        type=positive(int),
+        metavar="V",
+        help="number of rows of the teacher's lm_head (default: that of --model)",
     )
     parser.add_argument("--encoding", choices=ENCODINGS, help="how rows are stored (default: compact)")
     parser.add_argument(
-        "--shard-tokens", type=positive(int), metavar="N", help="answer tokens of a shard (default: 4,096)"
+        "--shard-tokens", type=positive(int), metavar="N", help="answer tokens per shard (default: 4,096)"
     )
-    parser.add_argument("--task", default="chat", help="task of rows that name none (default: chat)")
-    parser.add_argument("--language", default="und", help="language of rows that name none (default: und)")
+    parser.add_argument("--task", default="chat", help="task of rows without one (default: chat)")
+    parser.add_argument("--language", default="und", help="language of rows without one (default: und)")
     parser.add_argument(
         "--normalized",
         choices=("vocabulary", "top-k"),
-        help="over what the probabilities of a row sum to 1 (default: told from their sums)",
+        help="what the probabilities of a row sum to 1 over (default: detected from their sums)",
     )
     parser.add_argument(
         "--row-predicts",
         choices=("own", "next"),
-        help="axolotl: whether a row predicts the token at its position or the next (default: told from the rows)",
+        help="axolotl: whether a row predicts the token at its position or the next (default: detected from the rows)",
     )
     parser.add_argument("--logprobs-field", metavar="COLUMN", help="axolotl: column of the log-probabilities")
     parser.add_argument(
-        "--compression-config", metavar="FILE", help="distillkit: its compression_config.yaml (default: beside FILE)"
+        "--compression-config", metavar="FILE", help="distillkit: its compression_config.yaml (default: next to FILE)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check the rows and say what they hold; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the rows and print what they contain, without writing a store"
+    )
     return parser
 
 

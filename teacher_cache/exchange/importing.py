@@ -190,7 +190,7 @@ def _write(rows: ForeignRows, records: Sequence[Any], target: Target, imported: 
                     continue
                 row = rows.reader.read(cells)
                 if not np.array_equal(row.answer_ids, records[number].answer_ids):
-                    raise StoreError(f"{row.place}: changed while it was imported; run the same command again")
+                    raise StoreError(f"{row.place}: changed during the import; run the same command again")
                 kept = row.ranked(imported.top_k)
                 writer.write_top_k(
                     number,

@@ -26,7 +26,7 @@ class LayoutOptions:
     Attributes:
         files: as they were named.
         logprobs_field: the column of log-probabilities; None for the names that a layout knows.
-        row_predicts: whether the row at a position predicts the token that stands there (`own`) or the `next` one;
+        row_predicts: whether the row at a position predicts the token at that position (`own`) or the `next` one;
             None to tell from the rows.
         compression: file of DistillKit's compressor; None for the one beside the files.
     """
@@ -49,7 +49,7 @@ class RowReader(Protocol):
     about: str
 
     def read(self, cells: Cells) -> ForeignRow:
-        """One row; TaskError where it does not have this layout."""
+        """One row; TaskError if it does not have this layout."""
 
 
 class Layout(Protocol):
@@ -62,7 +62,7 @@ class Layout(Protocol):
         """Whether rows with these columns have this layout."""
 
     def reader(self, first: Sequence[Cells], options: LayoutOptions) -> RowReader:
-        """A reader of rows like the first ones; TaskError where they do not say how to read them."""
+        """A reader of rows like the first ones; TaskError if they do not say how to read them."""
 
 
 def require(cells: Cells, *names: str) -> None:
@@ -77,8 +77,8 @@ def optional_text(cells: Cells, column: str) -> str | None:
     return cells.text(column) if column in cells.columns else None
 
 
-def learnt_positions(cells: Cells, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions that the labels of a row say are learnt; the first token is not, for nothing predicts it.
+def learned_positions(cells: Cells, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions that the labels of a row say are learned; the first token is not, for nothing predicts it.
 
     Raises:
         TaskError: another length, or a label that is not the token it stands at.

@@ -17,7 +17,7 @@ from logitbank.teacher_cache.exchange.foreign import ForeignRow, entries_of
 from logitbank.teacher_cache.exchange.layouts import (
     LayoutOptions,
     RowReader,
-    learnt_positions,
+    learned_positions,
     optional_text,
     require,
 )
@@ -99,7 +99,7 @@ class _PlainReader:
 
 
 def require_pairs(cells: Cells, ids: Ragged, values: Ragged, names: tuple[str, str]) -> None:
-    """Raise `TaskError` where there are not as many tokens as values."""
+    """Raise `TaskError` if there are not as many tokens as values."""
     if len(ids) != len(values):
         raise TaskError(f"{cells.place}, {names[1]}: expected {len(ids):,} lists, as {names[0]}, got {len(values):,}")
     wrong = np.flatnonzero(ids.lengths != values.lengths)
@@ -114,7 +114,7 @@ def require_pairs(cells: Cells, ids: Ragged, values: Ragged, names: tuple[str, s
 def _positions(cells: Cells, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     if "answer_positions" not in cells.columns:
         require(cells, "labels")
-        return learnt_positions(cells, input_ids)
+        return learned_positions(cells, input_ids)
     positions = cells.vector("answer_positions", "whole")
     inside = (positions > 0) & (positions < len(input_ids))
     if not inside.all() or (np.diff(positions) <= 0).any():

@@ -48,7 +48,7 @@ class ForeignRows:
         self.reader: RowReader = layouts[self.format].reader(first, options)
 
     def __iter__(self) -> Iterator[ForeignRow]:
-        """Every row in order; TaskError where one does not have the layout of the first."""
+        """Every row in order; TaskError if one does not have the layout of the first."""
         for row in self.cells():
             yield self.reader.read(row)
 
@@ -72,7 +72,8 @@ class ForeignRows:
             lacking = ", ".join(sorted(self._columns - found)) or "none"
             more = ", ".join(sorted(found - self._columns)) or "none"
             raise TaskError(
-                f"{row.place}: expected the columns of the first row, got others (missing: {lacking}; new: {more}); "
+                f"{row.place}: expected the columns of the first row, got different ones (missing: {lacking}; new: "
+                f"{more}); "
                 "import files of one layout at a time"
             )
 
@@ -82,7 +83,7 @@ def _format_of(first: Cells, layouts: dict[str, Layout], options: LayoutOptions)
     if len(found) == 1:
         return found[0]
     if found:
-        raise TaskError(f"{first.place}: has columns of several layouts ({', '.join(found)}); say --format")
+        raise TaskError(f"{first.place}: has columns of several layouts ({', '.join(found)}); add --format")
     raise TaskError(
         f"{first.place}: expected the columns of a known layout ({', '.join(layouts)}), got "
         f"{_listed(first.columns)}; docs/sharing.md lists them"

@@ -27,7 +27,7 @@ class RecordFile(Sequence[ExampleRecord]):
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="logitbank-", buffering=_BUFFERED)  # noqa: SIM115  # see `__exit__`
         self._starts = array("Q", [0])
-        self._written = 0  # bytes that no buffer holds any more
+        self._written = 0  # bytes that no buffer holds any longer
 
     def __enter__(self) -> RecordFile:
         return self
@@ -38,7 +38,7 @@ class RecordFile(Sequence[ExampleRecord]):
         self._file.close()
 
     def append(self, record: ExampleRecord) -> None:
-        """Keep an example; TaskError where the temporary directory has no room."""
+        """Keep an example; TaskError if the temporary directory has no room."""
         names = "\n".join([record.example_id, record.task, record.language]).encode()
         spans = np.asarray(record.sequence.spans, np.int32).ravel()
         sizes = np.array([len(names), len(spans)], np.int32)

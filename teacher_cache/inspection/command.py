@@ -18,8 +18,8 @@ def make_parser() -> CommandParser:
     parser.add_argument("--format", choices=("text", "json"), default="text")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--verify", action="store_true", help="check every byte and every number")
-    instead.add_argument("--example", metavar="ID", help="show one example: token by token, or a comparison")
-    instead.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart as PNG files")
+    instead.add_argument("--example", metavar="ID", help="show one example token by token, or one comparison")
+    instead.add_argument("--plot", type=Path, metavar="DIR", help="also write histograms and a bar chart to PNG files")
     return parser
 
 
@@ -40,7 +40,7 @@ def perform(arguments: argparse.Namespace) -> None:
         show.show_verification(arguments.store, arguments.format)
     elif is_label_store(arguments.store):
         if arguments.plot is not None:
-            raise ConfigError(f"--plot: draws what a teacher store says of tokens, but {arguments.store} holds labels")
+            raise ConfigError(f"--plot: needs a teacher store of tokens, but {arguments.store} holds labels")
         store = LabelStore.open(arguments.store)
         if arguments.example:
             labels.show_pair(store, arguments.example, arguments.format)

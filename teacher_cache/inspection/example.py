@@ -53,7 +53,7 @@ def show_example(store: TeacherStore, example_id: str, output: str) -> None:
 
 
 def _spans(sequence: AnsweredSequence, views: Mapping[str, TeacherRows]) -> list[dict[str, Any]]:
-    """Each answer: where it stands, and means over its tokens under each view."""
+    """Each answer: its position, and means over its tokens under each view."""
     found, start = [], 0
     for span in sequence.spans:
         part = slice(start, start + span.length)

@@ -119,7 +119,7 @@ def _print_teachers(views: Mapping[str, Mapping[str, Any]]) -> None:
         for fold in about["folds"]:
             seen = "not proven"
             if fold["proven"]:
-                seen = f"{fold['trained_rows']:,} learnt, {fold['selected_rows']:,} for selection"
+                seen = f"{fold['trained_rows']:,} learned, {fold['selected_rows']:,} for selection"
             where = [view, str(fold["fold"]), fold["teacher"], fold["weights"][:WEIGHTS_SHOWN], seen]
             rows.append([*where, f"{fold['rows']:,}", f"{fold['log_loss']:.4f}", f"{fold['accuracy']:.1%}"])
     header = ["view", "fold", "teacher", "weights", "saw of the training rows", "rows", "log loss", "accuracy"]
@@ -127,7 +127,7 @@ def _print_teachers(views: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def unproven_folds(store: LabelStore) -> dict[str, list[int]]:
-    """By view, the folds of which nothing says what their teacher had seen."""
+    """By view, the folds without a record of what their teacher had seen."""
     found = {view: {shard.fold for shard in store.scorers(view) if not shard.proven} for view in store.views}
     return {view: sorted(folds) for view, folds in found.items() if folds}
 
@@ -178,7 +178,7 @@ def _find(store: LabelStore, example_id: str) -> tuple[str, PairTable, int]:
         if place is not None:
             return group, table, place
     some = ", ".join(store.train.example_id[:3])
-    raise StoreError(f"example {example_id!r}: not in the store, whose ids are like {some}")
+    raise StoreError(f"example {example_id!r}: not in the store; its ids look like {some}")
 
 
 def _probabilities(logits: NDArray[np.float64]) -> dict[str, float]:

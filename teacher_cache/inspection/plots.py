@@ -12,7 +12,7 @@ from logitbank.teacher_cache.inspection.summary import LEAST_TAIL, Inspection
 
 
 def require_matplotlib() -> None:
-    """Raise `ConfigError` where matplotlib is not installed."""
+    """Raise `ConfigError` if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

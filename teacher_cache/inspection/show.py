@@ -36,7 +36,10 @@ def show_verification(url: str, output: str) -> None:
         print(f"{url}: sound: every object matches its manifest, and {say}")
         for view, folds in unproven.items():
             named = ", ".join(map(str, folds))
-            print(f"view {view}: not proven out of fold: nothing says what the teachers of folds {named} saw")
+            print(
+                f"view {view}: not proven out of fold: it is not recorded what the teachers of folds {named} were "
+                "trained on"
+            )
     if problems:
         raise StoreError(f"--store {shlex.quote(url)}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
 

@@ -40,7 +40,7 @@ def run_preference(
         dry_run: print what would be done; write nothing and load no weights.
 
     Raises:
-        ConfigError, TaskError: what the user can mend, before anything is written.
+        ConfigError, TaskError: anything that the user can fix, before anything is written.
         StoreError: a store of other rows, or one that cannot be written.
     """
     if dry_run:
@@ -141,19 +141,19 @@ def _state(folds: Iterable[int], complete: set[int]) -> str:
 
 def _print_scored(teacher: PairTeacher, tally: PairTally) -> None:
     if not tally.comparisons:
-        print("teacher: nothing was left to do")
+        print("teacher: nothing left to do")
         return
     print(
         f"teacher: {teacher.name} ({teacher.settings.head}), {counted(tally.comparisons, 'comparison')}, "
         f"{tally.tokens:,} tokens, {tally.tokens / tally.seconds:,.0f} tokens/s, {tally.truncated:,} truncated"
     )
     if teacher.seen is None:
-        print("nothing says which prompts it was trained on; a view of a model as it is cannot be proven out of fold")
+        print("it is not recorded which prompts this model was trained on, so the view cannot be proven out of fold")
 
 
 def _print_imported(rows: int, logits: dict[int, FoldLogits], done: str) -> None:
     files = dict.fromkeys(str(found.file) for found in logits.values())
     print(
-        f"{done}: logits of {counted(rows, 'comparison')} from {', '.join(files)}; nothing proves that they are out "
-        "of fold"
+        f"{done}: logits of {counted(rows, 'comparison')} from {', '.join(files)}; whether they are out of fold is "
+        "not recorded"
     )

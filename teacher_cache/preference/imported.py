@@ -1,4 +1,4 @@
-"""Logits that another program computed, from `.npy` files of one row a comparison.
+"""Logits that another program computed, from `.npy` files of one row per comparison.
 
 Shape letters: N rows of the training file that have text, n rows of a fold, C classes.
 """
@@ -42,7 +42,7 @@ class FoldLogits:
 
     @property
     def scorer(self) -> Scorer:
-        """What shards say of them: nothing proves what the teacher had seen."""
+        """What shards record about them: it is not proven what the teacher had seen."""
         return Scorer(str(self.file), self.sha256, details={"imported": True})
 
 
@@ -92,7 +92,7 @@ def write_logits(builder: LabelStoreBuilder, view: str, logits: Mapping[int, Fol
     """Write every shard of these folds that a view still lacks; how many rows that were.
 
     Raises:
-        StoreError: a view that a teacher scored, or a fold that was begun with another file.
+        StoreError: a view that a teacher scored, or a fold that was started with another file.
     """
     builder.add_view(view, IMPORTED, {})
     written = 0

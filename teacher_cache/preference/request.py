@@ -18,7 +18,7 @@ class Request:
     """The options that are about a label store.
 
     Attributes:
-        view: the teacher's name in the store; None for rows and folds alone.
+        view: the teacher's name in the store; None for rows and folds only.
         folds: which to score, each once; empty where the teacher decides.
         checkpoint: the teacher, as training or export wrote it; None for the model of the configuration.
         logits: a glob of `.npy` files whose logits are imported; None to score.
@@ -46,17 +46,19 @@ def read_request(
     """
     view = _view(views)
     if split != "train":
-        raise ConfigError(f"--split: a label store has all splits in one; expected train, got {split}")
+        raise ConfigError(f"--split: a label store contains all splits; expected train, got {split}")
     given = {"--fold": folds, "--checkpoint": checkpoint, "--logits": logits}
     if view == NO_VIEW:
         for option, value in given.items():
             if value is not None:
-                raise ConfigError(f"{option}: --view none writes rows and folds alone; name the teacher: --view NAME")
+                raise ConfigError(f"{option}: --view none writes only rows and folds; name the teacher: --view NAME")
         return Request(None)
     if checkpoint is not None and logits is not None:
-        raise ConfigError("--logits: imports what a teacher said; expected no --checkpoint beside it")
+        raise ConfigError("--logits: imports logits that a teacher computed; leave out --checkpoint")
     if checkpoint is not None and not checkpoint.is_dir():
-        raise ConfigError(f"--checkpoint: no directory {checkpoint}; expected one that training or export wrote")
+        raise ConfigError(
+            f"--checkpoint: no directory {checkpoint}; expected one that train-student or export-model wrote"
+        )
     for fold in folds or ():
         if not 0 <= fold < config.preference.folds:
             raise ConfigError(f"--fold: expected 0 to {config.preference.folds - 1} (preference.folds), got {fold}")
@@ -69,22 +71,23 @@ def _view(views: Sequence[str] | None) -> str:
     named = f"{NO_VIEW} (rows and folds alone) or the name of a teacher"
     if not views or len(views) > 1:
         raise ConfigError(
-            f"--view: expected {named}, got {', '.join(views or ['nothing'])}; one command has one teacher"
+            f"--view: expected {named}, got {', '.join(views or ['nothing'])}; a command builds the view of one teacher"
         )
     (view,) = views
     if view in VIEWS:
-        raise ConfigError(f"--view: {view} is a kind of prompt, which comparisons do not have; expected {named}")
+        raise ConfigError(f"--view: {view} is a kind of prompt, which does not apply to comparisons; expected {named}")
     if not VIEW_NAME.fullmatch(view):
         raise ConfigError(
-            f"--view: expected a lower-case letter, then such letters, digits and underscores, got {view!r}"
+            f"--view: expected lower-case letters, digits and underscores, starting with a letter, got {view!r}"
         )
     return view
 
 
 def _check_keys(config: Config) -> None:
     if config.teacher.engine != "hf":
-        raise ConfigError(f"teacher.engine: comparisons are scored by hf, got {config.teacher.engine}")
+        raise ConfigError(f"teacher.engine: expected hf for comparisons, got {config.teacher.engine}")
     if config.teacher.device_map is not None:
         raise ConfigError(
-            f"teacher.device_map: comparisons are scored on one device, got {config.teacher.device_map}; set it to null"
+            "teacher.device_map: expected null for comparisons, which are scored on one device, got "
+            f"{config.teacher.device_map}"
         )

@@ -52,14 +52,14 @@ def folds_to_score(teacher: PairTeacher, asked: Sequence[int], folds: int) -> li
     for fold in asked:
         if fold != held_out:
             raise ConfigError(
-                f"--fold: {teacher.name} was trained with --held-out-fold {held_out}, so it can score fold {held_out} "
-                f"alone, got {fold}"
+                f"--fold: {teacher.name} was trained with --held-out-fold {held_out}, so it can only score fold "
+                f"{held_out}, got {fold}"
             )
     return [held_out]
 
 
 def refuse_seen(name: str, seen: SeenPrompts | None, prepared: Prepared, folds: Sequence[int]) -> None:
-    """Refuse a teacher that learnt from prompts of the folds, or was selected on them; the store checks it again.
+    """Refuse a teacher that learned from prompts of the folds, or was selected on them; the store checks it again.
 
     Raises:
         ConfigError: says how many prompts of which fold.
@@ -125,7 +125,7 @@ def score_folds(
     Raises:
         ConfigError: a teacher that cannot be opened.
         StoreError: a view of another teacher, or one that had seen what it scored.
-        MemoryExhaustedError: not even single pairs fit in memory.
+        MemoryExhaustedError: even single pairs do not fit in memory.
     """
     tally, started = PairTally(), time.monotonic()
     todo = [shard for fold in folds for shard in builder.missing_shards(view, fold)]

@@ -40,7 +40,7 @@ class PairTeacher:
         checkpoint: a directory that training or export wrote; None for the model as it is.
         settings: its head, and how pairs are packed for it.
         record: what training said of the checkpoint, where it did.
-        seen: the prompts that it learnt from or was selected on; None where nothing says which.
+        seen: the prompts that it learned from or was selected on; None if that is unknown.
     """
 
     config: Config
@@ -51,12 +51,12 @@ class PairTeacher:
 
     @property
     def name(self) -> str:
-        """Where it lies, for people."""
+        """Where it is, for people."""
         return self.config.model.name if self.checkpoint is None else str(self.checkpoint)
 
     @property
     def held_out_fold(self) -> int | None:
-        """The fold that its training left out; None where it left none out."""
+        """The fold that its training left out; None if it left none out."""
         return None if self.record is None else self.record.held_out_fold
 
     @cached_property
@@ -127,7 +127,7 @@ def find_teacher(config: Config, checkpoint: Path | None, device: torch.device) 
         device: where it would be opened.
 
     Raises:
-        ConfigError: no such model or head, a checkpoint of which nothing says what it saw, or letters of several
+        ConfigError: no such model or head, a checkpoint without a record of what it saw, or letters of several
             tokens.
     """
     record = None if checkpoint is None else TrainingRecord.read(checkpoint)
@@ -136,12 +136,13 @@ def find_teacher(config: Config, checkpoint: Path | None, device: torch.device) 
     settings, seen = read_head_settings(place), SeenPrompts.read(place)
     if checkpoint is None:
         if settings is not None and settings.head != LETTERS_HEAD:
-            raise ConfigError(f"model.name: {shlex.quote(str(place))} ends in a classifier; give it as --checkpoint")
+            raise ConfigError(f"model.name: {shlex.quote(str(place))} is a trained classifier; give it as --checkpoint")
         config = _asking_letters(config)
     elif seen is None and (record is not None or settings is not None or (checkpoint / ADAPTER_CONFIG).is_file()):
         raise ConfigError(
-            f"--checkpoint: {shlex.quote(str(checkpoint))} was trained, but has no {SEEN_PROMPTS} that says on which "
-            f"prompts; expected a directory that train-student or export-model wrote ({TRAINING_RECORD} and all)"
+            f"--checkpoint: {shlex.quote(str(checkpoint))} was trained but has no {SEEN_PROMPTS}, the record of its "
+            f"training prompts; expected a directory that train-student or export-model wrote ({TRAINING_RECORD} and "
+            "all)"
         )
     elif settings is None:
         config = _asking_letters(dataclasses.replace(config, model=_at(checkpoint, config.model)))
@@ -177,8 +178,7 @@ def _asking_letters(config: Config) -> Config:
     most, asked = context_tokens(config.model), config.data.max_teacher_tokens
     if most is not None and asked is not None and asked > most:
         raise ConfigError(
-            f"data.max_teacher_tokens: expected at most {most:,}, which is all that {config.model.name} reads at once, "
-            f"got {asked:,}"
+            f"data.max_teacher_tokens: expected at most {most:,}, the limit of {config.model.name}, got {asked:,}"
         )
     longest = asked or min(TASKS[TASK].max_teacher_tokens, most or TASKS[TASK].max_teacher_tokens)
     return dataclasses.replace(

@@ -94,7 +94,7 @@ class PrefixCache:
         return self._kept[key]
 
     def clear(self) -> None:
-        """Forget all prefixes, for want of memory."""
+        """Forget all prefixes, because memory ran out."""
         self._kept.clear()
 
     def _compute(self, prefix_ids: NDArray[np.int32]) -> Cache:
@@ -114,6 +114,6 @@ class PrefixCache:
             plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
             if not plain or (filled and isinstance(layer, CacheLayerMixin) and not layer.is_initialized):
                 raise ConfigError(
-                    f"teacher.prefix_reuse: {self._name} keeps more than keys and values per token "
+                    f"teacher.prefix_reuse: {self._name} caches more than keys and values per token "
                     f"({type(layer).__name__}); set teacher.prefix_reuse=false"
                 )

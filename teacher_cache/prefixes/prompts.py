@@ -19,7 +19,7 @@ _TOKEN = np.dtype(">i4")  # whose bytes sort as its numbers do
 
 
 class PromptFile:
-    """What stands before the first answer of each sequence, the last token left out, in a temporary file."""
+    """What comes before the first answer of each sequence, the last token left out, in a temporary file."""
 
     def __init__(self, sequences: Iterable[AnsweredSequence] = ()) -> None:
         """Take the prompts of sequences."""

@@ -27,7 +27,7 @@ class _Node:
         depth: see above.
         left: see above.
         saved: tokens that the best choice of groups below it saves so far; in the end, or it as a group itself.
-        groups: that choice: first sequence, the one behind the last, and tokens shared.
+        groups: that choice: first sequence, the one after the last, and tokens shared.
     """
 
     depth: int
@@ -50,7 +50,7 @@ def shared_prefixes(
 ) -> NDArray[np.int32]:
     """How many leading tokens of each sequence are worth sharing; sequences that share them are one group.
 
-    Only what stands before the first answer, the *prompt*, is shared. Prompts are sorted, which makes those with
+    Only what comes before the first answer, the *prompt*, is shared. Prompts are sorted, which makes those with
     a common prefix neighbours, and the tree of their common prefixes is cut where most tokens are saved; a group
     takes in every prompt that has its prefix. A prefix is counted as computed once per unit (a shard), so that a
     group scattered over many shards does not look better than it is. The last token of a prompt is never shared:
@@ -78,7 +78,7 @@ def shared_prefixes(
         distinct = len(np.unique(units[order[node.left : right]]))
         own = node.depth * (right - node.left - distinct) - group_cost * distinct
         if own < least_saved * (lengths[right] - lengths[node.left]):
-            own = 0  # also where it is negative
+            own = 0  # also if it is negative
         if own and own >= node.saved:
             node.saved, node.groups = own, [(node.left, right, node.depth)]
 

@@ -58,8 +58,8 @@ def write_card(store: TeacherStore, url: str, views: Sequence[str], licenses: Se
 # Teacher logits of {info.teacher_model}
 
 What the teacher says of every answer token: its top {info.top_k} logits, and the exact logsumexp and entropy. Students
-are trained from it without running the teacher. The examples are included as token ids, so whoever reads this can read
-the texts.
+are trained from it without running the teacher. The examples are included as token ids, so anyone who reads this can
+read the texts.
 
 | | |
 |---|---|

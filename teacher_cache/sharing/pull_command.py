@@ -25,8 +25,8 @@ def make_parser() -> CommandParser:
         prog="logitbank pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SOURCE", help="ORG/NAME[@REVISION] of a dataset on the hub, or a URL")
-    parser.add_argument("directory", metavar="DIRECTORY", help="where the store goes")
-    parser.add_argument("--view", action="append", metavar="VIEW", help="copy this view alone; may be repeated")
+    parser.add_argument("directory", metavar="DIRECTORY", help="directory for the store")
+    parser.add_argument("--view", action="append", metavar="VIEW", help="copy only this view; can be repeated")
     return parser
 
 

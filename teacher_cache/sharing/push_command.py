@@ -28,11 +28,14 @@ def make_parser() -> CommandParser:
     parser.add_argument("store", metavar="STORE", help="directory or fsspec URL of a finished store")
     parser.add_argument("repository", nargs="?", metavar="ORG/NAME", help="dataset on the hub; created if missing")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="keep the packed store there (default: a temporary directory)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="keep the packed store in this directory (default: a temporary directory)",
     )
-    parser.add_argument("--view", action="append", metavar="VIEW", help="share this view alone; may be repeated")
+    parser.add_argument("--view", action="append", metavar="VIEW", help="share only this view; can be repeated")
     parser.add_argument(
-        "--license", action="append", default=[], metavar="ID", help="licence that the data card names; may be repeated"
+        "--license", action="append", default=[], metavar="ID", help="licence named in the data card; can be repeated"
     )
     parser.add_argument("--public", action="store_true", help="create a public dataset; needs --license")
     return parser
@@ -50,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.repository is not None and arguments.repository.count("/") != 1:
         raise ConfigError(f"push: expected ORG/NAME of a dataset on the hub, got {shlex.quote(arguments.repository)}")
     if arguments.public and not arguments.license:
-        raise ConfigError("--public: expected at least one --license, got none; name the licences of data and teacher")
+        raise ConfigError("--public: expected at least one --license, got none; give the licences of data and teacher")
     from logitbank.progress import Progress
     from logitbank.storage import TeacherStore, is_label_store  # zarr and the rest: not for --help
     from logitbank.storage.objects import bytes_of, create_dataset, pack_objects, push_folder
@@ -61,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
     store = TeacherStore.open(arguments.store)
     views = tuple(dict.fromkeys(arguments.view or store.views))
     if not views:
-        raise ConfigError(f"push: {shlex.quote(arguments.store)} has no view yet; expected a finished store")
+        raise ConfigError(f"push: {shlex.quote(arguments.store)} has no finished view; expected a finished store")
     for view in views:
         store.require_view(view)
     size = bytes_of(store.objects, views)
@@ -91,7 +94,7 @@ def _folder(output: Path | None, store: str, size: int) -> Iterator[Path]:
 
     if output is not None:
         if output.resolve() == Path(store).resolve():
-            raise ConfigError(f"--output {shlex.quote(str(output))}: is the store itself; choose another directory")
+            raise ConfigError(f"--output {shlex.quote(str(output))}: expected a directory other than the store itself")
         held = {path.name for path in output.iterdir()} if output.is_dir() else set()
         if strange := sorted(held - {INDEX_NAME, CARD_NAME, "packs"}):
             raise ConfigError(

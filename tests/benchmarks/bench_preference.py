@@ -54,7 +54,7 @@ SETTINGS = (
 )
 
 
-TEACHER = "model: {name: MODEL}\n"  # the same model: what it adds is what it learnt from the other folds
+TEACHER = "model: {name: MODEL}\n"  # the same model: what it adds is what it learned from the other folds
 
 
 def plan_of(output: Path, shared: Path) -> Plan:

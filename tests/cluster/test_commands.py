@@ -129,7 +129,7 @@ def shards(store: Path) -> int:
         (["--actors", "2"], "--actors: needs --ray; add it, or leave --actors out"),
         (["--gpus-per-actor", "1"], "--gpus-per-actor: needs --ray"),
         (["--ray-address", "auto"], "--ray-address: needs --ray"),
-        (["--ray", "--worker", "0/2"], "--worker: --ray shares the work itself; leave one of the two out"),
+        (["--ray", "--worker", "0/2"], "--worker: --ray distributes the work itself; use one of the two"),
         (["--ray", "--ray-address", "127.0.0.1:1"], "--ray-address 127.0.0.1:1: cannot be reached: Connection refused"),
         (["--ray", "--ray-address", "nowhere.invalid:6379"], "--ray-address nowhere.invalid:6379: cannot be reached: "),
         (

@@ -63,7 +63,7 @@ def test_the_study_s_settings_are_the_defaults() -> None:
         (["tasks=[nli,poss]"], "tasks: expected one of .*got 'poss'; did you mean pos?"),
         (["languages=[en,xx]"], "languages: expected one of .*got 'xx'"),
         (["tasks=[]"], "tasks: expected at least one"),
-        (["tasks=[nli,nli]"], "tasks: each at most once"),
+        (["tasks=[nli,nli]"], "tasks: expected each name at most once"),
         (["store.encoding=zip"], "store.encoding: expected one of"),
         (["data.sources={nli: snli}"], "data.sources.nli: expected one of"),
         (["training.global_batch_size=6", "training.micro_batch_size=4"], "expected a multiple of"),
@@ -71,7 +71,7 @@ def test_the_study_s_settings_are_the_defaults() -> None:
         (["training.epochs=all"], "training.epochs: expected a number or null, got 'all'"),
         (["training.loss_weight=turn"], "training.loss_weight: expected one of token, conversation"),
         (["lora.target_modules=[]"], "lora.target_modules: expected names of modules, or all-linear"),
-        (["lora.target_modules=[all-linear,x]"], "lora.target_modules: all-linear names every linear layer already"),
+        (["lora.target_modules=[all-linear,x]"], "lora.target_modules: all-linear already names every linear layer"),
         (["lora.target_modules={a: b}"], "lora.target_modules: expected a list"),
         (["chat.turns=first"], "chat.turns: expected one of all, last, got 'first'"),
         (["chat.thinking=false"], "chat.thinking: expected one of drop, keep, got 'False'"),
@@ -107,7 +107,7 @@ def test_the_length_of_a_run_is_the_one_given_last(layers: list[str], epochs: fl
 def test_two_lengths_of_a_run_in_one_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "both.yaml"
     file.write_text("training: {epochs: 2, max_steps: 10}\n")
-    with pytest.raises(ConfigError, match=r"training\.epochs: training\.max_steps is given beside it"):
+    with pytest.raises(ConfigError, match=r"training\.epochs: expected either this or training\.max_steps, got both"):
         load_config([str(file)], ["model.name=m"])
 
 
@@ -117,7 +117,7 @@ def test_all_linear_layers_are_named_as_in_peft(given: str) -> None:
 
 
 def test_a_missing_model_name_says_how_to_give_it() -> None:
-    with pytest.raises(ConfigError, match=r"model\.name: mandatory"):
+    with pytest.raises(ConfigError, match=r"model\.name: required"):
         load_config([])
 
 

@@ -148,10 +148,10 @@ def test_a_place_that_cannot_be_written_is_found_before_and_after(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": "b" * 64}, "was fitted with weights aaaaaaaaaaaa, this evaluation has bbbbbbbbbbbb"),
-        ({"tokens": (512,)}, r"evaluation.tta_tokens \[512, 1024\], this evaluation has \[512\]"),
-        ({"swap_average": False}, "evaluation.swap_average true, this evaluation has false"),
-        ({"load_in_8bit": True}, "evaluation.load_in_8bit false, this evaluation has true"),
+        ({"weights": "b" * 64}, "was fitted with weights aaaaaaaaaaaa, but this evaluation uses bbbbbbbbbbbb"),
+        ({"tokens": (512,)}, r"evaluation.tta_tokens \[512, 1024\], but this evaluation uses \[512\]"),
+        ({"swap_average": False}, "evaluation.swap_average true, but this evaluation uses false"),
+        ({"load_in_8bit": True}, "evaluation.load_in_8bit false, but this evaluation uses true"),
     ],
 )
 def test_it_holds_for_what_it_was_fitted_with_alone(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -225,7 +225,7 @@ def test_folds_and_validation_are_two_calibrations(
     assert len(setups) == 2, "no gap is formed between them"
     assert evaluated(comparing(), student, tmp_path / "r", never, calibrate=True, store=store) == on_folds
     printed = capsys.readouterr().out
-    assert "fitted already on the same rows, weights and settings" in printed
+    assert "already fitted on the same rows, weights and settings" in printed
     assert "fitted on rows of" not in printed
     held_out = comparing("evaluation.split=held_out")
     evaluated(held_out, student, tmp_path / "r", Formula(), calibrate=True, store=store)
@@ -248,7 +248,7 @@ Change = Callable[[list[Path], str], object]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda paths, _: shutil.rmtree(paths[1]), "fold-1, from which .*average was exported .* no model is there"),
+        (lambda paths, _: shutil.rmtree(paths[1]), "fold-1, from which .*average was exported .* there is no model"),
         (
             lambda paths, _: (paths[1] / "adapter_model.safetensors").write_bytes(b"since"),
             "fold-1 has changed since .*average was exported from it; export it again",
@@ -269,7 +269,7 @@ Change = Callable[[list[Path], str], object]
         ),
         (
             lambda paths, _: (paths[0].parent / "average" / "export.json").unlink(),
-            "expected a --checkpoint of train-student --held-out-fold or an export of such, got .*average; leave out",
+            "expected a --checkpoint of train-student --held-out-fold, or an export of one, got .*average; leave out",
         ),
     ],
 )

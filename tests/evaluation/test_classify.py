@@ -160,7 +160,7 @@ def test_an_interrupted_evaluation_is_scored_without_the_model(comparing: Make, 
     assert metrics_in(tmp_path / "r") == before
     metrics.unlink()
     other = comparing(f"preference.test={write_csv(tmp_path / 'o.csv', rows(24, seed=5))}")
-    with pytest.raises(StoreError, match="left by an interrupted run on other data; delete it"):
+    with pytest.raises(StoreError, match="left by an interrupted run on different data; delete it"):
         evaluated(other, student, tmp_path / "r", never)
 
 
@@ -207,19 +207,31 @@ def _arguments(config: Config) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "options", "said"),
     [
-        ([], ["--condition", "base"], "has no classifier.json, so no head, and one is trained, never made up"),
-        ([], ["--condition", "fewshot"], "--condition: fewshot shows demonstrations, and preference has none"),
-        (["model.head=letters"], ["--condition", "base", "--calibrate"], "--calibrate: a temperature lies beside"),
+        ([], ["--condition", "base"], "has no classifier.json, so it has no trained head"),
+        ([], ["--condition", "fewshot"], "--condition: fewshot shows demonstrations, but preference has none"),
+        (["model.head=letters"], ["--condition", "base", "--calibrate"], "--calibrate: a temperature is stored with"),
         ([], ["CHECKPOINT", "--calibrate", "--no-calibration"], "expected one of --calibrate and --no-calibration"),
         (["evaluation.engine=vllm"], ["CHECKPOINT"], "evaluation.engine: vllm has no class logits; expected hf"),
-        ([], ["CHECKPOINT", "--view", "llama"], "--view: comparisons are evaluated without a teacher"),
+        ([], ["CHECKPOINT", "--view", "llama"], "--view: not supported for comparisons"),
         ([], ["CHECKPOINT", "--store", "s"], "--store: names the label store of evaluation.split=held_out"),
         (["evaluation.split=held_out"], ["CHECKPOINT"], "expected a --checkpoint of train-student --held-out-fold"),
-        (["evaluation.tta_tokens=[512,2048]"], ["CHECKPOINT"], "expected at most 1,024 tokens, which .* got 2,048"),
-        (["model.head=letters"], ["CHECKPOINT"], "model.head: expected classifier, which .* ends in, got letters"),
+        (
+            ["evaluation.tta_tokens=[512,2048]"],
+            ["CHECKPOINT"],
+            "expected at most 1,024 tokens, the limit of .* got 2,048",
+        ),
+        (["model.head=letters"], ["CHECKPOINT"], "model.head: expected classifier, the head of .* got letters"),
         (["evaluation.tta_tokens=[64]"], ["CHECKPOINT"], "evaluation.tta_tokens: expected at least"),
-        (["tasks=[nli]"], ["--condition", "base", "--calibrate"], "--calibrate: is of tasks=.preference., got nli"),
-        (["tasks=[nli]", "evaluation.method=classify"], ["--condition", "base"], "evaluation.method: classify is of"),
+        (
+            ["tasks=[nli]"],
+            ["--condition", "base", "--calibrate"],
+            "--calibrate: works with tasks=.preference. only, got nli",
+        ),
+        (
+            ["tasks=[nli]", "evaluation.method=classify"],
+            ["--condition", "base"],
+            "evaluation.method: classify works with",
+        ),
     ],
 )
 def test_refusals(

@@ -97,7 +97,9 @@ def test_the_holdout_decides_nothing_but_a_warning(
 def worse_on_holdout(found: Calibration, capsys: pytest.CaptureFixture[str]) -> bool:
     """Whether the temperature harms the holdout, which the command must have said if and only if it does."""
     worse = found.holdout.after["log_loss"] > found.holdout.before["log_loss"]
-    assert ("warning: the temperature makes the holdout rows worse: log loss" in capsys.readouterr().out) == worse
+    assert (
+        "warning: the temperature makes the log loss on the holdout rows worse:" in capsys.readouterr().out
+    ) == worse
     return worse
 
 
@@ -109,12 +111,14 @@ def test_a_temperature_at_the_end_of_its_range_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evaluated(comparing(), student, tmp_path / "r", Formula(), calibrate=True)
-    assert "an end of its range" not in capsys.readouterr().out
+    assert "at the limit of its range" not in capsys.readouterr().out
     with (files / "validation.csv").open(encoding="utf-8") as file:
         ties = [{**row, "winner": "tie"} for row in csv.DictReader(file)]
     config = comparing(f"preference.validation={write_csv(tmp_path / 'v.csv', ties)}")
     evaluated(config, student, tmp_path / "r", Formula(), calibrate=True)
-    assert "warning: the temperature is an end of its range, 0.05 to 20: 16 rows cannot" in capsys.readouterr().out
+    assert (
+        "warning: the temperature is at the limit of its range, 0.05 to 20: 16 rows cannot" in capsys.readouterr().out
+    )
 
 
 def test_a_calibration_that_is_there_is_not_fitted_again(
@@ -125,8 +129,8 @@ def test_a_calibration_that_is_there_is_not_fitted_again(
     assert len(first.opened) == 1, "one model for calibration and evaluation"
     evaluated(comparing(), student, tmp_path / "r", never, calibrate=True)
     printed = capsys.readouterr().out
-    assert "fitted already on the same rows, weights and settings" in printed
-    assert "distilled preference/und: is finished already and skipped" in printed
+    assert "already fitted on the same rows, weights and settings" in printed
+    assert "distilled preference/und: is already finished, skipped" in printed
     (student / CALIBRATION).write_text("{")
     evaluated(comparing(), student, tmp_path / "r", Formula(), calibrate=True)
     assert Calibration.read(student) is not None, "what is broken is fitted anew"

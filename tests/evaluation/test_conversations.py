@@ -233,7 +233,7 @@ def test_a_store_adds_divergence_and_agreement(
     capsys.readouterr()
     evaluated("base", "--store", store)
     evaluated("base")
-    assert capsys.readouterr().out.count("1 of 1 cells are finished already") == 2
+    assert capsys.readouterr().out.count("1 of 1 cells are already finished") == 2
     assert rows(tmp_path, "SELECT count(*) AS n FROM runs") == [{"n": 2}]
 
 
@@ -283,16 +283,16 @@ def test_what_a_conversation_says_and_which_turns_count_is_part_of_an_evaluation
         return str(capsys.readouterr().out)
 
     said()
-    assert "finished already" in said()
+    assert "already finished" in said()
     other = tmp_path / "elsewhere.jsonl.gz"
     other.write_bytes(gzip.compress((tmp_path / "test.jsonl").read_bytes()))
-    assert "finished already" in said(f"chat.test={other}"), "the same content from another file"
+    assert "already finished" in said(f"chat.test={other}"), "the same content from another file"
     last = said("chat.turns=last")
     assert "the examples of chat/und have changed" in last
     changed = [{**CONVERSATIONS[0], "messages": _talk("Hi?", "Hello.")}, *CONVERSATIONS[1:]]
     write(tmp_path / "test.jsonl", changed)
     assert "the examples of chat/und have changed" in said("chat.turns=last")
-    assert "finished already" in said("chat.turns=last")
+    assert "already finished" in said("chat.turns=last")
 
 
 def test_an_interrupted_cell_needs_no_second_scoring(
@@ -306,22 +306,22 @@ def test_an_interrupted_cell_needs_no_second_scoring(
 
 
 STORE_ERRORS: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
-    "training split": (("--split", "train"), (), "expected a store of the split test, which is evaluated, got one of"),
+    "training split": (("--split", "train"), (), "expected a store of the evaluated split test, got one of"),
     "another file": (
         ("--split", "test"),
         ("chat.test={tmp}/other.jsonl",),
-        "has no example chat/und/test/five, which is evaluated",
+        "has no example chat/und/test/five, which this run evaluates",
     ),
     "another answer": (
         ("--split", "test"),
         ("chat.test={tmp}/changed.jsonl",),
-        "example chat/und/test/one has other tokens than are evaluated",
+        "example chat/und/test/one has different tokens than this run evaluates",
     ),
-    "other turns": (("--split", "test"), ("chat.turns=last",), "has other tokens than are evaluated"),
+    "other turns": (("--split", "test"), ("chat.turns=last",), "has different tokens than this run evaluates"),
     "no conversations": (("--split", "test"), ("tasks=[nli]",), "--store: compares the answers of conversations"),
     "vllm": (("--split", "test"), ("evaluation.engine=vllm",), "set evaluation.engine=hf, or leave --store out"),
     "no such view": (("--split", "test"), ("--view", "fewshot"), "has no such view (it has: zeroshot)"),
-    "views": (("--split", "test", "--view", "context", "chat.context={tmp}/rules.txt"), (), "has context, zeroshot"),
+    "views": (("--split", "test", "--view", "context", "chat.context={tmp}/rules.txt"), (), ": context, zeroshot"),
 }
 
 
@@ -355,7 +355,7 @@ def test_conversations_and_labels_are_evaluated_together_and_averaged_apart(
     store = teacher_store(settings, models, tmp_path / "store")
     capsys.readouterr()
     evaluate_command.main([*both, "--store", store])
-    assert "1 of 2 cells are finished already" in capsys.readouterr().out, "labels know no teacher"
+    assert "1 of 2 cells are already finished" in capsys.readouterr().out, "labels know no teacher"
     averages = rows(tmp_path, "SELECT method, task_mean, cells, expected_cells, tasks FROM averages ORDER BY method")
     by_task = {row["task"]: row["value"] for row in rows(tmp_path, "SELECT * FROM cells WHERE is_primary")}
     assert [tuple(row.values()) for row in averages] == [

@@ -59,7 +59,7 @@ def test_cells_are_scored_written_and_printed(config: Any, tokenizer: Any, tmp_p
     parrot = Parrot(tokenizer)
     evaluate(Evaluation(config(), "base", None, tmp_path), opener=parrot)
     printed = capsys.readouterr().out
-    assert "not evaluated, these do not exist: pa/hi" in printed
+    assert "skipped, no such data: pa/hi" in printed
     assert "[1/5] base nli/en  accuracy" in printed
     assert "base ner/en  f1 0.0  parse failures 100.0%  cut short 33.3%  6 examples" in printed
 
@@ -106,11 +106,11 @@ def test_finished_cells_are_skipped_and_the_model_stays_closed(
     evaluate(Evaluation(config("tasks=[nli]"), "base", None, tmp_path), opener=first)
     again = Parrot(tokenizer)
     evaluate(Evaluation(config("tasks=[nli,pa]"), "base", None, tmp_path), opener=again)
-    assert "2 of 3 cells are finished already" in capsys.readouterr().out
+    assert "2 of 3 cells are already finished" in capsys.readouterr().out
     assert len(again.asked) == 6, "only pa/en was left"
 
     def opened(*_: Any) -> Any:
-        raise AssertionError("nothing was left to do")
+        raise AssertionError("nothing left to do")
 
     evaluate(Evaluation(config("tasks=[nli,pa]"), "base", None, tmp_path), opener=opened)
 
@@ -131,7 +131,7 @@ def test_likelihood_picks_the_likeliest_label(config: Any, tmp_path: Path, capsy
     job = Evaluation(config("evaluation.method=likelihood", "tasks=[nli,ner]"), "base", None, tmp_path)
     evaluate(job)
     printed = capsys.readouterr().out
-    assert "not scored by likelihood, these have no labels: ner" in printed
+    assert "skipped by likelihood because they have no labels: ner" in printed
     assert "base nli/en  likelihood_accuracy" in printed
     engine = open_engine(job.config, None)
     encoder = PromptEncoder(engine.tokenizer)
@@ -317,12 +317,12 @@ COMMAND_ERRORS = {
         "use distilled, or a name of your own with --new-condition",
     ),
     "bad name": (["--condition", "my/name"], "--condition: expected letters"),
-    "misspelt name": (["--condition", "distiled"], "got 'distiled'; did you mean distilled? Add --new-condition"),
+    "misspelt name": (["--condition", "distiled"], "got 'distiled'; did you mean distilled? add --new-condition"),
     "unknown name": (["--condition", "x"], "expected one of base, fewshot, finetuned, distilled, control, shuffled"),
-    "no name": ([], "--condition: expected a name, got none; without --checkpoint it is base or fewshot"),
+    "no name": ([], "--condition: expected a name, got none; use base or fewshot, or add --checkpoint DIR"),
     "no name, no record": (
         ["--checkpoint", "{tmp}/out/checkpoint-5"],
-        "checkpoint-5 has no training.json that says it",
+        "checkpoint-5 has no training.json that names it",
     ),
     "another teacher": (
         ["--condition", "control", "--checkpoint", "{tmp}/taught"],
@@ -378,7 +378,7 @@ def test_the_command_with_a_real_model(tiny_model: Path, mirror: Path, tmp_path:
     command = [*base_overrides(tiny_model, mirror), "tasks=[nli]", "--results", str(tmp_path)]
     evaluate_command.main([*command, "--condition", "base"])
     evaluate_command.main([*command, "--condition", "base"])
-    assert "2 of 2 cells are finished already" in capsys.readouterr().out
+    assert "2 of 2 cells are already finished" in capsys.readouterr().out
     rows = _rows(tmp_path, "SELECT output FROM predictions")
     assert len(rows) == 12
     assert any(row["output"] for row in rows)
@@ -429,7 +429,7 @@ def test_several_checkpoints_in_one_call(tiny_model: Path, mirror: Path, tmp_pat
     command += ["--results", str(tmp_path / "r"), "--condition", "mine", "--checkpoint", str(tmp_path / "out")]
     evaluate_command.main([*command, "--steps", "5", "10"])
     evaluate_command.main([*command, "--steps", "10"])
-    assert "1 of 1 cells are finished already" in capsys.readouterr().out
+    assert "1 of 1 cells are already finished" in capsys.readouterr().out
     rows = _rows(tmp_path / "r", "SELECT DISTINCT step, condition FROM metrics ORDER BY step")
     assert rows == [{"step": 5, "condition": "mine"}, {"step": 10, "condition": "mine"}]
     assert _rows(tmp_path / "r", "SELECT DISTINCT step FROM final_scores") == [{"step": 10}]

@@ -53,7 +53,7 @@ def test_a_later_run_does_what_a_lost_worker_left(
     evaluate_command.main(_arguments(tmp_path, overrides, "--worker", "1/3"))
     assert "[2/2]" in capsys.readouterr().out
     evaluate_command.main(_arguments(tmp_path, overrides))
-    assert "2 of 5 cells are finished already and skipped" in capsys.readouterr().out
+    assert "2 of 5 cells are already finished, skipped" in capsys.readouterr().out
     assert len(Catalogue([tmp_path]).rows(ROWS)) == 30
 
 

@@ -213,7 +213,7 @@ def test_a_model_that_changed_under_its_name_is_evaluated_again(
     change(model)
     capsys.readouterr()
     evaluate(Evaluation(dataclasses.replace(both, languages=["en"]), "base", None, tmp_path / "r"))
-    assert "finished already" not in capsys.readouterr().out
+    assert "already finished" not in capsys.readouterr().out
     catalogue = Catalogue([tmp_path / "r"])
     rows = catalogue.rows("SELECT setup, languages FROM task_averages WHERE is_primary ORDER BY languages")
     assert [row["languages"] for row in rows] == [1, 2], "the old cells are not mixed with the new"

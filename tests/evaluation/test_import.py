@@ -55,7 +55,7 @@ def test_importing_twice_changes_nothing(tmp_path: Path, capsys: Any) -> None:
     file = _csv(tmp_path, "m,base,nli,accuracy,en,50")
     run(tmp_path / "r", "import", str(file))
     run(tmp_path / "r", "import", str(file))
-    assert "imported already" in capsys.readouterr().out
+    assert "already imported" in capsys.readouterr().out
     assert Catalogue([tmp_path / "r"]).rows("SELECT count(*) AS n FROM metrics") == [{"n": 1}]
 
 
@@ -80,13 +80,13 @@ def test_condition_names(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "has no row"),
+        ([], "has a header but no rows"),
         (["m,base,nli,accuracy,en,abc"], "line 2: expected a number, got 'abc'"),
-        (["m,base,nli,accuracy,en,50", "m,base,nli,accuracy,en,51"], "lines 2 and 3 give the same cell"),
+        (["m,base,nli,accuracy,en,50", "m,base,nli,accuracy,en,51"], "lines 2 and 3 describe the same cell"),
         (["m,base,nli,accuracy,xx,50"], "line 2: lang: expected one of en"),
         (["m,base,nli,accuracy,en,150"], "expected 0 to 100"),
         (["m,,nli,accuracy,en,50"], "line 2: expected condition"),
-        (["m,base,nope,,en,50"], "task 'nope' is not one of ours"),
+        (["m,base,nope,,en,50"], "task 'nope' is not a built-in task"),
         (
             ["m,base,chat,cross_entropy,en,2.1"],
             "line 2: metric: expected a score, a fraction or in %, got cross_entropy",

@@ -170,15 +170,15 @@ def test_torn_files_are_named_on_stderr(tmp_path: Path, caplog: pytest.LogCaptur
     add_run(tmp_path, _values(0))
     (tmp_path / "metrics" / "torn.parquet").write_bytes(b"PAR1 half")
     run(tmp_path, "sql", "SELECT count(*) AS n FROM metrics")
-    assert "torn.parquet is torn and left out" in caplog.text + capsys.readouterr().err
+    assert "torn.parquet is damaged and skipped" in caplog.text + capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sql", "SELEC 1"], "error: sql: Parser Error"),
-        (["tables"], "no metric in"),
-        (["report", "--output", "x.md"], "no metric in"),
+        (["tables"], "no metrics in"),
+        (["report", "--output", "x.md"], "contains no metrics"),
         (["sql", "SELECT 1", "--format", "parquet"], "needs --output FILE"),
         (["sql", "SELECT 1", "--format", "csv", "--output", "/dev/null/x"], "cannot write"),
         (["--memory", "10XB", "tables"], "error: --memory: expected a size such as 512MB or 4GB, got '10XB'"),

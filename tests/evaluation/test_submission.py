@@ -276,10 +276,10 @@ def test_from_evaluations_to_a_file(tiny_model: Path, tmp_path: Path) -> None:
     label_stores.build(url)
     fingerprint = LabelStore.open(url).info.fingerprint
     for fold in (0, 1):
-        learnt = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of != fold]
+        learned = [pair for pair, of in zip(label_stores.TRAIN, label_stores.FOLD, strict=True) if of != fold]
         directory = comparisons.classifier_checkpoint(
             tmp_path / f"fold-{fold}" / "final", run=f"student-{fold}", held_out_fold=fold, view="llama",
-            store_fingerprint=fingerprint, seen=SeenPrompts.of(prompt_keys(learnt)), weights=f"{fold}".encode(),
+            store_fingerprint=fingerprint, seen=SeenPrompts.of(prompt_keys(learned)), weights=f"{fold}".encode(),
         )  # fmt: skip
         student, scorer = open_checkpoint(directory), Scaled(0.2 + fold)
         for split, store in (("test", None), ("held_out", url)):

@@ -159,7 +159,7 @@ def test_a_trainer_without_a_teacher_is_refused(small_store: SimpleNamespace, ti
         made.train()
     for told, message in (
         (DistillationConfig(strategy="entropy"), r"distillation\.strategy: expected fixed in a Trainer, got entropy"),
-        (DistillationConfig(gate="fewshot_gain"), r"distillation\.gate: fewshot_gain compares two views"),
+        (DistillationConfig(gate="fewshot_gain"), r"distillation\.gate: expected none or teacher_correct in a Trainer"),
     ):
         with pytest.raises(ConfigError, match=message):
             DistillationTrainer(distillation=told)

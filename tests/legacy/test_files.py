@@ -138,14 +138,14 @@ def test_the_command_that_built_a_store_of_format_3_leaves_it_alone(
 
 @pytest.mark.parametrize("version", ["0.2.0"])
 def test_the_same_command_builds_what_has_the_same_fingerprints(originals: Path, written_again: Path) -> None:
-    """In format 4 as in format 3: what a student of the old store learnt can be compared with what others learn."""
+    """In format 4 as in format 3: what a student of the old store learned can be compared with what others learn."""
     views = ("--view", "fewshot", "--view", "zeroshot")
     build_command.main(["--store", str(written_again / "store"), *views, *make.TEACHER, *make.STORES["compact"]])
     old, new = TeacherStore.open("stores/compact"), TeacherStore.open(str(written_again / "store"))
     assert _decides(new.info.identity) == _decides(old.info.identity)
     for view in old.views:
         assert new.view_attributes(view)["identity"] == old.view_attributes(view)["identity"]
-    # The numbering of tokens, learnt from logits, may differ on another machine; where it does not, nothing does.
+    # The numbering of tokens, learned from logits, may differ on another machine; where it does not, nothing does.
     if (new.vocabulary.hash(), new.info.teacher) == (old.vocabulary.hash(), old.info.teacher):
         assert new.info.fingerprint == old.info.fingerprint
         for view in old.views:

@@ -125,7 +125,7 @@ def test_padding_is_never_looked_for_by_its_id(models: dict[str, Path], architec
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "bert"])
-def test_the_token_that_models_pad_with_is_learnt(models: dict[str, Path], architecture: str) -> None:
+def test_the_token_that_models_pad_with_is_learned(models: dict[str, Path], architecture: str) -> None:
     classifier = randomised(open_classifier(configure(models[architecture]), device="cpu", new_head=True))
     pairs = [pair._replace(ids=np.full_like(pair.ids, 65)) for pair in PAIRS]
     classifier(collate_pairs(pairs)).sum().backward()
@@ -283,7 +283,7 @@ def test_an_adapter_of_a_language_model_is_no_adapter_of_its_backbone(
 @pytest.mark.parametrize("given", [True, False])
 def test_a_missing_head_is_an_error(models: dict[str, Path], given: bool) -> None:
     checkpoint = models["qwen3"] if given else None
-    with pytest.raises(ConfigError, match=r"(--checkpoint|model\.name): \S+ has no classifier.json, so no head"):
+    with pytest.raises(ConfigError, match=r"(--checkpoint|model\.name): \S+ has no classifier.json, so it has no head"):
         open_classifier(configure(models["qwen3"]), device="cpu", checkpoint=checkpoint)
 
 
@@ -294,7 +294,7 @@ def test_a_head_without_or_with_other_weights_is_an_error(models: dict[str, Path
         open_classifier(configure(models["qwen3"]), device="cpu", checkpoint=adapter)
     (adapter / "classifier.json").write_text(json.dumps(about))
     (adapter / "classifier_head.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"has no classifier_head.safetensors; a head is trained, never made up"):
+    with pytest.raises(ConfigError, match=r"has no classifier_head.safetensors with the trained weights of its head"):
         open_classifier(configure(models["qwen3"]), device="cpu", checkpoint=adapter)
     (adapter / "classifier.json").write_text(json.dumps({**about, "classes": ["tie", "model_a", "model_b"]}))
     with pytest.raises(ConfigError, match="expected the classes model_a, model_b, tie, got tie"):
@@ -326,7 +326,7 @@ def test_pairs_are_scored_in_the_order_given_and_in_less_memory_where_it_must_be
     np.testing.assert_array_equal(got, np.repeat(lengths[:, None], 3, axis=1))
     assert got.dtype == np.float32
     assert sum(told) == len(pairs)
-    with pytest.raises(MemoryExhaustedError, match="a pair of 14 tokens does not fit"):
+    with pytest.raises(MemoryExhaustedError, match="a single pair of 14 tokens does not fit"):
         score_pairs(classifier.__class__(most=5), pairs, batch_tokens=100)
 
 

@@ -66,8 +66,8 @@ def test_the_first_that_fits_is_taken_and_named(
     assert chosen.name == str(models[name])
     assert chosen.revision == ("main" if name == "large" else None)
     (line,) = caplog.messages
-    assert f"{models[name]} needs" in line
-    assert f"{models['large']} needs" in line
+    assert f"using {models[name]}, which needs" in line
+    assert (f"{models['large']} needs" in line) == (name != "large")
     assert (str(models["small"]) in line) == (name == "small")
 
 

@@ -43,7 +43,7 @@ NOT_APART: dict[str, tuple[dict[str, Any], str]] = {
     "FalconH1": ({"mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_state": 8}, "has layers of hybrid"),
     "Lfm2": ({"layer_types": ["conv", "full_attention"]}, "has layers of conv"),
     "Qwen3Next": ({"layer_types": ["linear_attention", "full_attention"]}, "has layers of linear_attention"),
-    "Bloom": ({"n_layer": 1, "n_head": 2}, "lets sequences of a row see each other"),
+    "Bloom": ({"n_layer": 1, "n_head": 2}, "lets packed sequences attend to each other"),
     "Phi3": (
         {
             "rope_parameters": {
@@ -55,7 +55,7 @@ NOT_APART: dict[str, tuple[dict[str, Any], str]] = {
             },
             "original_max_position_embeddings": 8,
         },
-        r"turns positions by the length of the longest sequence \(longrope\)",
+        r"scales rotary positions by the length of the longest sequence \(longrope\)",
     ),
 }
 
@@ -117,7 +117,7 @@ class _Leaky(transformers.LlamaForCausalLM):
 
 
 def test_a_model_is_asked_and_not_its_configuration() -> None:
-    with pytest.raises(ConfigError, match="_Leaky lets sequences of a row see each other"):
+    with pytest.raises(ConfigError, match="_Leaky lets packed sequences attend to each other"):
         keep_apart(_Leaky(transformers.LlamaConfig(**COMMON)))
 
 

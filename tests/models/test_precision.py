@@ -39,8 +39,8 @@ def test_evaluation_and_teacher_open_float32_and_say_so_once(
     assert teacher.identity()["dtype"] == "float32"
     lines = [record.getMessage() for record in caplog.records if "bfloat16" in record.getMessage()]
     assert lines == [
-        "model.dtype: this CPU has no fast bfloat16; the model is opened in float32",
-        "teacher.dtype: this CPU has no fast bfloat16; the model is opened in float32",
+        "model.dtype: this CPU has no fast bfloat16, so the model is loaded in float32",
+        "teacher.dtype: this CPU has no fast bfloat16, so the model is loaded in float32",
     ]
 
 

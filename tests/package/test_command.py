@@ -50,7 +50,7 @@ def test_a_disk_that_refuses_is_one_line_and_a_bug_is_none(capsys: pytest.Captur
         with pytest.raises(SystemExit) as caught:
             run_command(lambda number=number: refuse(number))  # type: ignore[misc]
         assert caught.value.code == 2
-        assert capsys.readouterr().err == f"error: /somewhere/file: {words}; what is finished is kept\n"
+        assert capsys.readouterr().err == f"error: /somewhere/file: {words}; finished work is kept\n"
     with pytest.raises(FileNotFoundError):
         run_command(lambda: refuse(errno.ENOENT))
 
@@ -71,7 +71,7 @@ def test_a_directory_is_made_or_refused(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *arguments: False)  # as for anyone but root in a read-only directory
-    with pytest.raises(ConfigError, match="nothing can be written into"):
+    with pytest.raises(ConfigError, match="is not writable; choose another"):
         make_directory("--output", tmp_path)
 
 

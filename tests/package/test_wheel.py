@@ -213,7 +213,7 @@ def test_every_command_and_tasks_of_one_s_own_run_beside_strangers(bare: Path, f
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     assert len(written) == 1 + 2 * 3
     again = run(folder, str(bare / "python"), "-m", "logitbank", *mine)
-    assert "1 of 1 cells are finished already" in again
+    assert "1 of 1 cells are already finished" in again
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == written
 
 

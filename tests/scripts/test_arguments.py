@@ -64,7 +64,7 @@ def test_a_study_says_in_one_line_what_is_wrong(
         ),
         (["study", "xtreme", "--config", "demo", "--train", "0"], "--train: expected a whole number above 0, got 0"),
         (["study", "xtreme"], "--config or --model: expected a model, got none"),
-        (["study", "xtreme", "--config", "a/x.yaml", "b/x.yaml"], "expected models of different names, got x twice"),
+        (["study", "xtreme", "--config", "a/x.yaml", "b/x.yaml"], "expected models with different names, got x twice"),
         (["study", "gsm8k"], "--config or --model: expected a model, got none"),
         (["study", "gsm8k", "--samples", "1.5"], "--samples: expected a whole number above 0, got 1.5"),
         (["study", "gsm8k", "--model", "a", "b"], "override 'b': expected key=value"),

@@ -98,8 +98,8 @@ def test_a_teacher_s_own_file_and_model_win_over_the_study_s(
     ("arguments", "message"),
     [
         ([], "--teacher: expected NAME=MODEL, got none"),
-        (["--teacher", "org/model"], "--teacher: expected NAME=MODEL, NAME a lower-case letter"),
-        (["--teacher", "none=m"], "--teacher: expected NAME=MODEL, NAME a lower-case letter"),
+        (["--teacher", "org/model"], "--teacher: expected NAME=MODEL, where NAME is lower-case letters"),
+        (["--teacher", "none=m"], "--teacher: expected NAME=MODEL, where NAME is lower-case letters"),
         (["--teacher", "a=m", "--teacher", "a=n"], "--teacher: expected each name once, got a twice"),
         (["--teacher", "a=m", "tasks=[nli]"], "tasks: expected [preference], got [nli]"),
         (["--teacher", "a=m", "--post-pretrain", "preference.external=[]"], "preference.external: expected a file"),

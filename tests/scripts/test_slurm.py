@@ -195,7 +195,7 @@ def test_a_job_that_is_refused_says_what_was_submitted(cluster: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         submit(cluster, "--model", "org/name", "--account", "nobody")
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: sbatch refuses teacher.sbatch: sbatch: error: Invalid account\n"
+    assert capsys.readouterr().err == "error: sbatch rejected teacher.sbatch: sbatch: error: Invalid account\n"
 
 
 def test_a_dry_run_submits_nothing_and_says_what_it_would_cost(

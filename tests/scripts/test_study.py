@@ -165,7 +165,7 @@ def ranks_and_arguments(command: Sequence[str]) -> tuple[Any, ...]:
 
 
 def test_a_stage_that_fails_ends_the_study(tmp_path: Path) -> None:
-    with pytest.raises(LogitbankError, match="a stage ended with exit code 3"):
+    with pytest.raises(LogitbankError, match="a stage failed with exit code 3"):
         run_process(["sh", "-c", "exit 3"])
 
 

@@ -54,7 +54,7 @@ def builder(url: str, *, train: Sequence[Pair] = TRAIN, **changes: Any) -> Abstr
 
 
 def teacher(fold: int, *, weights: str = "w", selected: Sequence[int] = (), **changes: Any) -> Scorer:
-    """A teacher that learnt from all folds but one, and was selected on validation rows."""
+    """A teacher that learned from all folds but one, and was selected on validation rows."""
     trained = prompt_keys([pair for pair, of in zip(TRAIN, FOLD, strict=True) if of != fold])
     seen = SeenPrompts.of(trained, [*prompt_keys(VALIDATION[:2]).tolist(), *selected])
     return Scorer(**{"model": f"T{fold}", "weights": f"{weights}{fold}" * 8, "fold": fold, "seen": seen, **changes})

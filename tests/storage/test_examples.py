@@ -102,5 +102,5 @@ def test_names_are_found_whatever_they_hold(tmp_path: Path, multiplier: int, mon
     assert [table.index_of(name) for name in names] == list(range(len(names)))
     for absent in ("c", "nli/en/train/", "nli/en/train/1\nnli/en/train/11", "日本語"):
         assert len(table.positions_of(absent)) == 0
-        with pytest.raises(StoreError, match="not in the store, whose ids are like , a, b"):
+        with pytest.raises(StoreError, match="not in the store; its ids look like , a, b"):
             table.index_of(absent)

@@ -27,7 +27,7 @@ from tests.storage.label_stores import EXTERNAL, PART, TRAIN, VALIDATION, build,
     [
         (teacher(1), r"view llama, fold 0: T1 trained on 7 prompts of it \(first row 0\).*--held-out-fold 0"),
         (teacher(0, selected=[TRAIN[5].prompt_key]), r"T0 was selected on 1 prompt of it \(first row 4\)"),
-        (Scorer("T1", "w", fold=1), "trained without fold 1, not without this one"),
+        (Scorer("T1", "w", fold=1), "trained without fold 1, not this one"),
     ],
     ids=["trained", "selected", "another fold"],
 )
@@ -58,9 +58,11 @@ def test_nobody_else_scores_the_rest_of_a_fold(tmp_path: Path) -> None:
     with builder(str(tmp_path)) as made:
         made.add_view("llama", {}, {})
         rest = logits_of(made.shard_rows(1))
-        with pytest.raises(StoreError, match=r"fold 0: begun with T0 \(weights w0w0.*one teacher scores a fold"):
+        with pytest.raises(
+            StoreError, match=r"fold 0: started with T0 \(weights w0w0.*a fold is scored by one teacher"
+        ):
             made.write_shard("llama", 1, rest, teacher(0, weights="v"))
-        with pytest.raises(StoreError, match="another record of the prompts"):
+        with pytest.raises(StoreError, match="a different record of training prompts"):
             made.write_shard("llama", 1, rest, teacher(0, seen=None))
         made.write_shard("llama", 1, rest, teacher(0, model="elsewhere/T0"))
         made.write_shard("llama", 2, logits_of(made.shard_rows(2)), teacher(1, weights="v"))
@@ -106,7 +108,7 @@ def _pair(name: str, prompt: str, target: Any = (1.0, 0.0, 0.0)) -> Pair:
     [
         ([], [], "at least one row"),
         ([_pair("train/0", "x"), _pair("train/1", "y")], [0], r"expected one for each row \(2\), got 1"),
-        ([_pair("train/0", "x"), _pair("train/1", "y")], [1, 0], "in the order of their folds"),
+        ([_pair("train/0", "x"), _pair("train/1", "y")], [1, 0], "expected rows sorted by fold"),
         ([_pair("train/0", "x"), _pair("train/1", "y")], [0, 0], "leave fold 1 of 2 empty; use fewer folds"),
         ([_pair("train/0", "x"), _pair("train/0", "y")], [0, 1], "unique ids"),
         ([_pair("train/0", "x", None), _pair("train/1", "y")], [0, 1], "train/0: has no label"),
@@ -208,7 +210,7 @@ def _other_folds(details: dict[str, Any], contents: dict[str, bytes]) -> None:
         ),
         (fold_key("llama", 0), _also_saw(SELECTED + 30), "saw other rows than its manifest counts"),
         (fold_key("llama", 0), _says(weights="x"), "which is not the teacher that"),
-        (shard_key("llama", 2), _says(held_out_fold=0), "T1 was trained without fold 0, not without this one"),
+        (shard_key("llama", 2), _says(held_out_fold=0), "T1 was trained without fold 0, not this one"),
         (shard_key("llama", 2), _says(fold=0), "its rows are 14 to 21, of fold 1"),
         (shard_key("llama", 2), _says(examples=[0, 8]), "its rows are 14 to 21, of fold 1"),
         ("manifest/base.json", _other_folds, "folds.json: its folds are not those of the training rows"),

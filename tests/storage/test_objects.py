@@ -66,7 +66,7 @@ def test_several_objects_are_checked_each(objects: ObjectStore) -> None:
     objects.delete("k7")
     with pytest.raises(CorruptStoreError, match=r"k7 \(all\): missing"):
         read_objects(objects, keys, entries, "all")
-    with pytest.raises(CorruptStoreError, match=r"other \(all\): no manifest lists it"):
+    with pytest.raises(CorruptStoreError, match=r"other \(all\): not listed in any manifest"):
         read_objects(objects, ["k1", "other"], entries, "all")
 
 

@@ -112,7 +112,9 @@ def test_the_check_of_a_store_allows_what_the_encoding_claims(registered: str, t
 def test_a_store_of_an_unknown_encoding_is_refused(registered: str, tmp_path: Path) -> None:
     stores.build(str(tmp_path), stores.records(4), encoding=registered, views=("zeroshot",))
     ENCODINGS.unregister(registered)
-    with pytest.raises(StoreError, match="its encoding is eighths, but the known ones are compact, float16, exact"):
+    with pytest.raises(
+        StoreError, match="its encoding is eighths, but the registered ones are compact, float16, exact"
+    ):
         TeacherStore.open(str(tmp_path))
     with pytest.raises(ConfigError, match=r"store\.encoding"):
         load_config([], ["model.name=m", "store.encoding=eighths"])

@@ -116,7 +116,9 @@ def test_other_views_know_nothing_of_it(pristine: Path, tmp_path: Path) -> None:
     assert store.plan_of("zeroshot") is store.plan
     assert not store.has_own_sequences("zeroshot")
     store.require_examples("zeroshot")
-    with pytest.raises(StoreError, match=r"--view sampled: .* expected a view of the store's examples \(zeroshot\)"):
+    with pytest.raises(
+        StoreError, match=r"--view sampled: .* expected a view of the store's own examples \(zeroshot\)"
+    ):
         store.require_examples("sampled")
 
 
@@ -194,7 +196,7 @@ def test_a_build_killed_at_every_object_of_a_view_ends_byte_identical(pristine: 
 
 def test_a_view_is_completed_with_the_numbering_that_it_was_begun_with(pristine: Path, tmp_path: Path) -> None:
     def never() -> Vocabulary:
-        raise AssertionError("a frozen numbering must not be learnt again")
+        raise AssertionError("a frozen numbering must not be learned again")
 
     url, spec = str(tmp_path / "store"), stores.spec(**LAYOUT)
     build(url, {})

@@ -146,9 +146,9 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(site: FileServer) -> No
     ("statuses", "message"),
     [
         ([500] * 5, r"logitbank\.json: the server answered HTTP 500, 5 times; try again later"),
-        ([403], r"logitbank\.json: the server refused \(HTTP 403\); log in, or ask its owner"),
+        ([403], r"logitbank\.json: access denied \(HTTP 403\); log in, or ask its owner"),
         ([418], r"logitbank\.json: expected HTTP 200, got 418; check the URL"),
-        ([404], r"no logitbank\.json there; expected a store that logitbank push packed"),
+        ([404], r"no logitbank\.json there; expected a store packed by logitbank push"),
     ],
 )
 def test_what_a_server_refuses_is_one_line(site: FileServer, statuses: list[int], message: str) -> None:
@@ -205,7 +205,7 @@ def test_damage_on_the_way_is_found(packed: Path, tmp_path: Path) -> None:
     with serving(site := FileServer(copy)):
         assert any("expected" in problem for problem in verify(site.url))
         pack.unlink()
-        assert "packs/fewshot-00000.pack: missing, though logitbank.json lists it" in verify(site.url)
+        assert "packs/fewshot-00000.pack: missing, although logitbank.json lists it" in verify(site.url)
     (copy / INDEX_NAME).write_bytes((copy / INDEX_NAME).read_bytes().replace(b"zeroshot", b"zer0shot"))
     with pytest.raises(CorruptStoreError, match=r"logitbank\.json: damaged"):
         open_store(copy)
@@ -224,7 +224,7 @@ def test_nothing_is_packed_whose_hash_is_not_the_manifests(tmp_path: Path) -> No
 
 
 def test_a_packed_store_is_not_built_on(packed: Path) -> None:
-    with pytest.raises(StoreError, match="a packed store is only read; unpack it into a directory with logitbank pull"):
+    with pytest.raises(StoreError, match="a packed store is read-only; unpack it into a directory with logitbank pull"):
         stores.build(str(packed), EXAMPLES, **LAYOUT)
 
 
@@ -256,5 +256,5 @@ def test_a_copy_takes_whole_packs_in_few_requests(site: FileServer, tmp_path: Pa
 
 def test_another_store_is_not_copied_over(packed: Path, tmp_path: Path) -> None:
     stores.build(str(tmp_path), EXAMPLES[:9], **LAYOUT)
-    with pytest.raises(StoreError, match=r"its manifest/base\.json is that of another store than"):
+    with pytest.raises(StoreError, match=r"its manifest/base\.json belongs to a different store than"):
         copy_objects(open_objects(str(packed)), open_objects(str(tmp_path)))

@@ -38,7 +38,7 @@ def test_timestamps_and_statistics_keep_their_types(tmp_path: Path) -> None:
         ([{**LOG_ROW, "step": "ten"}], "training_log.step: expected int64"),
         (
             [LOG_ROW, {k: v for k, v in LOG_ROW.items() if k != "model"}],
-            "training_log.model: mandatory.*row 1",
+            "training_log.model: required.*row 1",
         ),
         ([], "at least one row"),
     ],

@@ -112,7 +112,7 @@ def test_the_same_rows_again_are_fine_beside_a_file_of_an_older_version(tmp_path
     row = {**PREDICTION, "run": "old", **({"prompt": "prompt of old"} if version > 1 else {})}
     _write_old(tmp_path, version, "old")
     write_rows(tmp_path, "predictions", [row], "old")
-    with pytest.raises(StoreError, match="exists with other rows"):
+    with pytest.raises(StoreError, match="exists with different rows"):
         write_rows(tmp_path, "predictions", [{**row, "score": 0.5}], "old")
 
 

@@ -55,8 +55,8 @@ def test_a_code_that_stands_for_no_token_is_refused() -> None:
     [
         ([0, 1, 1], [], [[0]], "permutation"),
         ([2, 0, 1], [1], [[0, 1]], "do not fit"),
-        ([2, 0, 1], [], [[0, 3]], "different positions"),
-        ([2, 0, 1], [], [[0, 0]], "different positions"),
+        ([2, 0, 1], [], [[0, 3]], "distinct positions"),
+        ([2, 0, 1], [], [[0, 0]], "distinct positions"),
     ],
 )
 def test_a_numbering_that_is_none_is_refused(

@@ -77,7 +77,7 @@ def test_the_command_as_a_process(tiny_model: Path, small_store: SimpleNamespace
         (
             ["distillation.strategy=meta", "distillation.lambda_distill=2"],
             "fewshot",
-            "distillation.lambda_distill: meta starts between 0 and 1",
+            "distillation.lambda_distill: expected a number above 0 and below 1",
         ),
         (["training.wandb_project=mine"], "none", "training.wandb_project: the package wandb is not installed"),
     ],
@@ -113,7 +113,7 @@ def test_a_half_built_view_is_refused(
     shutil.copytree(small_store.url, broken)
     manifests = sorted((broken / "manifest" / "fewshot").glob("*"))
     next(path for path in manifests if path.name != "view.json").unlink()
-    assert "still to be written" in refused(capsys, command(tiny_model, str(broken), tmp_path / "run"))
+    assert "not written yet" in refused(capsys, command(tiny_model, str(broken), tmp_path / "run"))
     main(command(tiny_model, str(broken), tmp_path / "run", view="zeroshot"))  # the other view is whole
 
 
@@ -140,7 +140,7 @@ def test_a_store_of_another_chat_template_is_refused(
     own = PromptEncoder(tokenizer).template_hash
     stores = {template: make_store(top_k=4, identity={"template": template}) for template in (own, "0123456789abcdef")}
     line = refused(capsys, command(tiny_model, stores["0123456789abcdef"].url, tmp_path / "run"))
-    assert f"model.name: the chat template of {tiny_model} differs" in line
+    assert f"model.name: the chat template of {tiny_model} is not the template that wrote" in line
     assert f"(hash {own[:12]} instead of 0123456789ab)" in line
     main(command(tiny_model, stores[own].url, tmp_path / "run"))
     record = TrainingRecord.read(tmp_path / "run" / "final")

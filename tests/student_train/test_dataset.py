@@ -107,5 +107,5 @@ def test_a_revision_is_of_the_hub(small_store: SimpleNamespace, monkeypatch: pyt
     logitbank.open_store("hf://datasets/org/name", revision="v1")
     logitbank.open_store("hf://datasets/org/name@v1/store", revision="v1")
     assert asked == ["hf://datasets/org/name@v1", "hf://datasets/org/name@v1/store"]
-    with pytest.raises(StoreError, match="names another one than v2"):
+    with pytest.raises(StoreError, match="names a different revision than v2"):
         logitbank.open_store("hf://datasets/org/name@v1", revision="v2")

@@ -55,7 +55,7 @@ def test_a_run_of_epochs_is_that_of_its_steps(
         return train(Run(config, url, "fewshot", tmp_path / name, tmp_path / name / "results"))
 
     by_epochs = run("epochs", "training.epochs=1.5")
-    assert "training.epochs 1.5: 5 steps; times through: nli 1.67, pos 1.67" in caplog.text
+    assert "training.epochs 1.5: 5 steps; passes: nli 1.67, pos 1.67" in caplog.text
     by_steps = run("steps", "training.max_steps=5")
     record = json.loads((by_epochs / "training.json").read_text())
     assert (record["step"], record["config"]["training"]["max_steps"]) == (5, 5)

@@ -235,7 +235,7 @@ def test_a_base_that_moved_is_named(base: Path, refuse: Refuse, tmp_path: Path) 
     adapter = save_adapter(tmp_path / "adapter", moving, 1)
     moved = moving.rename(tmp_path / "moved")
     output = tmp_path / "merged"
-    assert refuse("--checkpoint", adapter, output=output).endswith("which is not there; add --base MODEL")
+    assert refuse("--checkpoint", adapter, output=output).endswith("which does not exist; add --base MODEL")
     assert record(exported("--checkpoint", adapter, "--base", moved, output=output))["base"]["name"] == str(moved)
 
 
@@ -265,13 +265,13 @@ def _change(name: str, **changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_lose(HEAD_WEIGHTS), "spoilt has no classifier_head.safetensors; a head is trained, never made up"),
-        (_lose(HEAD_SETTINGS), "spoilt has no classifier.json, so nothing says how its head reads pairs"),
+        (_lose(HEAD_WEIGHTS), "spoilt has no classifier_head.safetensors with the trained weights of its head"),
+        (_lose(HEAD_SETTINGS), "spoilt has no classifier.json, so it is unknown how its head reads pairs"),
         (_lose("adapter_config.json"), "spoilt holds neither adapter_config.json (an adapter) nor config.json"),
         (_lose("adapter_model.safetensors"), "spoilt has no adapter_model.safetensors, the adapter's weights"),
         (_change(HEAD_SETTINGS, pooling="last"), "the heads differ: classifier.json of"),
-        (_change("adapter_config.json", use_dora=True), "spoilt has use_dora, and export-model reads plain LoRA"),
-        (_change("adapter_config.json", bias="all"), "spoilt has bias, and export-model reads plain LoRA"),
+        (_change("adapter_config.json", use_dora=True), "spoilt has use_dora, but export-model only reads plain LoRA"),
+        (_change("adapter_config.json", bias="all"), "spoilt has bias, but export-model only reads plain LoRA"),
         (_change("adapter_config.json", peft_type="IA3"), "expected a LoRA adapter in"),
         (_change("adapter_config.json", r=8), "the adapter does not fit"),
         (_change("adapter_config.json", target_modules=["q_proj"]), "the adapter does not fit"),
@@ -292,7 +292,7 @@ def test_an_adapter_and_a_whole_model_have_no_mean(
     whole = save_whole(tmp_path / "whole", base, 1)
     message = refuse("--average", adapters[0], whole, output=tmp_path / "no")
     assert "fold-0 is an adapter and" in message
-    assert "whole a whole model; give adapters alone or whole models alone" in message
+    assert "whole a whole model; give only adapters or only whole models" in message
 
 
 def test_whole_models_of_other_layers_or_shapes_have_no_mean(base: Path, refuse: Refuse, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_whole_models_of_other_layers_or_shapes_have_no_mean(base: Path, refuse:
     first, second, third = (
         save_whole(tmp_path / name, each, 1) for name, each in (("one", base), ("two", deep), ("three", wide))
     )
-    assert "is in one of them alone" in refuse("--average", first, second, output=tmp_path / "no")
+    assert "is in only one of them" in refuse("--average", first, second, output=tmp_path / "no")
     assert "expected the shape (32, 48), got (32, 64)" in refuse("--average", first, third, output=tmp_path / "no")
 
 
@@ -309,7 +309,7 @@ def test_an_output_that_something_else_wrote_is_refused(adapters: list[Path], re
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     message = refuse("--average", *adapters, output=tmp_path / "mine")
-    assert "mine exists and has no export.json, so export-model did not write it; choose another" in message
+    assert "mine exists but was not written by export-model (it has no export.json); choose another" in message
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_an_output_that_something_else_wrote_is_refused(adapters: list[Path], re
         (["--bits", "4"], "--bits: needs --quantize gptq"),
         (["--quantize", "int8", "--group-size", "64"], "--group-size: needs --quantize gptq"),
         (["--quantize", "int8", "--fallback", "int8"], "--fallback: needs --quantize gptq"),
-        (["--store", "x"], "--store: needs --quantize, which draws rows from the store"),
+        (["--store", "x"], "--store: is only used with --quantize; add --quantize, or leave it out"),
         (["--quantize", "gptq"], "--quantize gptq: needs --store URL, the label store whose rows calibrate it"),
         (["--quantize", "int8", "--samples", "4"], "--samples: needs --quantize gptq"),
         (["--quantize", "gptq", "--bits", "5"], "--bits: invalid choice: 5 (choose from 4, 8)"),

@@ -166,7 +166,7 @@ def test_what_is_quantised_is_not_exported_once_more(
 ) -> None:
     with pytest.raises(SystemExit):
         command.main(["--checkpoint", str(eight_bits), "--output", str(tmp_path / "no")])
-    assert "is quantised already (bitsandbytes); give the model that it was made from" in capsys.readouterr().err
+    assert "is already quantised (bitsandbytes); give the original model" in capsys.readouterr().err
 
 
 def test_an_encoder_is_quantised_too(label_store: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_weights_are_one_over_the_conversation_and_one_on_average(
 def test_strategies_compare_weighted_losses_and_gradients(
     parts_store: SimpleNamespace, tiny_model: Path, tmp_path: Path, configure: Callable[..., Config]
 ) -> None:
-    """Ratio, cosine and the learnt λ, each against its formula in float64."""
+    """Ratio, cosine and the learned λ, each against its formula in float64."""
     store = parts_store.store
 
     def run(name: str, *changes: str) -> Path:
@@ -161,7 +161,7 @@ def test_strategies_compare_weighted_losses_and_gradients(
     conflict = run("conflict", "distillation.strategy=gradient_conflict")
     of_ce, of_kd = flat_gradient(model, ce), flat_gradient(model, kd.sum())
     assert logged(conflict, "cosine")[0] == pytest.approx(torch.cosine_similarity(of_ce, of_kd, dim=0).item(), rel=1e-4)
-    learnt = run(
+    learned = run(
         "meta",
         *["distillation.strategy=meta", "distillation.meta_batch_size=8", "distillation.meta_learning_rate=0.1"],
         "training.micro_batch_size=4",
@@ -171,7 +171,7 @@ def test_strategies_compare_weighted_losses_and_gradients(
     for number, task in enumerate(("nli", "pos")):
         moved = torch.sigmoid(0.1 * of_val @ flat_gradient(model, kd[number])).item()
         assert abs(moved - 0.5) > 1e-3, "a λ that moved"
-        assert logged(learnt, "lambda", task)[1] - 0.5 == pytest.approx(moved - 0.5, rel=1e-3)
+        assert logged(learned, "lambda", task)[1] - 0.5 == pytest.approx(moved - 0.5, rel=1e-3)
 
 
 def test_answers_to_one_prompt_are_one_conversation_where_a_model_wrote_them(

@@ -246,7 +246,7 @@ def test_tokens_that_the_teacher_was_not_asked_for_carry_no_teacher_term(
     assert (whole_T[last_T] > 0).all()
 
     train(Run(config, other.url, "fewshot", tmp_path / "run", tmp_path / "results"))
-    assert caplog.text.count("no teacher term where the answer token is 1") == 1
+    assert caplog.text.count("no teacher term at answer token 1") == 1
     (log,) = (tmp_path / "results" / "training_log").glob("*.parquet")
     rows = {row["metric"]: row["value"] for row in pq.read_table(log).to_pylist() if row["task"] == "all"}
     assert batch.teacher is not None

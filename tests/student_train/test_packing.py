@@ -244,5 +244,5 @@ def test_what_cannot_split_a_packed_step_is_refused(
     assert "training.global_batch_size: expected a multiple of 2 (processes), got 7" in done[0].stderr
     assert not (runs.directory / "refused").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"training\.packing: DeepSpeed takes the same number of micro-batches"):
+    with pytest.raises(ConfigError, match=r"training\.packing: DeepSpeed needs the same number of micro-batches"):
         split_batch(TrainingConfig(packing=True))

@@ -192,8 +192,8 @@ def test_deepspeed_that_is_not_there_is_refused(
     [
         ("distillation.strategy=fixed", {"fsdp_version": "1"}, "fsdp_config.fsdp_version: expected 2"),
         ("distillation.strategy=fixed", {"fsdp_activation_checkpointing": "true"}, "training.gradient_checkpointing"),
-        ("distillation.strategy=gradient_conflict", {}, "gradient_conflict compares whole gradients, which FSDP"),
-        ("distillation.strategy=entropy*meta", {}, "meta compares whole gradients, which FSDP"),
+        ("distillation.strategy=gradient_conflict", {}, "gradient_conflict needs whole gradients, but FSDP"),
+        ("distillation.strategy=entropy*meta", {}, "meta needs whole gradients, but FSDP"),
     ],
 )
 def test_what_shards_cannot_do_is_refused(world: World, override: str, fsdp: dict[str, str], says: str) -> None:

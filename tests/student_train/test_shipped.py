@@ -35,6 +35,6 @@ def test_the_shipped_qwen3_configuration_on_a_cpu_without_bfloat16(
     started = time.process_time()
     final = train(Run(config, str(tmp_path / "store"), "fewshot", tmp_path / "run", tmp_path / "results"))
     assert time.process_time() - started < 120
-    assert caplog.text.count("this CPU has no fast bfloat16; the model is opened in float32") == 1
+    assert caplog.text.count("this CPU has no fast bfloat16, so the model is loaded in float32") == 1
     with safe_open(final / "adapter_model.safetensors", "pt") as adapter:
         assert any(adapter.get_tensor(name).abs().sum() > 0 for name in adapter.keys() if "lora_B" in name)  # noqa: SIM118

@@ -373,7 +373,7 @@ def test_the_gain_gate_refuses_the_view_it_compares_with(
     small_store: SimpleNamespace, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = configure("distillation.gate=fewshot_gain")
-    with pytest.raises(ConfigError, match="expected another --view"):
+    with pytest.raises(ConfigError, match="expected a different --view"):
         train(Run(config, small_store.url, "zeroshot", tmp_path / "run", tmp_path / "results"))
 
 

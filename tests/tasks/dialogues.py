@@ -1,4 +1,4 @@
-"""Conversations for tests: real ones of the shared files, small ones made here, and a reference for what is learnt."""
+"""Conversations for tests: real ones of the shared files, small ones made here, and a reference for what is learned."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def generated(
     return pairs
 
 
-def learnt(sequences: Sequence[StudentSequence]) -> dict[int, tuple[list[int], list[int]]]:
-    """What stands before each learnt turn, and its tokens, by the turn's number from the end."""
+def learned(sequences: Sequence[StudentSequence]) -> dict[int, tuple[list[int], list[int]]]:
+    """What stands before each learned turn, and its tokens, by the turn's number from the end."""
     found = {}
     for part in sequences:
         for number, span in zip(part.turns, part.sequence.spans, strict=True):
-            assert number not in found, "no turn is learnt twice"
+            assert number not in found, "no turn is learned twice"
             found[number] = (
                 part.sequence.ids[: span.start].tolist(),
                 part.sequence.ids[span.start : span.stop].tolist(),

@@ -131,15 +131,15 @@ def test_a_changed_source_is_another_evaluation(folder: Path) -> None:
     build = ["build-teacher-cache", "--store", "store", "--view", "zeroshot", *own]
     for command in (evaluate, build):
         assert processes.run(*command, cwd=folder).returncode == 0
-    assert "1 of 1 cells are finished already and skipped" in processes.run(*evaluate, cwd=folder).stdout
+    assert "1 of 1 cells are already finished, skipped" in processes.run(*evaluate, cwd=folder).stdout
     source = folder / "reviews.py"
     source.write_text(source.read_text() + "\n    def parse(self, output: str) -> str | None:\n        return 'good'\n")
     again = processes.run(*evaluate, cwd=folder)
-    assert "base: the source of the task reviews has changed; all cells are evaluated again" in again.stdout
+    assert "base: the source of the task reviews has changed; evaluating all cells again" in again.stdout
     assert "parse failures 0.0%" in again.stdout
     resumed = processes.run(*build, cwd=folder)
-    assert "nothing was left to do" in resumed.stdout, resumed.stderr
-    assert "source changed since the store was begun, prompts and answers the same: reviews" in resumed.stderr
+    assert "nothing left to do" in resumed.stdout, resumed.stderr
+    assert "source changed since the store was started, but prompts and answers are the same: reviews" in resumed.stderr
     source.write_text(source.read_text().replace("Output one word.", "Answer."))
     other = processes.run(*build, cwd=folder)
     assert other.returncode == 2

@@ -164,12 +164,12 @@ def test_what_cannot_be_learnt_is_skipped_counted_and_said_once(tmp_path: Path, 
     assert answers(load("test", data)) == answers(load("test", data)) == ["It is 1.", "It is 2."]
     assert log()[1:] == [
         f"chat.test: {tmp_path}/x.jsonl: 2 conversations; skipped 1 conversation with image parts, "
-        "2 conversations without an assistant turn; 1 conversation cut behind the last assistant turn"
+        "2 conversations without an assistant turn; 1 conversation cut after the last assistant turn"
     ]
     with pytest.raises(TaskError) as caught:
         load("test", settings(test=write(tmp_path / "y.jsonl", rows[2:])))
     assert str(caught.value) == (
-        f"chat.test: {tmp_path}/y.jsonl has no conversation to learn from; skipped 1 conversation with image parts, "
+        f"chat.test: {tmp_path}/y.jsonl has no usable conversation; skipped 1 conversation with image parts, "
         "2 conversations without an assistant turn"
     )
 
@@ -180,7 +180,7 @@ BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no format": ([{"text": "a"}], "line 1: expected a column messages, or conversations, or prompt and completion"),
     "one id, two contents": (
         [talk(1, id="a"), talk(2, id="b"), talk(3, id="a")],
-        r"line 3: id: 'a' is also that of .*x.jsonl, line 1, which is another conversation; give each its own",
+        r"line 3: id: 'a' is also used by .*x.jsonl, line 1, a different conversation; give each its own",
     ),
     "id of two lines": ([talk(1, id="a\nb")], r"line 1: id: expected one line of text, got 'a\\nb'"),
     "id of half a character": ([talk(1, id="\ud83d")], r"line 1: id: expected one line of text, got '\\ud83d'"),
@@ -221,7 +221,7 @@ def test_a_full_temporary_directory_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("logitbank.tasks.conversations.reading.sqlite3.connect", connect)
     file = write(tmp_path / "x.jsonl", map(talk, range(1000)))
     with pytest.raises(
-        TaskError, match=r"x.jsonl, line \d+: its hash cannot be kept .*TMPDIR.*: database or disk is full"
+        TaskError, match=r"x.jsonl, line \d+: cannot write its hash to .*TMPDIR.*: database or disk is full"
     ):
         load("test", settings(test=file))
 
@@ -255,7 +255,7 @@ def test_a_context_for_all_is_for_the_teacher_alone(tmp_path: Path) -> None:
     assert conversation.teacher_messages == ({"role": "system", "content": "Be kind."}, *conversation.messages)
     both = settings(rubric, test=write(tmp_path / "y.jsonl", [talk(1), talk(2, context="Be brief.")]))
     with pytest.raises(
-        TaskError, match=r"line 2: expected no context and no teacher_messages, since chat\.context names"
+        TaskError, match=r"line 2: expected no context and no teacher_messages because chat\.context names"
     ):
         load("test", both)
 

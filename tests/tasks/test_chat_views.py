@@ -119,7 +119,7 @@ def test_turns_that_differ_in_the_teacher_s_context_are_split_for_the_student_to
     messages = chat(TWO[1:])
     late = ExampleEncoder(prompts(THINKING.replace("loop.last", "(loop.last or messages | length < 5)")))
     (part,) = student(late, messages)
-    with pytest.raises(TaskError, match="share it behind demonstrations too, but the chat template renders them diff"):
+    with pytest.raises(TaskError, match="the chat template renders these turns differently after demonstrations"):
         late.teacher("fewshot", CHAT, messages, part, [chat(TWO[1:3])], max_tokens=9999)
 
 

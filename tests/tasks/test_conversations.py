@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         "expected a column messages, or conversations, or prompt and completion, got text",
     ),
     "messages no list": ({"messages": 5}, "messages: expected a list, got a number"),
-    "messages text": ({"messages": "hello"}, "messages: expected JSON, got text that is none: Expecting value"),
+    "messages text": ({"messages": "hello"}, "messages: expected JSON, got text that is not: Expecting value"),
     "message no object": (chat(USER, 5), r"messages\[1\]: expected an object, got a number"),
     "no role": (
         chat({"content": "a"}, ANSWER),
@@ -181,13 +181,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "result first": (
         chat(RESULT, ANSWER),
-        r"messages\[0\]: expected a tool message behind an assistant turn with tool_calls",
+        r"messages\[0\]: expected a tool message only after an assistant turn with tool_calls",
     ),
     "result uncalled": (
         chat(USER, ANSWER, RESULT, ANSWER),
-        r"messages\[2\]: expected a tool message behind an assistant turn",
+        r"messages\[2\]: expected a tool message only after an assistant turn",
     ),
-    "result too late": (chat(USER, CALLING, USER, RESULT, ANSWER), r"messages\[3\]: expected a tool message behind"),
+    "late result": (chat(USER, CALLING, USER, RESULT, ANSWER), r"messages\[3\]: expected a tool message only after"),
     "result's id": (
         chat(USER, {**CALLING, "tool_calls": [{"id": "1", **CALL}]}, {**RESULT, "tool_call_id": "2"}, ANSWER),
         r"messages\[2\].tool_call_id: expected one of 1, got '2'",
@@ -215,7 +215,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "arguments no JSON": (
         chat(USER, {**CALLING, "tool_calls": [{"function": {"name": "x", "arguments": "{day: 1}"}}]}, ANSWER),
-        r"messages\[1\].tool_calls\[0\].function.arguments: expected JSON, got text that is none: Expecting",
+        r"messages\[1\].tool_calls\[0\].function.arguments: expected JSON, got text that is not: Expecting",
     ),
     "calls no list": (
         chat(USER, {**CALLING, "tool_calls": 5}, ANSWER),
@@ -233,7 +233,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "other answer": (
         chat(USER, ANSWER, USER, ANSWER, teacher_messages=[USER, ANSWER, USER, {**ANSWER, "content": "Yes."}]),
-        "teacher_messages: expected the assistant turns of messages, but turn 2 differs",
+        "teacher_messages: expected the same assistant turns as messages, but turn 2 differs",
     ),
 
     "fewer answers": (

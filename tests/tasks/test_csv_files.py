@@ -63,8 +63,14 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: li
 
 GOOD = "id,text\n" + "".join(f'{number},"two\nlines"\n' for number in range(16))
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "too many cells": (f"{GOOD}17,a,b\n".encode(), "row 17: expected 2 cells, as the header has, got 3; a comma"),
-    "too few cells": (f"{GOOD}17\n".encode(), "row 17: expected 2 cells, as the header has, got 1; a comma"),
+    "too many cells": (
+        f"{GOOD}17,a,b\n".encode(),
+        "row 17: expected 2 cells like the header, got 3; put quotes around cells",
+    ),
+    "too few cells": (
+        f"{GOOD}17\n".encode(),
+        "row 17: expected 2 cells like the header, got 1; put quotes around cells",
+    ),
     "open quote": (f'{GOOD}17,"a\n'.encode(), "row 17: unexpected end of data"),
     "text behind a quote": (f'{GOOD}17,"a"b\n'.encode(), "row 17: ',' expected after '\"'"),
     "other bytes": (GOOD.encode() + "17,ü\n".encode("latin-1"), "row 17: expected UTF-8 text, got other bytes"),

@@ -156,7 +156,9 @@ def test_a_hub_id_names_configuration_and_split(hub: str) -> None:
     ],
 )
 def test_a_hub_id_that_is_not_there_is_one_line(hub: str, name: str, says: str) -> None:
-    with pytest.raises(TaskError, match=rf"^chat.train: no such file, and as a hub id: .*{says}") as caught:
+    with pytest.raises(
+        TaskError, match=rf"^chat.train: no such file, and not readable as a hub id: .*{says}"
+    ) as caught:
         rows_of(name, mirror=hub)
     assert "\n" not in str(caught.value)
 
@@ -175,7 +177,7 @@ def test_a_path_that_exists_comes_before_a_hub_id(hub: str, tmp_path: Path, monk
         ("data/missing.jsonl", "no file data/missing.jsonl, nor a hub id (org/name, org/name:config/split)"),
         ("./data/missing", "no file ./data/missing, nor a hub id (org/name, org/name:config/split)"),
         ("missing-*.jsonl", "no file matches 'missing-*.jsonl', nor a hub id (org/name, org/name:config/split)"),
-        ("folder", "folder is a directory; name its files, as folder/*.jsonl"),
+        ("folder", "folder is a directory; give its files instead, such as folder/*.jsonl"),
         ("nowhere://x", "nowhere://x cannot be read: Protocol not known: nowhere"),
     ],
 )

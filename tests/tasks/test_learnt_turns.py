@@ -1,4 +1,4 @@
-"""Which tokens of conversations are learnt, template by template: markers, thinking, refusals, lengths."""
+"""Which tokens of conversations are learned, template by template: markers, thinking, refusals, lengths."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encoder(template: str | None, *, thinking: str = "drop", which: str = "all",
 
 
 def answers(examples: ExampleEncoder, parts: Sequence[StudentSequence]) -> list[list[str]]:
-    """What is learnt, span by span."""
+    """What is learned, span by span."""
     decode = examples.encoder.tokenizer.decode
     return [[decode(part.sequence.ids[start : start + n]) for start, n in part.sequence.spans] for part in parts]
 
@@ -157,7 +157,7 @@ def test_a_template_without_a_way_to_its_turns_is_named(marks: tuple[str, str]) 
     content = marks[0] + "{{ m.content }}<|im_end|>" + marks[1]
     turn = content if not marks[0] else content.replace("{% endif %}", "{% else %}{{ m.content }}<|im_end|>{% endif %}")
     examples = encoder(BY_ROLE.replace("ASSISTANT", f"<|im_start|>bot\n{turn}\n") + PROMPT)
-    with pytest.raises(TaskError, match=r"^chat/und/train/0: .* behind '.*assistant\\n', got '.*bot\\n[12]\.<") as info:
+    with pytest.raises(TaskError, match=r"^chat/und/train/0: .* after '.*assistant\\n', got '.*bot\\n[12]\.<") as info:
         student(examples, chat(TWO))
     assert "\n" not in str(info.value)
 
@@ -225,7 +225,7 @@ def test_a_template_without_an_end_of_turn_gets_one() -> None:
     assert texts(examples, parts)[1].endswith("assistant\n1.\n<|im_start|>user\nTwo?\n<|im_start|>assistant\n2.</s>")
 
 
-def test_white_space_and_further_tokens_behind_the_end_of_turn_are_not_learnt() -> None:
+def test_white_space_and_further_tokens_behind_the_end_of_turn_are_not_learned() -> None:
     examples = encoder(CHATML + "{% if not add_generation_prompt %}</s>{% endif %}")
     (part,) = student(examples, chat(TWO))
     assert answers(examples, [part]) == [["1.<|im_end|>", "2.<|im_end|>"]]
@@ -258,7 +258,7 @@ def test_conversations_that_the_template_refuses_are_skipped_and_counted() -> No
     examples = encoder(twice + "{% endif %}" + CHATML)
     second = [*TWO[:3], {"role": "system", "content": "Faster."}, *TWO[3:]]
     assert [len(student(examples, chat(messages))) for messages in (TWO, second, second)] == [1, 0, 0]
-    assert examples.counts == {"conversations left out, because the chat template refuses it: one": 2}
+    assert examples.counts == {"conversations left out, because the chat template rejects it: one": 2}
     loses = (
         "{% for m in messages %}{% if loop.first or m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
     )
@@ -332,7 +332,7 @@ def test_an_opening_assistant_turn_is_context() -> None:
     assert answers(examples, [part]) == [["1.<|im_end|>"]]
     assert texts(examples, [part])[0].startswith("<|im_start|>assistant\nHello!<|im_end|>")
     assert student(examples, chat([hello])) == []
-    assert examples.counts == {"opening assistant turns, not learnt": 2, "conversations without a turn to learn": 1}
+    assert examples.counts == {"opening assistant turns, not learned": 2, "conversations without a turn to learn": 1}
 
 
 def test_dates_stand() -> None:

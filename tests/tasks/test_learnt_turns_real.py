@@ -1,4 +1,4 @@
-"""Which tokens of real conversations are learnt, in real templates, against reading them off turn by turn."""
+"""Which tokens of real conversations are learned, in real templates, against reading them off turn by turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from logitbank.tasks import Example, TaskError
 from logitbank.tasks.encoding import ExampleEncoder
 from logitbank.tasks.prompts import PromptEncoder
 from logitbank.tasks.settings import ChatSettings
-from tests.tasks.dialogues import by_number, call, chat, generated, learnt, real_chats, student, template_ids, turns
+from tests.tasks.dialogues import by_number, call, chat, generated, learned, real_chats, student, template_ids, turns
 
 Real = Callable[..., Any]
 Encoders = Callable[..., ExampleEncoder]
@@ -80,7 +80,7 @@ def test_real_tokenizers_learn_what_would_be_generated(
     examples = ExampleEncoder(PromptEncoder(tokenizer))
     for example in [*dialogues["tools"], *dialogues["plain"]]:
         sequences = student(examples, example)
-        assert learnt(sequences) == by_number(generated(tokenizer, example, ids_of(tokenizer, ENDS)))
+        assert learned(sequences) == by_number(generated(tokenizer, example, ids_of(tokenizer, ENDS)))
         if name == "llama-3.2":
             (only,) = sequences
             whole = template_ids(tokenizer, example, 1000, prompt=False)
@@ -104,7 +104,7 @@ def test_every_template_learns_what_would_be_generated(
     for example in [dialogues["tools"][1], *dialogues["plain"]] if name in TAKE_TOOLS else dialogues["plain"]:
         sequences = student(examples, example)
         reference = by_number(generated(tokenizer, example, ids_of(tokenizer, ENDS)))
-        assert learnt(sequences) == reference
+        assert learned(sequences) == reference
         last_prompt, last_answer = reference[-1]
         assert sequences[-1].sequence.ids.tolist() == last_prompt + last_answer
         if name in SHARE:
@@ -138,7 +138,7 @@ def test_an_open_thought_is_closed_before_the_answer(
 
 
 def test_a_system_prompt_that_moves_with_the_last_question(speaks_all: Callable[[str], Any]) -> None:
-    """Mistral's template shows it in the last user's turn alone: each turn is learnt as it is met."""
+    """Mistral's template shows it in the last user's turn alone: each turn is learned as it is met."""
     tokenizer = speaks_all("mistralai-Mistral-Nemo-Instruct-2407")
     example = chat(turns("One?", "1.", "Two?", "2.", system="Count."))
     sequences = student(ExampleEncoder(PromptEncoder(tokenizer)), example)
@@ -167,7 +167,7 @@ def test_any_conversation_learns_what_would_be_generated(
     examples = encoders(name, None, "keep" if thinking else "drop")
     end = examples.encoder.end_of_turn_id
     reference = generated(examples.encoder.tokenizer, example, [end], thinking=thinking)
-    assert learnt(student(examples, example)) == by_number(reference)
+    assert learned(student(examples, example)) == by_number(reference)
 
 
 @hypothesis.settings(max_examples=12)

@@ -101,7 +101,7 @@ def test_a_module_s_task_is_found_where_python_finds_modules(folder: Path, monke
 
 def test_a_reference_is_one_task_however_often_it_is_opened(folder: Path) -> None:
     assert open_tasks(["./reviews.py:Reviews"]) == open_tasks([f"{folder}/reviews.py:Reviews"]) == ["reviews"]
-    with pytest.raises(ConfigError, match="tasks: each at most once, got reviews, reviews"):
+    with pytest.raises(ConfigError, match="tasks: expected each name at most once, got reviews, reviews"):
         tasks_of("./reviews.py:Reviews", "reviews.py:Reviews")
 
 
@@ -117,9 +117,9 @@ def test_two_tasks_of_one_name_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ("./revues.py:Reviews", r"no file \S+/revues.py; relative paths begin in the working directory"),
+        ("./revues.py:Reviews", r"no file \S+/revues.py; relative paths start in the working directory"),
         ("./reviews.py", r"expected FILE.py:NAME, for example ./reviews.py:Reviews, got './reviews.py'"),
-        ("./reviews.py:Review", "there is no Review; there is Reviews"),
+        ("./reviews.py:Review", "has no Review; it has Reviews"),
         ("./reviews.py:Example", r"Example\(\) cannot be made: TypeError: .*5 required positional arguments"),
         ("./reviews.py:class_name", "expected a task, got the function class_name"),
         ("my-package:Reviews", "expected FILE.py:NAME or MODULE:NAME, got 'my-package' before the colon"),
@@ -256,11 +256,11 @@ def test_installed_tasks_are_listed_without_being_imported(
     assert registry["reviews"] is registry["reviews"]
     with pytest.raises(TaskError, match=r"broken of the package my-reviews: cannot be imported: RuntimeError: not now"):
         registry["broken"]
-    with pytest.raises(TaskError, match=r"stars of the package my-reviews: expected a task of that name.* 'reviews'"):
+    with pytest.raises(TaskError, match=r"stars of the package my-reviews: expected a task with that name.* 'reviews'"):
         registry["stars"]
     with pytest.raises(KeyError):
         registry["moons"]
-    with pytest.raises(ConfigError, match="reviews is registered already"):
+    with pytest.raises(ConfigError, match="reviews is already registered"):
         registry.register("reviews", "elsewhere:thing")
     monkeypatch.delitem(sys.modules, "my_reviews")
 

@@ -217,7 +217,7 @@ def test_the_part_of_a_prompt_depends_on_nothing_else(keys: list[int], selection
         (planted(4, most=9), "expected at most as many folds as prompts (4), got 5; bring more rows, or ask for fewer"),
         (
             [row(f"p {n}", "x", "y", WINNERS[n % 3]) for n in range(9)],
-            "expected a class with at least 5 rows, the most have 3; bring more rows, or ask for fewer folds",
+            "expected a class with at least 5 rows, the largest class has 3; bring more rows, or ask for fewer folds",
         ),
     ],
 )
@@ -232,7 +232,9 @@ def test_too_few_rows_for_the_folds_are_one_line(
 
 def test_nothing_left_to_train_on_is_one_line(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "t.csv", [row("p", "x", "y"), row("q", "x", "y")])
-    with pytest.raises(TaskError, match=r"^preference.train: all of its 2 rows share a prompt with validation or test"):
+    with pytest.raises(
+        TaskError, match=r"^preference.train: all of its 2 rows share a prompt with validation or test rows"
+    ):
         prepare(settings(train=file, validation=file))
 
 

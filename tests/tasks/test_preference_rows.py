@@ -184,7 +184,8 @@ def test_ids_are_those_of_the_file_or_the_number_of_the_row(tmp_path: Path) -> N
         read(tmp_path, [row("p", "x", "y", id="b"), row("q", "x", "y"), row("q", "x", "y", id="b")])
     file = tmp_path / "rows.csv"
     assert str(caught.value) == (
-        f"preference.validation: {file}, row 3: id: 'b' is also that of {file}, row 1; give each row its own, or none"
+        f"preference.validation: {file}, row 3: id: 'b' is also used by {file}, row 1; give each row its own id, or "
+        "leave out the column"
     )
 
 
@@ -210,7 +211,9 @@ def test_the_hub_is_read_from_a_mirror_and_has_a_default(tmp_path: Path) -> None
     assert found[0].prompt[1:] + found[0].response_b == ("None", "NA", "null"), "words, whatever tables take them for"
     with pytest.raises(TaskError, match=r"^preference.test: expected a file or hub id, got none; add preference.test="):
         load_pairs("test", DataSettings(mirror=str(tmp_path)))
-    with pytest.raises(TaskError, match=r"^preference.train: no such file, and as a hub id: data.mirror: no directory"):
+    with pytest.raises(
+        TaskError, match=r"^preference.train: no such file, and not readable as a hub id: data.mirror: no directory"
+    ):
         load_pairs("train", DataSettings(mirror=str(tmp_path / "lmsys")))
 
 

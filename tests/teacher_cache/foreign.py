@@ -25,7 +25,7 @@ def save_base(path: Path) -> Path:
 
 
 class Example:
-    """One sequence, what is learnt of it, and what the teacher says.
+    """One sequence, what is learned of it, and what the teacher says.
 
     Attributes:
         ids: (L,) tokens.

@@ -179,7 +179,7 @@ def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: py
         (["model.name=./nowhere"], "model.name: no directory ./nowhere"),
         (["teacher.model=./nowhere"], "teacher.model: no directory ./nowhere"),
         (["--store", "nosuch://x"], "--store nosuch://x: "),
-        (["--store", "/dev/null/s"], "--store /dev/null/s: nothing can be written into /dev/null"),
+        (["--store", "/dev/null/s"], "--store /dev/null/s: /dev/null is not writable"),
         (["data.mirror=/nowhere"], "/nowhere"),
         (["teacher.top_k=200000"], "teacher.top_k: expected at most"),
         (["teacher.topk=2"], "did you mean teacher.top_k?"),

@@ -114,17 +114,19 @@ def test_axolotl_rows_predict_the_next_token(normalized: str, store: TeacherStor
     )
     for number, row in enumerate(rows):
         record = store.examples[number]
-        learnt = record.answer_positions - 1
-        mine = slice(first, first + len(learnt))
+        learned = record.answer_positions - 1
+        mine = slice(first, first + len(learned))
         first = mine.stop
         tokens, values, mask = (np.array(row[f"target_{name}"]) for name in ("token_ids", "logprobs", "mask"))
         assert tokens.shape == values.shape == mask.shape == (len(record.input_ids), TOP_K)
         assert row["attention_mask"] == [1] * len(record.input_ids)
-        assert np.flatnonzero(mask.all(axis=1)).tolist() == np.flatnonzero(mask.any(axis=1)).tolist() == learnt.tolist()
-        np.testing.assert_array_equal(tokens[learnt], before.token_ids[mine])
+        assert (
+            np.flatnonzero(mask.all(axis=1)).tolist() == np.flatnonzero(mask.any(axis=1)).tolist() == learned.tolist()
+        )
+        np.testing.assert_array_equal(tokens[learned], before.token_ids[mine])
         wide = before.logits[mine].astype(np.float64)
         whole = np.log(np.exp(wide).sum(axis=1)) if normalized == "top-k" else before.logsumexp[mine]
-        np.testing.assert_allclose(values[learnt], wide - whole[:, None], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(values[learned], wide - whole[:, None], rtol=1e-6, atol=1e-6)
     again = bring_back(tmp_path, base, "exact", "--row-predicts", "next", "--task", "nli")
     lost = ("logits", "logsumexp", "entropy", "gold") if normalized == "top-k" else ("logits", "entropy", "gold")
     assert again.bounded("fewshot") == lost
@@ -183,7 +185,7 @@ def test_what_cannot_be_exported_is_one_line(
         place = ["--view", "fewshot", "--output", str(output), *options]
         return refused(capsys, lambda: main(["export", store.url, *place]))
 
-    assert "is of another export (top_k: expected 5, got 20); choose another directory" in said("--top-k", "5")
+    assert "belongs to a different export (top_k: expected 5, got 20); choose another directory" in said("--top-k", "5")
     assert "top_k: expected 1 to 20 (what the store holds), got 21" in said("--top-k", "21")
     (folder / "mine.parquet").touch()
     assert "expected an empty directory or one of the same export, but it holds mine.parquet" in said()

@@ -130,7 +130,7 @@ def test_what_was_divided_by_its_sum_is_said_to_be(
     assert "logsumexp" not in take(path, store="other", options=("--normalized", "vocabulary")).bounded("theirs")
 
 
-def test_without_labels_every_token_with_a_row_is_learnt(take: Import, tmp_path: Path) -> None:
+def test_without_labels_every_token_with_a_row_is_learned(take: Import, tmp_path: Path) -> None:
     rows = []
     for example in ALL:
         row = foreign.axolotl(example, ahead=1, skip=2)
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[list[Row], str]] = {
         changed(4, "labels", lambda labels: [*labels[:-1], 7]),
         "row 5, labels: expected -100 or the token at its position (",
     ),
-    "nothing learnt": (
+    "nothing learned": (
         changed(4, "labels", lambda labels: [-100] * len(labels)),
         "row 5, top_ids: expected 0 lists",
     ),
@@ -277,7 +277,7 @@ BAD: dict[str, tuple[list[Row], str]] = {
     ),
     "two layouts": (
         [{**foreign.plain(example), "logprobs": [[-0.5]]} for example in ALL],
-        "row 1: has columns of several layouts (plain, axolotl); say --format",
+        "row 1: has columns of several layouts (plain, axolotl); add --format",
     ),
 }
 
@@ -316,7 +316,7 @@ def test_axolotl_faults_are_one_line(take: Import, tmp_path: Path, capsys: pytes
         return {**row, "logprobs": row["logprobs"][6:], "target_token_ids": row["target_token_ids"][6:]}
 
     late = said(cut, "--row-predicts", "next")
-    assert "expected log-probabilities of every token that is learnt, got none of the one at position" in late
+    assert "expected log-probabilities of every token that is learned, got none of the one at position" in late
     long = said(lambda row: {**row, "input_ids": row["input_ids"][1:]})
     assert "logprobs: expected at most 7 lists, as there are input_ids, got 8" in long
     words = [[{"token": " the", "logprob": -0.1}] * 2] * 8
@@ -327,7 +327,7 @@ def test_axolotl_faults_are_one_line(take: Import, tmp_path: Path, capsys: pytes
     flat: Row = {"input_ids": [5] * 9, "labels": [5] * 9, "logprobs": [[-3.0] * TOP_K] * 9}
     unclear = said(lambda row: {**flat, "target_token_ids": [list(range(2, 2 + TOP_K))] * 9})
     assert "cannot tell from the first 12 rows which token" in unclear
-    assert "say --row-predicts own, or next" in unclear
+    assert "add --row-predicts own or --row-predicts next" in unclear
 
 
 def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(
@@ -370,6 +370,6 @@ def test_a_student_is_trained_from_it_and_what_lacks_is_refused(
     train = ["train-student", "--store", store.url, "--view", "theirs", "--output", str(tmp_path / "student")]
     keys = [f"model.name={foreign_base}", "tasks=[chat]", *tiny.FOUR_STEPS]
     refusal = refused(capsys, lambda: main([*train, *keys]))
-    assert "distillation.loss: mse needs the exact logits, of which the view theirs" in refusal
+    assert "distillation.loss: mse needs the exact logits, but the view theirs" in refusal
     main([*train, *keys, "distillation.loss=forward_kl"])
     assert (tmp_path / "student/final").is_dir()

@@ -179,7 +179,7 @@ def test_a_capture_becomes_a_store(
         np.testing.assert_allclose(found.logsumexp, sums, rtol=1e-6, atol=1e-9)
 
 
-def test_labels_choose_what_is_learnt(take: Import, tmp_path: Path) -> None:
+def test_labels_choose_what_is_learned(take: Import, tmp_path: Path) -> None:
     rows, meant = captured(PLAIN)
     for row, example in zip(rows, ALL, strict=True):
         row["labels"] = example.labels.tolist()
@@ -193,7 +193,7 @@ def test_labels_choose_what_is_learnt(take: Import, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "change", "expected"),
     [
-        (None, None, "captured/compression_config.yaml cannot be read (FileNotFoundError); name the"),
+        (None, None, "captured/compression_config.yaml cannot be read (FileNotFoundError); give the"),
         ({**PLAIN, "k": 11, "exact_k": 11}, None, "row 1, compressed_logprobs: expected 44 bytes a row, as comp"),
         ({**PLAIN, "d": 1 << 17}, None, "row 1, bytepacked_indices: expected 26 bytes a row, as compression_conf"),
         ({**PLAIN, "exact_k": 20}, None, "compression_config.yaml, exact_k: expected 0 to 12 (k), got 20"),

@@ -53,9 +53,9 @@ def test_the_summary_as_text_says_what_is_missing_and_not_proven(url: str, capsy
     assert "view llama: folds to be scored: 1," in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| llama" in line]
     assert [row[:5] for row in rows] == [
-        ["llama", "0", "T0", "w0w0w0w0", "28 learnt, 0 for selection"],
+        ["llama", "0", "T0", "w0w0w0w0", "28 learned, 0 for selection"],
         ["llama", "1", "a.npy", "ffffffff", "not proven"],
-        ["llama", "2", "T2", "w2w2w2w2", "28 learnt, 0 for selection"],
+        ["llama", "2", "T2", "w2w2w2w2", "28 learned, 0 for selection"],
     ]
 
 
@@ -85,8 +85,8 @@ def test_an_example_shows_texts_label_and_views(url: str, capsys: pytest.Capture
 
 def test_what_cannot_be_shown_is_one_line(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, says in (
-        (["--example", "preference/und/train/none"], "not in the store, whose ids are like preference/und/train/0"),
-        (["--plot", str(tmp_path / "plots")], "--plot: draws what a teacher store says of tokens"),
+        (["--example", "preference/und/train/none"], "not in the store; its ids look like preference/und/train/0"),
+        (["--plot", str(tmp_path / "plots")], "--plot: needs a teacher store of tokens"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["--store", url, *arguments])

@@ -133,7 +133,7 @@ def test_a_fold_is_scored_once_and_again_only_where_it_is_missing(
     assert "llama lacks folds 0, 2" in capsys.readouterr().out
     whole = _objects(store)
     build(store, "llama", options, "--fold", "1", "--checkpoint", str(teachers[1]))
-    assert "nothing was left to do" in capsys.readouterr().out
+    assert "nothing left to do" in capsys.readouterr().out
     assert _objects(store) == whole
     (store / "manifest/llama/1.json").unlink()
     build(store, "llama", options, "--worker", "0/2", "--checkpoint", str(teachers[1]))
@@ -224,17 +224,17 @@ def test_a_second_teacher_of_a_fold_is_refused(
     ("view", "more", "says"),
     [
         ("fewshot", [], "--view: fewshot is a kind of prompt"),
-        ("Llama", [], "--view: expected a lower-case letter"),
-        ("none", ["--fold", "0"], "--fold: --view none writes rows and folds alone"),
+        ("Llama", [], "--view: expected lower-case letters"),
+        ("none", ["--fold", "0"], "--fold: --view none writes only rows and folds"),
         ("none", ["--checkpoint", "."], "--checkpoint: --view none"),
         ("none", ["--logits", "x.npy"], "--logits: --view none"),
-        ("none", ["--split", "test"], "--split: a label store has all splits"),
+        ("none", ["--split", "test"], "--split: a label store contains all splits"),
         ("llama", ["--view", "qwen"], "--view: expected none"),
         ("llama", ["--checkpoint", ".", "--logits", "x.npy"], "--logits: imports"),
         ("llama", ["--checkpoint", "./nowhere"], "--checkpoint: no directory nowhere"),
         ("llama", ["--fold", "3"], "--fold: expected 0 to 2 (preference.folds), got 3"),
-        ("llama", ["teacher.engine=vllm"], "teacher.engine: comparisons are scored by hf"),
-        ("llama", ["teacher.device_map=auto"], "teacher.device_map: comparisons are scored on one device"),
+        ("llama", ["teacher.engine=vllm"], "teacher.engine: expected hf for comparisons"),
+        ("llama", ["teacher.device_map=auto"], "teacher.device_map: expected null for comparisons"),
         ("none", ["preference.folds=100"], "preference"),
     ],
 )

@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_file_that_have_text(
     assert store.require_view("theirs") is None
     expected = np.array([logits_of(store.train.pair(row).row_id) for row in range(len(store.train))])
     assert store.logits("theirs") == pytest.approx(expected.astype(dtype), rel=1e-3 if dtype == np.float16 else 1e-6)
-    assert "nothing proves that they are out of fold" in capsys.readouterr().out
+    assert "whether they are out of fold is not recorded" in capsys.readouterr().out
     assert not any(shard.proven for shard in store.scorers("theirs"))
 
 

@@ -142,7 +142,7 @@ def test_a_classifier_is_no_model_to_ask_for_letters(
     teacher = save_teacher(tmp_path / "T", options, held_out=1)
     with pytest.raises(SystemExit):
         main(["--store", str(tmp_path / "s"), "--view", "zero", f"model.name={teacher}", *rows])
-    assert "ends in a classifier; give it as --checkpoint" in capsys.readouterr().err
+    assert "is a trained classifier; give it as --checkpoint" in capsys.readouterr().err
 
 
 def test_the_model_that_fits_is_asked(rows: list[str], tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ def test_teachers_know_their_own_rows_and_not_those_they_score(options: list[str
         teacher = ["--view", "memory", "--fold", str(fold), "--checkpoint", str(output / "final")]
         build_teacher_cache(["--store", url, *teacher, *options])
         train = LabelStore.open(url).train
-        learnt = np.flatnonzero(train.fold != fold)
+        learned = np.flatnonzero(train.fold != fold)
         classifier = open_classifier(config, device="cpu", checkpoint=output / "final")
-        logits = score_pairs(classifier, [packer.pack(train.pair(int(i))) for i in learnt], batch_tokens=4096)
-        assert (logits.argmax(axis=1) == train.target[learnt].argmax(axis=1)).mean() >= 0.9
+        logits = score_pairs(classifier, [packer.pack(train.pair(int(i))) for i in learned], batch_tokens=4096)
+        assert (logits.argmax(axis=1) == train.target[learned].argmax(axis=1)).mean() >= 0.9
     assert verify_labels(url) == []
     (found,) = Catalogue([], [url]).rows("SELECT avg(correct) AS accuracy, count(*) AS rows FROM oof")
     assert found["rows"] == PROMPTS * ROWS_EACH

@@ -172,9 +172,11 @@ def test_what_cannot_be_pushed(
     assert "no teacher store there" in refused(capsys, "push", str(tmp_path / "none"), REPOSITORY)
     taken = str(tmp_path / "labels")
     assert "but it holds .lock" in refused(capsys, "push", str(store), REPOSITORY, "--output", taken)
-    assert "is the store itself" in refused(capsys, "push", str(store), "--output", str(store))
+    assert "expected a directory other than the store itself" in refused(
+        capsys, "push", str(store), "--output", str(store)
+    )
     said = refused(capsys, "push", str(store), REPOSITORY, "--license", "made-up")
-    assert "the hub refuses the data card:" in said
+    assert "the hub rejected the data card:" in said
     assert "must be one of" in said
     assert hub.private is None  # nothing was created
     monkeypatch.setenv("HF_TOKEN", "hf_other")
@@ -191,10 +193,10 @@ def test_a_view_half_built_is_not_pushed(hub: Hub, tmp_path: Path, capsys: pytes
 
 
 def test_what_the_hub_refuses_to_read_is_one_line(store: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match="no dataset org/logits on the hub that you may read; check its name"):
+    with pytest.raises(StoreError, match="no dataset org/logits on the hub that you can read; check its name"):
         open_store(URL)
     push(store)
-    with pytest.raises(StoreError, match="org/logits has no revision v2; name a branch, tag or commit"):
+    with pytest.raises(StoreError, match="org/logits has no revision v2; give a branch, tag or commit"):
         open_store(f"{URL}@v2")
     with pytest.raises(StoreError, match="expected hf://datasets/ORG/NAME"):
         open_store("hf://org/logits")
@@ -223,7 +225,7 @@ def test_a_packed_directory_is_pulled_by_its_url_and_nothing_is_built_on_it(
     main(["push", str(store), "--output", str(packed)])  # again, into its own directory
     main(["pull", f"file://{packed}", str(tmp_path / "pulled"), "--view", "zeroshot"])
     assert TeacherStore.open(str(tmp_path / "pulled")).views == ("zeroshot",)
-    assert "a packed store is only read" in refused(capsys, "pull", str(store), str(packed))
+    assert "a packed store is read-only" in refused(capsys, "pull", str(store), str(packed))
     assert "expected a directory on this machine" in refused(capsys, "pull", str(packed), "s3://bucket/x")
 
 

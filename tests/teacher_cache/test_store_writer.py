@@ -42,7 +42,7 @@ def writer(url: Path, tokenizer: Any, **changes: Any) -> StoreWriter:
     return StoreWriter(str(url), EXAMPLES, **{**options, **changes})
 
 
-def test_labels_say_which_tokens_are_learnt() -> None:
+def test_labels_say_which_tokens_are_learned() -> None:
     assert EXAMPLES[0].answer_positions.tolist() == [3, 6, 7, 8, 9]
     assert EXAMPLES[1].answer_positions.tolist() == [6, 7, 8, 9]
     longer = ExampleRecord.from_labels("x", [5, 6, 7, 8], [-100, 6, -100, -100], task="t", language="en")
@@ -84,7 +84,7 @@ def test_what_was_whole_is_kept_and_the_rest_resumed(tmp_path: Path, tokenizer: 
     assert "1 example not written" in caplog.text
     with writer(url, tokenizer) as store:
         assert store.missing() == list(range(4, 12))
-        with pytest.raises(StoreError, match=r"example 0 \(mine/0\): has its rows already"):
+        with pytest.raises(StoreError, match=r"example 0 \(mine/0\): already has its rows"):
             store.write(0, logits_of(0))
         for i in store.missing():
             store.write(i, logits_of(i).float())
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, tokenizer: Any) -> None:
         with pytest.raises(StoreError, match=r"entropy: expected \(T,\) numbers, got none; .* bounded=\['entropy'\]"):
             store.write_top_k(1, ids, values, logsumexp=full.logsumexp(1))
     assert not (tmp_path / "store").exists()
-    with pytest.raises(StoreError, match="bounded: expected some of logits, logsumexp, entropy, gold, got nothing"):
+    with pytest.raises(StoreError, match="bounded: expected names among logits, logsumexp, entropy, gold, got nothing"):
         writer(tmp_path / "store", tokenizer, bounded=["nothing"])
     with pytest.raises(StoreError, match="top_k: expected at most 60 tokens, got 61"):
         writer(tmp_path / "store", tokenizer, top_k=61)

@@ -214,7 +214,7 @@ def test_ids_are_compared_with_the_tokenizer_that_built_the_store_or_not_at_all(
     tiny.byte_tokenizer(CHATML, control=("<new>",)).save_pretrained(built_for)
     with pytest.raises(SystemExit):
         train([f"model.name={student}"], store, tmp_path / "run")
-    assert f"{built_for} has another by now, so they cannot be compared" in capsys.readouterr().err
+    assert f"{built_for} has a different one now, so they cannot be compared" in capsys.readouterr().err
     built_for.rename(tmp_path / "moved")
     with pytest.raises(SystemExit):
         train([f"model.name={student}"], store, tmp_path / "run")

@@ -141,7 +141,9 @@ def seen_by(batches: list[list[int]]):  # type: ignore[no-untyped-def]
 
 
 def test_a_sequence_that_does_not_fit_alone_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(MemoryExhaustedError, match=r"teacher.batch_tokens: a sequence of up to \d+ tokens does not"):
+    with pytest.raises(
+        MemoryExhaustedError, match=r"teacher.batch_tokens: a single sequence of up to \d+ tokens does not"
+    ):
         fill(tmp_path, FakeTeacher(memory=5))
 
 

@@ -117,7 +117,7 @@ def test_the_command_writes_the_same_rows(settings: list[str], tmp_path: Path) -
 
 def test_an_adapter_that_vllm_cannot_take_is_one_line(settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 600}))
-    with pytest.raises(ConfigError, match=r"--checkpoint: vLLM takes adapters up to rank 512, .* has 600"):
+    with pytest.raises(ConfigError, match=r"--checkpoint: vLLM supports adapters up to rank 512, .* has 600"):
         open_engine(_config(settings, "evaluation.engine=vllm"), open_checkpoint(tmp_path))
 
 

@@ -62,7 +62,7 @@ class Encoding(Protocol):
         """The arrays that hold K = `top_k` ranks."""
 
     def encode(self, rows: TeacherRows, vocabulary: Vocabulary) -> dict[str, NDArray[Any]]:
-        """Arrays of T rows. StoreError where a value cannot be held within the bounds."""
+        """Arrays of T rows. StoreError if a value cannot be held within the bounds."""
 
     def decode(self, arrays: Arrays, top_k: int, vocabulary: Vocabulary) -> TeacherRows:
         """Rows with the first `top_k` ranks; arrays may hold more, in whole blocks of ranks."""

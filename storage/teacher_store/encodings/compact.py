@@ -128,7 +128,7 @@ def _encode_blocks(
     """`codes`, `gaps` (T, K) and `block_gaps` (T, B) of codes and steps below the top, both in rank order."""
     columns = codes.shape[1]
     start = np.arange(columns) // RANK_BLOCK * RANK_BLOCK  # of each rank's block
-    with np.errstate(invalid="ignore"):  # inf - inf: the marker stands where `below` is inf
+    with np.errstate(invalid="ignore"):  # inf - inf: the marker is where `below` is inf
         before = np.diff(below, axis=1, prepend=0)
         gaps = _steps("logits", below - below[:, start], INFINITY, GAP_STEP, below).astype(np.uint16)
         first = slice(0, RANK_BLOCK)

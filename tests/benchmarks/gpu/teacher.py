@@ -84,11 +84,11 @@ def build(setting: Setting, teacher: HFTeacher, batches: list[list[Sequenced]]) 
     )
     records = [ExampleRecord(f"nli/en/train/{number}", "nli", "en", sequence) for number, sequence in enumerate(asked)]
 
-    def learnt() -> Vocabulary:
+    def learned() -> Vocabulary:
         return Vocabulary.learn(teacher.score(batches[0][:8], setting.top_k).token_ids, size)
 
     with (
-        open_builder(str(folder), spec, records, [], vocabulary=learnt) as builder,
+        open_builder(str(folder), spec, records, [], vocabulary=learned) as builder,
         ThreadPoolExecutor(max_workers=1) as writer,
     ):
         builder.add_view("zeroshot", {}, {})
