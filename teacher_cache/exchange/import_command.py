@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 from logitbank.command import CommandParser, positive, run_command
+from logitbank.errors import counted
 from logitbank.registry import ENCODINGS, IMPORT_LAYOUTS
 
 
@@ -109,6 +110,10 @@ def perform(arguments: argparse.Namespace) -> None:
     rows = ForeignRows(arguments.format, options)
     imported = import_rows(rows, target, dry_run=arguments.dry_run)
     print(describe(imported, rows))
+    if not arguments.dry_run:
+        kept = imported.survey.examples - imported.written
+        before = f" ({kept:,} were there already)" if kept else ""
+        print(f"{arguments.store}: view {arguments.view}: {counted(imported.written, 'example')} written{before}")
 
 
 if __name__ == "__main__":

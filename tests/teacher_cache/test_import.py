@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -356,7 +357,9 @@ def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(
     assert 0 < len(open_store(str(tmp_path / "killed")).missing_shards("theirs")) < whole.info.shards
     other = write(tmp_path / "other.parquet", changed(11, "top_logprobs", first_entry(-3.0)))
     assert "view theirs" in refused(capsys, lambda: take(other, store="killed", options=few, encoding="compact"))
+    capsys.readouterr()
     resumed = take(path, store="killed", options=few, encoding="compact")
+    assert re.search(r"view theirs: \d examples written \([1-5] were there already\)", capsys.readouterr().out)
     assert resumed.info.fingerprint == whole.info.fingerprint
     for shard in range(whole.info.shards):
         key = f"manifest/theirs/{shard}.json"
