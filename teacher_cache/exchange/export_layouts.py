@@ -124,7 +124,7 @@ class AxolotlRows:
         bounded: Collection[str],
         options: ExportOptions,
     ) -> pa.RecordBatch:
-        """See `ExportLayout`."""
+        """See `ExportLayout`. Without names: axolotl's collator makes a tensor of every column."""
         lengths, top_k = [len(example.input_ids) for example in examples], rows.token_ids.shape[1]
         starts = np.cumsum([0, *lengths])
         at = np.concatenate(
@@ -136,7 +136,6 @@ class AxolotlRows:
         tokens_MK[at], logprobs_MK[at], mask_MK[at] = rows.token_ids, _log_probabilities(rows, options.normalized), 1
         return pa.RecordBatch.from_pydict(
             {
-                "id": pa.array(ids, pa.string()),
                 **_sequences(examples),
                 "attention_mask": _runs(np.ones(starts[-1], np.int8), lengths),
                 "target_token_ids": _nested(tokens_MK, lengths),

@@ -112,6 +112,8 @@ def test_axolotl_rows_predict_the_next_token(normalized: str, store: TeacherStor
         everything(store),
         0,
     )
+    names = ("input_ids", "labels", "attention_mask", "target_token_ids", "target_logprobs", "target_mask")
+    assert rows.column_names == list(names)  # axolotl's collator makes a tensor of every column
     for number, row in enumerate(rows):
         record = store.examples[number]
         learned = record.answer_positions - 1
