@@ -43,8 +43,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "training.warmup_steps=1",
         "evaluation.max_samples=3",
         "teacher.top_k=8",
-        "store.shard_tokens=32",
-        "store.chunk_tokens=16",
+        "store.shard_tokens=8",
+        "store.chunk_tokens=8",
     ]
 
 
@@ -107,13 +107,13 @@ def test_a_driver_that_is_stopped_or_killed_leaves_nothing_running_and_is_run_ag
         running.send(number)
         ended = running.wait()
         assert ended.returncode == code, ended.stderr
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM:  # actors of a killed driver may do some shards more
             assert ended.stderr.splitlines()[-1] == "Terminated; run the same command to resume"
-        deadline = time.monotonic() + 30
+            assert len(contents(store)) < len(alone)
+        deadline = time.monotonic() + 120
         while left := [process.cmdline() for process in family(mark)]:
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
-        assert len(contents(store)) < len(alone)
     main([*build, "--ray-address", address, "--gpus-per-actor", "0"])
     assert contents(store) == alone
 
