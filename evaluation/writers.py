@@ -55,8 +55,7 @@ class Writer:
 
     def answer_limit(self, task: str) -> int:
         """Most tokens of an answer."""
-        given = self.config.sampling.max_new_tokens or self.config.evaluation.max_new_tokens.get(task)
-        return given or int(TASKS[task].max_new_tokens)
+        return answer_limit(self.config, task)
 
     def record(self, examples: str) -> Mapping[str, Any]:
         """What the file of answers says of itself.
@@ -96,6 +95,12 @@ class Writer:
         return versions
 
 
+def answer_limit(config: Config, task: str) -> int:
+    """Most tokens of an answer that is sampled."""
+    given = config.sampling.max_new_tokens or config.evaluation.max_new_tokens.get(task)
+    return given or int(TASKS[task].max_new_tokens)
+
+
 def find_writer(config: Config) -> Writer:
     """The model that `sampling.model` names, or the student's base model.
 
@@ -110,6 +115,8 @@ def find_writer(config: Config) -> Writer:
             check_model(config.model.name, [checkpoint])
     elif name is not None:
         opens = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name, revision=None))
+    limits = {task: answer_limit(config, task) for task in config.tasks}  # an engine may make room for them
+    opens = dataclasses.replace(opens, evaluation=dataclasses.replace(opens.evaluation, max_new_tokens=limits))
     student, own = config.model, opened_models(opens.model, checkpoint)[1]
     encoder = PromptEncoder(load_tokenizer(own))
     check_template(checkpoint, encoder.template_hash)

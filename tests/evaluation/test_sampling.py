@@ -20,6 +20,7 @@ from logitbank.evaluation.engines.huggingface import HfEngine
 from logitbank.evaluation.sampling import sample_answers
 from logitbank.tasks.answers import record_path
 from logitbank.uniforms import uniforms
+from tests import tiny
 
 TASKS = ("tasks=[nli,pa]", "languages=[en]", "data.max_train_per_task=9", "sampling.max_new_tokens=6")
 
@@ -157,6 +158,16 @@ def test_answers_do_not_depend_on_what_else_is_asked(config: Callable[..., Confi
 def test_a_prompt_that_leaves_no_room_has_no_answer(config: Callable[..., Config], tmp_path: Path) -> None:
     rows = rows_of(sample_answers(config(*TASKS, "data.max_student_tokens=40"), output=tmp_path / "a"))
     assert set(map(len, rows.values())) == {0}
+
+
+def test_a_writer_of_other_tokens_gives_text_alone(config: Callable[..., Config], tmp_path: Path) -> None:
+    other = tiny.byte_tokenizer(tiny.CHAT_TEMPLATE, eos="<end>", turn=("<start>", "<end>"), control=("<pad>", "<more>"))
+    model = tiny.save_model(tmp_path / "other", other, rows=264, initializer_range=0.4)
+    path = sample_answers(config(*TASKS, f"sampling.model={model}"), output=tmp_path / "a.jsonl")
+    answers = [answer for given in rows_of(path).values() for answer in given]
+    assert len(answers) > 9
+    assert all(answer["text"] and "token_ids" not in answer for answer in answers)
+    assert json.loads(record_path(path).read_text())["model"] == str(model)
 
 
 @pytest.mark.parametrize(

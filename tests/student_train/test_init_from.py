@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from logitbank.configs import Config, ConfigError
+from logitbank.evaluation.writers import find_writer
+from logitbank.student_train.checks import warn_of_answers
 from logitbank.student_train.losses.step_loss import step_loss
 from logitbank.student_train.records import Run
 from logitbank.student_train.student import build_student
@@ -130,3 +132,19 @@ def test_cross_entropy_counts_as_its_weight_says(
 def test_weights_that_cannot_be(configure: Callable[..., Config], settings: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         configure(*settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_writer_of_answers_is_known_again_by_its_weights(
+    trained: Callable[[str], Path], configure: Callable[..., Config], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A run that begins with the checkpoint that wrote the answers is told nothing; any other is."""
+    final = str(trained(kind))
+    writer = find_writer(configure(KINDS[kind], f"sampling.model={final}"))
+    assert writer.same_tokens
+    about = {"model": final, "weights": writer.weights}
+    store: Any = SimpleNamespace(url="s", info=SimpleNamespace(answers=about, teacher_model="t"))
+    warn_of_answers(store, configure(KINDS[kind], f"training.init_from={final}"))
+    assert not caplog.records
+    warn_of_answers(store, configure(KINDS[kind]))
+    assert f"s: the answers were written by {final} ({writer.weights[:8]}), but the student begins with" in caplog.text
