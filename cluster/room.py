@@ -65,7 +65,7 @@ def room(cluster: Cluster, options: RayOptions, *, gpus: float | None = None, bu
     Args:
         cluster: has to have room for them: all, where it is this machine; one, where others may join.
         options: what was asked.
-        gpus: that the work needs, where nothing was asked; None for one if there are any.
+        gpus: that the work needs, if nothing was asked; None for one if there are any.
         bundles: whether the engine starts processes of its own on several GPUs.
 
     Raises:

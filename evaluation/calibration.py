@@ -209,7 +209,7 @@ def require_writable(directory: Path) -> None:
 
 
 def fit_temperature(log_p_NC: Floats, targets_NC: Floats) -> float:
-    """The temperature of least negative log-likelihood, between `LOWEST` and `HIGHEST`; 1 where none is better.
+    """The temperature of least negative log-likelihood, between `LOWEST` and `HIGHEST`; 1 if none is better.
 
     The likelihood is log-concave in 1/T, so there is one optimum, and a bounded search over log T finds it.
 

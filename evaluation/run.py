@@ -76,7 +76,7 @@ class Plan:
     Attributes:
         job: the evaluation.
         identity: of its rows.
-        compared: of the rows of answers that are compared with a teacher; the same where none are.
+        compared: of the rows of answers that are compared with a teacher; the same if none are.
         encoder: makes its prompts.
         contents: of every cell of the grid.
         mine: how many cells are this process's.

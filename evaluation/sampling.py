@@ -43,7 +43,7 @@ class Prompt:
         name: id of the example, and the turn where it has several.
         example: number of the example.
         ids: the prompt.
-        room: most tokens of an answer; below 1 where none fits.
+        room: most tokens of an answer; below 1 if none fits.
     """
 
     name: str

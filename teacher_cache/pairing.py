@@ -34,7 +34,7 @@ class Pairing:
 
     Attributes:
         student: the base model of the students.
-        teacher: the model that will be asked; the student's base model where no other is configured.
+        teacher: the model that will be asked; the student's base model if no other is configured.
         encoder: of the student.
         own: encoder of a teacher whose chat template is another than the student's; None for any other teacher.
         tokens: what the two mean by their ids; None if both are one model.

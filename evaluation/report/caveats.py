@@ -39,7 +39,7 @@ def fewer_demonstrations(row: Row) -> str:
 
 
 def cut_short(row: Row) -> str:
-    """`2.9%` of answers ended at the limit of new tokens; empty where none did."""
+    """`2.9%` of answers ended at the limit of new tokens; empty if none did."""
     share = row["cut_short"]
     return "" if share is None or share < LITTLE else f"{100 * share:.1f}%"
 

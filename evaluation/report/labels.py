@@ -37,7 +37,7 @@ class Labels:
         return cls(short_names(row["model"] for row in rows), details)
 
     def detail(self, row: Row) -> str:
-        """What tells this row from others of the same model and condition; empty where nothing has to."""
+        """What tells this row from others of the same model and condition; empty if nothing has to."""
         return self.details[key_of(row)]
 
     def row(self, row: Row) -> str:

@@ -116,7 +116,7 @@ class LabelStore:
             )
 
     def logits(self, view: str) -> NDArray[np.float32]:
-        """(N, 3) float32, raw logits of `CLASSES`; NaN where no teacher scored the row.
+        """(N, 3) float32, raw logits of `CLASSES`; NaN if no teacher scored the row.
 
         Raises:
             StoreError: no such view.

@@ -122,7 +122,7 @@ def read_objects(
     """Several objects as `read_object` gives them.
 
     Raises:
-        CorruptStoreError: also where no entry tells what an object should be.
+        CorruptStoreError: also if no entry tells what an object should be.
     """
     for key in keys:
         if key not in entries:

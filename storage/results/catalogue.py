@@ -276,7 +276,7 @@ class Catalogue:
                 raise
 
     def _pass_over_what_vanished(self) -> bool:
-        """Read on without what was removed since the catalogue was opened; False where nothing was."""
+        """Read on without what was removed since the catalogue was opened; False if nothing was."""
         before = {name: list(sources) for name, sources in self._sources.items()}
         self._sources = {name: [each.without_what_vanished() for each in own] for name, own in before.items()}
         changed = [name for name in before if self._sources[name] != before[name]]

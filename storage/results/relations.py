@@ -21,7 +21,7 @@ _STATISTICS = {
     "method": "VARCHAR",
     "examples": "BIGINT",
     "hashes": "UBIGINT[]",
-    "clusters": "UBIGINT[]",  # of the same examples; null where no row is of one
+    "clusters": "UBIGINT[]",  # of the same examples; null if no row is of one
     "names": "VARCHAR[][]",  # the statistics' names; several lists where examples differ in them
     "numbers": "DOUBLE[]",
 }

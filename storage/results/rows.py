@@ -58,8 +58,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             _required("question", pa.string()),  # the user's turn, without demonstrations
             _required("output", pa.string()),  # raw model text
             pa.field("cut_short", pa.bool_()),  # generation ended at its limit, not at an end of turn
-            pa.field("parsed", pa.string()),  # JSON; null where nothing could be parsed
-            pa.field("gold", pa.string()),  # JSON of the reference; null where nobody gave one
+            pa.field("parsed", pa.string()),  # JSON; null if nothing could be parsed
+            pa.field("gold", pa.string()),  # JSON of the reference; null if nobody gave one
             pa.field("score", pa.float64()),  # the primary metric on this example alone; null without a reference
             _required("statistics", pa.map_(pa.string(), pa.float64())),  # their means give every metric
         ]

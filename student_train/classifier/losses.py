@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 
 class PairTerms(NamedTuple):
-    """Terms of each row, (B,); KL and MSE are 0 where no teacher scored it, and KL is not multiplied by T²."""
+    """Terms of each row, (B,); KL and MSE are 0 if no teacher scored it, and KL is not multiplied by T²."""
 
     loss_B: torch.Tensor
     ce_B: torch.Tensor

@@ -36,7 +36,7 @@ class PairTeacher:
     """A teacher of comparisons.
 
     Attributes:
-        config: its `model` is opened; its `data` says how pairs are packed where no checkpoint does.
+        config: its `model` is opened; its `data` says how pairs are packed if no checkpoint does.
         checkpoint: a directory that training or export wrote; None for the model as it is.
         settings: its head, and how pairs are packed for it.
         record: what training said of the checkpoint, where it did.

@@ -63,7 +63,7 @@ def shared_prefixes(
         group_cost: tokens that a group costs in each of its units.
 
     Returns:
-        (N,) int32, 0 where nothing is shared. Two sequences are in the same group exactly if their numbers
+        (N,) int32, 0 if nothing is shared. Two sequences are in the same group exactly if their numbers
         are equal and their first so many tokens are.
     """
     shared = np.zeros(len(prompts), dtype=np.int32)

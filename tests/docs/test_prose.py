@@ -44,7 +44,7 @@ INSTEAD = {
     r"\bwhat (there )?is to \w+\b": "what must be, the work",
     r"\btakes? (its|their) turn\b": "name what it does",
     # "where" for "if"
-    r"\bNone where\b": "None if",
+    r"\bNone where\b|\b(null|NaN|empty|False) where (no|none|nothing|nobody)\b": "if",
     r"\bwhere there (is|are) (none|no|one|any|nothing)\b": "if there is",
     r"\bwhere (it|they|one) (is|are) (not|none|missing|unknown|given|known|asked)\b": "if it is",
     r"\bif it has none\b|\bwhere it has none\b": "otherwise",
