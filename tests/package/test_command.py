@@ -7,6 +7,7 @@ import os
 import signal
 import tomllib
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -75,11 +76,19 @@ def test_a_directory_that_cannot_be_written_into_is_refused(tmp_path: Path, monk
         make_directory("--output", tmp_path)
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell's background job starts with Ctrl-C ignored, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "word", "code"), [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)]
 )
 def test_a_signal_unwinds_and_promises_only_what_is_true(
-    number: signal.Signals, word: str, code: int, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, word: str, code: int, capsys: pytest.CaptureFixture[str], heeds_interrupts: None
 ) -> None:
     cleaned = []
 
