@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -239,6 +238,8 @@ def _with_adapter(backbone: Any, adapter: Path, model: ModelConfig, *, trainable
     Raises:
         ConfigError: an adapter of another base, or one that does not fit it.
     """
+    import peft  # slow to import, and needed only for adapters
+
     try:
         base = peft.PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         if base is not None and not is_same_model(base, model.name):
