@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from logitbank.command import CommandParser, make_directory, positive, run_command
+from logitbank.command import CommandParser, positive, run_command
 from logitbank.registry import EXPORT_LAYOUTS
 
 
@@ -56,7 +56,6 @@ def perform(arguments: argparse.Namespace) -> None:
         normalized=arguments.normalized,
     )
     store = TeacherStore.open(arguments.store, cache_bytes=0)  # each shard is read once
-    make_directory("--output", arguments.output)
     exported = export_view(store, arguments.output, options)
     print(exported.describe())
 

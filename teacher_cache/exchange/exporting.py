@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitbank.command import make_directory
 from logitbank.errors import ConfigError, StoreError, counted
 from logitbank.progress import Progress
 from logitbank.registry import EXPORT_LAYOUTS
@@ -58,7 +59,8 @@ def export_view(store: TeacherStore, folder: Path, options: ExportOptions) -> Ex
 
     Raises:
         StoreError: the view is absent or half-built, or more ranks are asked for than stored.
-        ConfigError: the store holds draws instead of ranks, or the directory something else than this export.
+        ConfigError: the store holds draws instead of ranks, or the directory something else than this export, or it
+            cannot be written.
     """
     store.require_view(options.view)
     top_k = store.check_top_k(options.top_k)
@@ -68,6 +70,7 @@ def export_view(store: TeacherStore, folder: Path, options: ExportOptions) -> Ex
     plan, about = store.plan_of(options.view), _about(store, options, top_k)
     parts = _parts(store, options, layout, top_k)
     names = [f"train-{number:05}-of-{len(parts):05}.parquet" for number in range(len(parts))]
+    make_directory("--output", folder)
     _require_own(folder, names)
     kept = 0
     with Progress("export", plan.shards, "shards") as progress:

@@ -194,6 +194,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert "no such view" in refused(
         capsys, lambda: main(["export", store.url, "--view", "other", "--output", str(tmp_path / "new")])
     )
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_brings_no_torch() -> None:
