@@ -184,7 +184,7 @@ def _answer(
     for prompt in itertools.islice(prompts, answers.done):
         passed = prompt.example + 1
     if answers.done:
-        logger.info("resuming behind %s", counted(answers.done, "prompt"))
+        logger.info("resuming after %s", counted(answers.done, "prompt"))
     engine: Engine | None = None
     with Progress("answers", examples, "examples") as progress:
         progress.advance(passed)

@@ -59,8 +59,12 @@ class AnswerReader:
         self._columns = functools.lru_cache(maxsize=32)(Columns)
 
     def enough(self, device: torch.device) -> int:
-        """From how many answer tokens on parts are as large as they may be, or nearly."""
-        return 4 * self._most(device)
+        """How many answer tokens to collect before they are read.
+
+        On a CPU, until parts are about as large as they may be. Elsewhere each batch is read at once: logits then take
+        no more memory than its own, so that a smaller token budget helps where memory runs out.
+        """
+        return 4 * CPU_ROWS if device.type == "cpu" else 1
 
     def read_all(self, parts: Sequence[Unread], top_k: int) -> Iterator[TeacherRows]:
         """The rows of each part, read together."""

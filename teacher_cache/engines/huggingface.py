@@ -162,7 +162,7 @@ class HFTeacher:
 
         All spans of a sequence are scored in one forward pass. Sequences are padded on the right. No position
         looks to its right, so the padding needs no mask; the logits of an answer token are one position before it.
-        Last hidden states are collected until the `lm_head` can be read for many answer tokens at once.
+        On a CPU, last hidden states are collected until the `lm_head` can be read for many answer tokens at once.
 
         Raises:
             torch.OutOfMemoryError: a batch is too large for the device.

@@ -127,3 +127,9 @@ def test_bfloat16_heads_give_bfloat16_logits() -> None:
     np.testing.assert_allclose(rows.logits, expected, rtol=2**-7)  # one step: sums may round otherwise in blocks
     np.testing.assert_array_equal(torch.from_numpy(rows.logits).bfloat16().float(), rows.logits)
     assert not np.array_equal(rows.logsumexp, torch.from_numpy(rows.logsumexp).bfloat16().float())
+
+
+def test_a_gpu_reads_each_batch_at_once_so_that_a_smaller_budget_takes_less_memory() -> None:
+    reader = AnswerReader(Head.of_weight(torch.zeros(VOCAB, 4)), VOCAB, TOKENIZER)
+    assert reader.enough(torch.device("cuda")) == 1
+    assert reader.enough(torch.device("cpu")) == 40
